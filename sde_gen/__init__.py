@@ -1,0 +1,61 @@
+"""sde_gen: score-based generative modelling with stochastic differential equations.
+
+A forward ``SDE`` turns data into noise, its ``Score`` turns noise back into data, and everything
+else is a choice of how to step: a ``Solver`` on a grid of times, driven by a ``Noise``.
+"""
+
+from __future__ import annotations
+
+from . import grids
+from .guidance import Classifier, ClassifierFree, classifier_loss
+from .noise import BrownianPath, Impulses, Noise, Streams
+from .sampling import sample, solve
+from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
+from .scores import Empirical, Gaussian, GaussianMixture, Score, ScoreNetwork
+from .sdes import EDM, SDE, VE, VP, Langevin, LinearSDE, OrnsteinUhlenbeck, Reverse, SubVP, Wiener
+from .solvers import EulerMaruyama, Exponential, Heun, RungeKutta, SciPy, Solver, TorchSDE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "BrownianPath",
+    "Classifier",
+    "ClassifierFree",
+    "Cosine",
+    "Empirical",
+    "EulerMaruyama",
+    "Exponential",
+    "Gaussian",
+    "GaussianMixture",
+    "Geometric",
+    "Heun",
+    "Impulses",
+    "Langevin",
+    "Linear",
+    "LinearSDE",
+    "Noise",
+    "OrnsteinUhlenbeck",
+    "Power",
+    "Quadratic",
+    "Reverse",
+    "RungeKutta",
+    "Schedule",
+    "SciPy",
+    "Score",
+    "ScoreNetwork",
+    "Sigmoid",
+    "Solver",
+    "Streams",
+    "SubVP",
+    "Tabulated",
+    "TorchSDE",
+    "Wiener",
+    "classifier_loss",
+    "grids",
+    "sample",
+    "solve",
+]

@@ -1,0 +1,153 @@
+"""Time grids: 1-D float64 tensors of times, falling from the noise to the data.
+
+A grid is measured in the noise-to-signal ratio sigma / alpha, which every linear process has, so
+the same grid serves every clock. Grids stop at a small positive time (``end``, by default where
+sigma / alpha = 0.005) and, with ``to_zero=True``, take one last step from there to t = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .sdes import SDE, LinearSDE
+
+_END_RATIO = 0.005
+
+
+def default_end(sde: SDE) -> float:
+    """Where a grid stops by default: sigma / alpha = 0.005, or T / 1000 without a kernel."""
+    if isinstance(sde, LinearSDE):
+        return float(sde.time_at(-2 * math.log(_END_RATIO)))
+    return sde.T / 1000
+
+
+def _limits(
+    sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
+) -> tuple[float, float, int]:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 + to_zero:
+        raise ValueError(f"steps must be an integer >= {1 + to_zero}, got {steps!r}")
+    start = sde.T if start is None else float(start)
+    end = default_end(sde) if end is None else float(end)
+    if not 0 <= end < start <= sde.T:
+        raise ValueError(f"need 0 <= end < start <= T = {sde.T}, got end {end}, start {start}")
+    return start, end, steps - to_zero
+
+
+def _finish(times: Tensor, start: float, end: float, to_zero: bool) -> Tensor:
+    # The ends exactly as asked: a round trip through the clock may be off by a rounding error.
+    times[0], times[-1] = start, end
+    return torch.cat([times, times.new_zeros(1)]) if to_zero else times
+
+
+def _ratio(sde: SDE, t: float) -> float:
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(f"this grid needs a LinearSDE (it has a noise level), got {sde!r}")
+    if t <= 0:
+        raise ValueError("this grid cannot end at t = 0, where the log noise level is infinite")
+    return math.exp(-0.5 * float(sde.log_snr(t)))
+
+
+def uniform(
+    sde: SDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    power: float = 1.0,
+    to_zero: bool = False,
+) -> Tensor:
+    """Even in t^(1 / power): steps + 1 times from ``start`` (T) to ``end``.
+
+    >>> from sde_gen.sdes import Wiener
+    >>> uniform(Wiener(), 4, end=0.0)
+    tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    """
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    u = torch.linspace(start ** (1 / power), end ** (1 / power), n + 1, dtype=torch.float64)
+    return _finish(u**power, start, end, to_zero)
+
+
+def log_snr(
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    to_zero: bool = False,
+) -> Tensor:
+    """Even in the log signal-to-noise ratio (Lu et al. 2022)."""
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    a, b = (-2 * math.log(_ratio(sde, t)) for t in (start, end))
+    times = sde.time_at(torch.linspace(a, b, n + 1, dtype=torch.float64))
+    return _finish(times, start, end, to_zero)
+
+
+def karras(
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    rho: float = 7.0,
+    to_zero: bool = False,
+) -> Tensor:
+    """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5)."""
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    a, b = (_ratio(sde, t) ** (1 / rho) for t in (start, end))
+    ratios = torch.linspace(a, b, n + 1, dtype=torch.float64) ** rho
+    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+
+
+def quadratic(
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    to_zero: bool = False,
+) -> Tensor:
+    """Even in sqrt(u), with u the time that standard VP (linear beta 0.1 .. 20) needs to reach
+    the same noise-to-signal ratio: the default, whatever the process."""
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    low, slope = 0.1, 19.9
+
+    def root(t: float) -> float:
+        b = math.log1p(_ratio(sde, t) ** 2)
+        return math.sqrt(2 * b / (low + math.sqrt(low**2 + 2 * slope * b)))
+
+    u = torch.linspace(root(start), root(end), n + 1, dtype=torch.float64) ** 2
+    w = torch.expm1(low * u + slope / 2 * u**2)
+    return _finish(sde.time_at(-torch.log(w)), start, end, to_zero)
+
+
+def from_table(
+    sde: LinearSDE, ratios: Sequence[float] | Tensor, steps: int | None = None
+) -> Tensor:
+    """A grid through given noise-to-signal ratios sigma / alpha, largest first.
+
+    A last ratio of 0 becomes t = 0. With ``steps`` the table is read as a curve and resampled,
+    linearly in the logarithm of the positive ratios (Sabour et al. 2024).
+
+    Raises:
+        ValueError: ratios that do not fall strictly, are negative, or lie above that of T.
+    """
+    r = torch.as_tensor(ratios, dtype=torch.float64)
+    if r.ndim != 1 or len(r) < 2 or not bool((r.diff() < 0).all()) or float(r[-1]) < 0:
+        raise ValueError(f"ratios must be two or more numbers >= 0 that fall strictly: {r}")
+    top = _ratio(sde, sde.T)
+    if float(r[0]) > top * (1 + 1e-9):
+        raise ValueError(f"the process reaches sigma / alpha = {top:.6g}, asked {float(r[0]):.6g}")
+    to_zero = float(r[-1]) == 0
+    logs = torch.log(r[:-1] if to_zero else r)
+    if steps is not None:
+        logs = _resample(logs, steps - to_zero)
+    times = sde.time_at(-2 * logs).clamp_max(sde.T)
+    return torch.cat([times, times.new_zeros(1)]) if to_zero else times
+
+
+def _resample(values: Tensor, steps: int) -> Tensor:
+    if steps < 1:
+        raise ValueError("too few steps for this table")
+    u = torch.linspace(0, len(values) - 1, steps + 1, dtype=torch.float64)
+    i = u.long().clamp_max(len(values) - 2)
+    return torch.lerp(values[i], values[i + 1], u - i)

@@ -1,0 +1,147 @@
+"""Guidance: score terms that add.
+
+By Bayes' rule grad log p_t(x | y) = grad log p_t(x) + grad log p_t(y | x): an unconditional score
+plus the gradient of a classifier of *noisy* data is exactly the conditional score. Scaling the
+second term by 1 + gamma sharpens the condition; the sum is then no longer the score of any
+noised law, and what comes out is neither p(x | y) nor proportional to p(x) p(y | x)^(1 + gamma).
+
+- ``score + (1 + gamma) * Classifier(net, y, sde)``: Dhariwal & Nichol 2021, algorithm 1.
+- ``ClassifierFree(score, y, weight)``: Ho & Salimans 2022, one batched call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .ops import Time, as_time, match
+from .scores import Score
+from .scores.base import Weight
+from .scores.network import network_input
+from .sdes import LinearSDE
+
+
+class Classifier(Score):
+    """grad_x log p(y | x_t) of a classifier of noisy data.
+
+    The gradient goes through ``torch.func.grad``, so it works under ``no_grad`` and can itself
+    be differentiated (a guided model still has a likelihood).
+
+    Args:
+        net: ``net(x, c_noise)`` -> logits (B, classes), trained by ``classifier_loss``.
+        y: labels, a number or (B,) int64.
+        sde: the linear process that noised the data.
+        data_std: standard deviation of the data, as in ``ScoreNetwork``.
+
+    Raises:
+        ValueError: labels of a wrong number or out of range.
+    """
+
+    singular = True
+    sde: LinearSDE
+
+    def __init__(
+        self, net: nn.Module, y: int | Tensor, sde: LinearSDE, data_std: float = 1.0
+    ) -> None:
+        self.net, self.sde, self.data_std = net, sde, data_std
+        self.y = torch.as_tensor(y, dtype=torch.int64)
+        self.shape = getattr(net, "shape", None)
+        if (self.y < 0).any():
+            raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """log p(y | x_t) in nats, (B, *D) -> (B,)."""
+        logits = self.net(*network_input(self.sde, self.data_std, x, t))
+        y = _labels(self.y, x, logits.shape[1])
+        return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        return torch.func.grad(lambda x: self.log_prob(x, t).sum())(x)
+
+    def rows(self, index: slice | Tensor) -> Classifier:
+        y = self.y[index] if self.y.ndim else self.y
+        return Classifier(self.net, y, self.sde, self.data_std)
+
+
+def classifier_loss(
+    net: nn.Module,
+    sde: LinearSDE,
+    x: Tensor,
+    y: Tensor,
+    t: Tensor,
+    data_std: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Cross-entropy of the labels given noisy data, (B,) nats, one time a sample.
+
+    Args:
+        net: ``net(x, c_noise)`` -> logits (B, classes).
+        sde: a linear process.
+        x, y: clean data (B, *D) and labels (B,).
+        t: times (B,), positive.
+    """
+    x_t = sde.perturb(x, t, generator).x
+    logits = net(*network_input(sde, data_std, x_t, t))
+    return cross_entropy(logits, _labels(y, x, logits.shape[1]), reduction="none")
+
+
+class ClassifierFree(Score):
+    """(1 + weight) s(x, t | y) - weight s(x, t), in one batched call of a conditional network.
+
+    weight = 0 is the conditional score. Ho & Salimans 2022, equation 6 (their w); a guidance
+    scale w' of other libraries that multiplies the difference is 1 + weight.
+
+    Args:
+        score: a score that takes ``y=`` labels, with -1 for no label (trained by label dropout).
+        y: labels, a number or (B,) int64.
+        weight: a number, or a function of t; where it is the number 0 only the conditional
+            score is evaluated.
+    """
+
+    def __init__(self, score: Score, y: int | Tensor, weight: Weight = 1.0) -> None:
+        self.score, self.weight = score, weight
+        self.y = torch.as_tensor(y, dtype=torch.int64)
+        self.sde, self.shape, self.singular = score.sde, score.shape, score.singular
+        classes: Any = getattr(score, "classes", None)
+        _check_range(self.y, classes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.score.device
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        t = as_time(t)
+        y = _labels(self.y, x, None)
+        w = self.weight(t) if callable(self.weight) else self.weight
+        score: Any = self.score
+        if not isinstance(w, Tensor) and w == 0:
+            return score(x, t, y=y)
+        both = torch.cat([y, torch.full_like(y, -1)])
+        times = torch.cat([t, t]) if t.ndim else t
+        given, free = score(torch.cat([x, x]), times, y=both).chunk(2)
+        w = match(w, x) if isinstance(w, Tensor) else w
+        return given + w * (given - free)
+
+    def rows(self, index: slice | Tensor) -> ClassifierFree:
+        y = self.y[index] if self.y.ndim else self.y
+        return ClassifierFree(self.score.rows(index), y, self.weight)
+
+
+def _labels(y: Tensor, x: Tensor, classes: int | None) -> Tensor:
+    """Labels as (B,) int64 on the device of x, checked."""
+    _check_range(y, classes)
+    if y.ndim == 0:
+        return y.to(x.device).expand(len(x))
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"labels must be a number or ({len(x)},), got {tuple(y.shape)}")
+    return y.to(x.device)
+
+
+def _check_range(y: Tensor, classes: int | None) -> None:
+    # Only where the check costs no synchronisation with a device.
+    if classes is not None and y.device.type == "cpu" and ((y < 0) | (y >= classes)).any():
+        bad = int(y[(y < 0) | (y >= classes)].flatten()[0])
+        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {bad}")

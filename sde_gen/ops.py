@@ -1,0 +1,121 @@
+"""Shapes, precision and quadrature: the few numerical tools that every other room stands on.
+
+Times and coefficients are float64 tensors; the state keeps its own dtype and device. ``match`` is
+the only place where the shape of a coefficient meets the shape of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+"""A time: a number, a tensor () for the whole batch, or a tensor (B,), one for each sample."""
+
+
+def as_time(t: Time) -> Tensor:
+    """Return ``t`` as a float64 tensor; a number becomes a tensor on the CPU.
+
+    >>> as_time(0.5)
+    tensor(0.5000, dtype=torch.float64)
+    """
+    if isinstance(t, Tensor):
+        if t.dtype == torch.float64:
+            return t
+        # MPS has no float64: there the clock runs on the host.
+        return (t.cpu() if t.device.type == "mps" else t).to(torch.float64)
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def match(c: Tensor, x: Tensor) -> Tensor:
+    """Give a coefficient () or (B,) the rank, dtype and device of the state x (B, *D).
+
+    >>> match(torch.ones(2, dtype=torch.float64), torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 1, 1])
+    """
+    if c.ndim == 0:
+        return c.to(x.dtype)
+    if c.shape != x.shape[:1]:
+        raise ValueError(
+            f"a time or coefficient must be a number or have shape ({x.shape[0]},), one for each"
+            f" sample of the state {tuple(x.shape)}; got {tuple(c.shape)}"
+        )
+    return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def sum_rest(x: Tensor) -> Tensor:
+    """Sum over everything but the batch: (B, *D) -> (B,)."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def check_state(x: Tensor, name: str = "x") -> None:
+    """Raise unless ``x`` is a floating-point batch (B, *D).
+
+    Raises:
+        TypeError: not a tensor, or an integer one (images must be scaled to floats first).
+        ValueError: no batch dimension.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor (B, *D), got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point, got {x.dtype}: scale integer images first,"
+            " for example 2 * image / 255 - 1"
+        )
+    if x.ndim < 1:
+        raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
+
+
+def check_finite(x: Tensor, name: str = "x") -> None:
+    """Raise ``ValueError`` when ``x`` holds NaN or infinity, saying how many and where first."""
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} has {int(bad.sum())} NaN or infinite values of {x.numel()},"
+            f" the first at index {first}"
+        )
+
+
+@lru_cache
+def _nodes(n: int, panels: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the composite Gauss-Legendre rule on [0, 1]."""
+    u, w = np.polynomial.legendre.leggauss(n)
+    u = ((u + 1) / 2 + np.arange(panels)[:, None]) / panels
+    w = np.broadcast_to(w / (2 * panels), u.shape)
+    return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
+
+
+def integrate(
+    f: Callable[[Tensor], Tensor], a: Time, b: Time, n: int = 24, panels: int = 4
+) -> Tensor:
+    """Integrate f from a to b by the composite Gauss-Legendre rule, in float64.
+
+    Args:
+        f: maps times (*S, n * panels) to values of the same shape.
+        a, b: limits of shape S (broadcast together).
+        n: nodes in a panel; exact for polynomials of degree 2 n - 1.
+        panels: equal parts that the interval is cut into.
+
+    >>> round(float(integrate(torch.cos, 0.0, 1.0)), 12)
+    0.841470984808
+    """
+    start, end = (v.unsqueeze(-1) for v in torch.broadcast_tensors(as_time(a), as_time(b)))
+    u, w = (v.to(start.device) for v in _nodes(n, panels))
+    h = end - start
+    return (f(start + h * u) * w * h).sum(-1)
+
+
+def bisect(f: Callable[[Tensor], Tensor], y: Tensor, low: float, high: float) -> Tensor:
+    """Solve f(t) = y for an increasing f on [low, high], to rounding (60 halvings)."""
+    a = torch.full_like(y, low)
+    b = torch.full_like(y, high)
+    for _ in range(60):
+        m = (a + b) / 2
+        below = f(m) < y
+        a, b = torch.where(below, m, a), torch.where(below, b, m)
+    return (a + b) / 2

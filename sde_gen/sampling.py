@@ -1,0 +1,219 @@
+"""Running a solver along a grid.
+
+``solve`` runs any process with any solver on any grid; ``sample`` is the one call that chooses
+all three well. A sampler is no class: it is a process, a solver and a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import grids
+from .noise import Noise, Streams
+from .ops import check_finite, check_state
+from .sdes import SDE, LinearSDE, Reverse
+from .solvers import Exponential, Solver, Step
+from .solvers.base import describe
+
+if TYPE_CHECKING:
+    from .scores import Score
+
+_T = TypeVar("_T")
+
+
+def solve(
+    process: SDE,
+    x: Tensor,
+    times: Tensor | Sequence[float],
+    solver: Solver,
+    noise: Noise | int | None = None,
+    *,
+    trajectory: bool = False,
+    progress: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Step a process from ``times[0]`` to ``times[-1]``.
+
+    Gradients are recorded if, and only if, ``x`` requires them.
+
+    Args:
+        process: a forward SDE (rising times), a reversal (falling) or an ODE (either).
+        x: state (B, *D) at ``times[0]``, floating point and finite.
+        times: a strictly monotone grid of two or more times in [0, T].
+        solver: what makes the steps.
+        noise: a ``Noise``, or a seed for ``Streams``; None draws the seed from torch's global
+            generator.
+        trajectory: return the state at every time, (len(times), B, *D), in place of the last.
+        progress: show a progress bar.
+        chunk: run the batch in parts of this size; the result does not depend on it.
+
+    Raises:
+        TypeError: an integer state; a solver that cannot step the process.
+        ValueError: a state that is not finite; a grid that is not monotone, leaves [0, T], runs
+            the wrong way for the process, or makes the solver read a score where it is singular.
+        FloatingPointError: the result is not finite.
+    """
+    check_state(x)
+    check_finite(x)
+    grid = _check_grid(process, times, solver)
+    solver.check(process)
+    noise = _as_noise(noise)
+    parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        plan = solver.plan(process, grid)
+        runs = [
+            _run(
+                _rows(process, part, len(x)),
+                x[part],
+                plan,
+                solver,
+                noise.rows(part) if len(parts) > 1 else noise,
+                trajectory,
+                progress,
+            )
+            for part in parts
+        ]
+    result = runs[0] if len(runs) == 1 else torch.cat(runs, dim=1 if trajectory else 0)
+    if not torch.isfinite(result).all():
+        raise FloatingPointError(
+            f"{type(solver).__name__} ended with NaN or infinite values on a grid of"
+            f" {len(grid) - 1} steps: the step is too large for the solver, or the score is"
+            " not finite"
+        )
+    return result
+
+
+def _run(
+    process: SDE,
+    x: Tensor,
+    plan: list[Step],
+    solver: Solver,
+    noise: Noise,
+    trajectory: bool,
+    progress: bool,
+) -> Tensor:
+    states = [x]
+    memory: tuple[Tensor, ...] = ()
+    for step in _bar(plan, progress):
+        x, memory = solver.step(process, x, step, noise, memory)
+        if trajectory:
+            states.append(x)
+    return torch.stack(states) if trajectory else x
+
+
+def sample(
+    model: Score,
+    n: int,
+    steps: int = 25,
+    seed: int | None = None,
+    *,
+    eta: float = 0.0,
+    solver: Solver | None = None,
+    times: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Draw n samples from a model: the one call for who does not want to choose.
+
+    Args:
+        model: any score that knows its ``sde`` and ``shape``, exact or learned; bind labels
+            first, ``model.given(y=labels)``.
+        n: how many.
+        steps: network calls, where the solver makes one a step.
+        seed: sample i is a function of the seed and i alone; None draws a seed from torch.
+        eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
+        solver: ``Exponential(3)`` for eta = 0 and ``Exponential(2)`` otherwise, by default.
+        times: ``grids.quadratic`` with a last step to t = 0, by default.
+        dtype, device: of the state; the device is the model's own by default.
+        progress, chunk: as in ``solve``.
+
+    Returns:
+        (n, *model.shape).
+
+    Raises:
+        TypeError, ValueError: the model does not know its process or shape, n < 1, and whatever
+            ``solve`` raises.
+    """
+    sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
+    if not isinstance(sde, LinearSDE) or shape is None:
+        raise TypeError(
+            f"sample needs a score that knows its linear process (.sde) and data shape (.shape);"
+            f" {type(model).__name__} has sde = {sde!r}, shape = {shape!r}: use solve(...)"
+        )
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be an integer >= 1, got {n!r}")
+    if solver is None:
+        solver = Exponential(3) if eta == 0 else Exponential(2)
+    if times is None:
+        times = grids.quadratic(sde, steps, to_zero=not solver.evaluates_end)
+    noise = _as_noise(seed)
+    device = getattr(model, "device", "cpu") if device is None else device
+    z = noise.start(torch.empty(n, *shape, dtype=dtype, device=device))
+    x = float(sde.sigma(float(times[0]))) * z
+    with torch.no_grad():
+        return solve(
+            sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk
+        )
+
+
+def _as_noise(noise: Noise | int | None) -> Noise:
+    if isinstance(noise, Noise):
+        return noise
+    if noise is None:
+        return Streams(int(torch.randint(1 << 62, ())))
+    if isinstance(noise, bool) or not isinstance(noise, int):
+        raise TypeError(f"noise must be a Noise, an integer seed or None, got {noise!r}")
+    return Streams(noise)
+
+
+def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -> Tensor:
+    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times must be a 1-D grid of two or more, got shape {(*grid.shape,)}")
+    check_finite(grid, "times")
+    steps = grid.diff()
+    if not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        raise ValueError(f"times must rise or fall strictly, got {grid.tolist()}")
+    if float(grid.min()) < 0 or float(grid.max()) > process.T * (1 + 1e-12):
+        raise ValueError(f"times must lie in [0, T] = [0, {process.T}], got {grid.tolist()}")
+    sign = 1 if grid[-1] > grid[0] else -1
+    if process.direction == -sign:
+        way = "fall" if sign > 0 else "rise"
+        raise ValueError(
+            f"times must {way} for {describe(process)}; only an ODE (a probability flow, eta = 0)"
+            " runs both ways"
+        )
+    score = getattr(process, "score", None)
+    reads_zero = float(grid[0]) == 0 or (float(grid[-1]) == 0 and solver.evaluates_end)
+    if reads_zero and getattr(score, "singular", False):
+        raise ValueError(
+            f"{type(solver).__name__} on this grid reads the score at t = 0, where it is"
+            " singular: start or end the grid at a small positive time"
+        )
+    return grid
+
+
+def _parts(n: int, size: int) -> list[slice]:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"chunk must be an integer >= 1, got {size!r}")
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _rows(process: SDE, part: slice, n: int) -> SDE:
+    if part == slice(0, n) or not isinstance(process, Reverse):
+        return process
+    return process.rows(part)
+
+
+def _bar(items: list[_T], progress: bool) -> Iterable[_T]:
+    if not progress:
+        return items
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc="sampling", unit="step", leave=False)

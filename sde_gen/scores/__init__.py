@@ -1,0 +1,18 @@
+"""Scores s(x, t) = grad_x log p_t(x): exact, learned, and sums of both."""
+
+from __future__ import annotations
+
+from .base import Given, Score, Sum
+from .exact import Empirical, Gaussian, GaussianMixture
+from .network import Prediction, ScoreNetwork
+
+__all__ = [
+    "Empirical",
+    "Gaussian",
+    "GaussianMixture",
+    "Given",
+    "Prediction",
+    "Score",
+    "ScoreNetwork",
+    "Sum",
+]

@@ -1,0 +1,266 @@
+"""Scores in closed form: the oracles of the tests and the targets of the pictures.
+
+Under a linear process Gaussian data stay Gaussian and mixtures stay mixtures, with the same
+responsibilities algebra at every time:
+
+    p_t = sum_k pi_k N(alpha m_k, v_k),      v_k = alpha^2 c_k^2 + sigma^2,
+    s(x, t) = sum_k r_k(x) (alpha m_k - x) / v_k,      r_k the posterior weight of component k.
+
+Everything is computed in float64 (float32 loses the posterior weights to the cancellation in
+|x|^2 - 2 x.m + |m|^2) and returned in the dtype of x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..ops import Time, as_time, check_finite, check_state
+from ..sdes import LinearSDE
+from .base import Score
+
+_BUDGET = 1 << 22
+"""Numbers that one chunk of components may take: 32 MiB in float64."""
+
+_Pull = Callable[[Tensor], Tensor]
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()
+
+
+def _levels(
+    sde: LinearSDE, x: Tensor, t: Time, shape: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """alpha and sigma as (1, 1) or (B, 1), after checking that x is (B, *shape)."""
+    check_state(x)
+    if x.shape[1:] != shape:
+        raise ValueError(f"x must have shape (B, *{shape}), got {tuple(x.shape)}")
+    t = as_time(t)
+    if t.ndim and t.shape != x.shape[:1]:
+        raise ValueError(f"t must be a number or ({len(x)},), got {tuple(t.shape)}")
+    alpha, sigma = (_precise(c(t).to(x.device)).reshape(-1, 1) for c in (sde.alpha, sde.sigma))
+    return alpha, sigma
+
+
+class _Exact(Score):
+    sde: LinearSDE
+    shape: tuple[int, ...]
+    _where: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self._where.device
+
+
+class Gaussian(_Exact):
+    """Data N(mean, C): p_t = N(alpha mean, alpha^2 C + sigma^2 I).
+
+    Args:
+        sde: a linear process.
+        mean: (*D); gives the shape of the data.
+        std: a number or a tensor (*D), the standard deviation of each coordinate; ignored when
+            ``covariance`` is given.
+        covariance: a symmetric positive semi-definite matrix (n, n), n = prod(D).
+
+    Raises:
+        ValueError: negative std, wrong shapes, a covariance that is not symmetric or has a
+            negative eigenvalue.
+    """
+
+    def __init__(
+        self,
+        sde: LinearSDE,
+        mean: Tensor,
+        std: float | Tensor = 1.0,
+        covariance: Tensor | None = None,
+    ) -> None:
+        check_state(mean, "mean")
+        self.sde, self.shape = sde, tuple(mean.shape)
+        self.mean = self._where = _precise(mean).flatten()
+        self.basis: Tensor | None = None
+        if covariance is not None:
+            c, n = _precise(covariance), self.mean.numel()
+            if c.shape != (n, n) or not torch.allclose(c, c.T):
+                raise ValueError(f"covariance must be symmetric {(n, n)}, got {(*c.shape,)}")
+            self.variance, self.basis = torch.linalg.eigh(c)
+            if self.variance.min() < -1e-9 * self.variance.max():
+                raise ValueError("covariance has a negative eigenvalue")
+            self.variance = self.variance.clamp_min(0)
+        else:
+            scale = torch.as_tensor(std, dtype=self.mean.dtype, device=self.mean.device)
+            if (scale < 0).any():
+                raise ValueError("std must not be negative")
+            self.variance = scale.expand(self.shape).flatten() ** 2
+        self.singular = bool((self.variance == 0).any())
+
+    def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""
+        alpha, sigma = _levels(self.sde, x, t, self.shape)
+        z = _precise(x).flatten(1) - alpha * self.mean
+        z = z if self.basis is None else z @ self.basis
+        return z, alpha**2 * self.variance + sigma**2
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        z, v = self._whiten(x, t)
+        s = -z / v
+        if self.basis is not None:
+            s = s @ self.basis.T
+        return s.reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
+        """log p_t(x) in nats, (B, *D) -> (B,), float64."""
+        z, v = self._whiten(x, t)
+        return -0.5 * (z**2 / v + torch.log(2 * math.pi * v)).sum(1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n data points (t = 0), float64 (n, *D)."""
+        z = torch.randn(n, self.mean.numel(), generator=generator, dtype=self.mean.dtype)
+        x = z.to(self.mean.device) * self.variance.sqrt()
+        x = x if self.basis is None else x @ self.basis.T
+        return (x + self.mean).reshape(n, *self.shape)
+
+
+class GaussianMixture(_Exact):
+    """Data sum_k pi_k N(m_k, c_k^2 I or diag).
+
+    Args:
+        sde: a linear process.
+        weights: pi (K,), positive; normalised to sum 1.
+        means: (K, *D).
+        std: a number, (K,), or (K, *D).
+
+    Raises:
+        ValueError: weights that are not positive or not K of them; negative or misshapen std.
+    """
+
+    def __init__(
+        self, sde: LinearSDE, weights: Tensor, means: Tensor, std: float | Tensor = 0.0
+    ) -> None:
+        check_state(means, "means")
+        check_finite(means, "means")
+        self.sde, self.shape = sde, tuple(means.shape[1:])
+        weights = torch.as_tensor(weights, dtype=torch.float64).to(means.device)
+        if weights.shape != (len(means),) or not (weights > 0).all():
+            raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
+        self.log_weights = torch.log(weights / weights.sum())
+        self.means = self._where = means.flatten(1)
+        scale = torch.as_tensor(std, dtype=torch.float64).to(means.device)
+        if scale.ndim > 1:
+            scale = scale.expand(means.shape).flatten(1)
+        elif scale.ndim == 1 and len(scale) != len(means):
+            raise ValueError(
+                f"std must be a number, ({len(means)},) or {(*means.shape,)}; for one value a"
+                f" coordinate repeat it for each mean; got {tuple(scale.shape)}"
+            )
+        if (scale < 0).any():
+            raise ValueError("std must not be negative")
+        # (K, 1) or (K, D); a number stays one row, so that 50,000 means cost no memory.
+        self.variance = scale.reshape(-1, 1) ** 2 if scale.ndim < 2 else scale**2
+        self.singular = bool((self.variance == 0).any())
+
+    def _chunks(self, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Log weights, means and variances, a part of the components at a time, in float64."""
+        k = len(self.means)
+        size = max(1, _BUDGET // (self.means.shape[1] + batch))
+        if self.variance.shape[1] > 1:
+            size = max(1, size // batch)
+        for i in range(0, k, size):
+            v = self.variance if len(self.variance) == 1 else self.variance[i : i + size]
+            yield self.log_weights[i : i + size], _precise(self.means[i : i + size]), v
+
+    def _each(self, x: Tensor, t: Time) -> Iterator[tuple[Tensor, _Pull]]:
+        """For each chunk: log joint densities (b, n, K), and the map from weights to scores.
+
+        States are (1, B, D) under one time and (B, 1, D) under a time each, so that both are
+        batched matrix products.
+        """
+        alpha, sigma = (c.unsqueeze(-1) for c in _levels(self.sde, x, t, self.shape))
+        y = _precise(x).flatten(1)
+        y = y.unsqueeze(0) if len(alpha) == 1 else y.unsqueeze(1)
+        for log_w, m, c in self._chunks(len(x)):
+            component = _isotropic if c.shape[-1] == 1 else _diagonal
+            p, pull = component(y, alpha, m, alpha**2 * c + sigma**2)
+            yield log_w + p, pull
+
+    def _evaluate(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """log p_t (B,) and score (B, D) in one pass: a running soft maximum over the chunks."""
+        chunks = self._each(x, t)
+        p, pull = next(chunks)
+        top = p.amax(-1, keepdim=True)
+        r = torch.exp(p - top)
+        mass, total = r.sum(-1, keepdim=True), pull(r)
+        for p, pull in chunks:
+            new = torch.maximum(top, p.amax(-1, keepdim=True))
+            r, shrink = torch.exp(p - new), torch.exp(top - new)
+            mass, total = shrink * mass + r.sum(-1, keepdim=True), shrink * total + pull(r)
+            top = new
+        log_p = top + torch.log(mass) - 0.5 * self.means.shape[1] * math.log(2 * math.pi)
+        return log_p.flatten(), (total / mass).reshape(len(x), -1)
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        return self._evaluate(x, t)[1].reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
+        """log p_t(x) in nats, (B, *D) -> (B,), float64; needs std > 0 or t > 0."""
+        return self._evaluate(x, t)[0]
+
+    def posterior(self, x: Tensor, t: Time = 0.0) -> Tensor:
+        """Posterior weight of each component given x_t = x: (B, *D) -> (B, K)."""
+        p = torch.cat([p for p, _ in self._each(x, t)], -1)
+        return torch.softmax(p.reshape(len(x), -1), 1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n data points (t = 0), (n, *D), in the dtype of the means."""
+        k = torch.multinomial(
+            self.log_weights.exp().cpu(), n, replacement=True, generator=generator
+        ).to(self.means.device)
+        m = self.means[k]
+        c = self.variance.sqrt().to(m.dtype)
+        c = c if len(c) == 1 else c[k]
+        z = torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device)
+        return (m + c * z).reshape(n, *self.shape)
+
+
+def _isotropic(y: Tensor, alpha: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, _Pull]:
+    """y (b, n, D), alpha (b, 1, 1), m (K, D), v (b, K or 1, 1): log N(y; alpha m, v) (b, n, K)
+    up to its constant, and the map r -> sum_k r_k (alpha m_k - y) / v_k."""
+    s = 1 / v.mT
+    square = (y * y).sum(-1, keepdim=True) + alpha**2 * torch.linalg.vecdot(m, m)
+    p = -0.5 * (square - 2 * alpha * (y @ m.mT)) * s + 0.5 * y.shape[-1] * torch.log(s)
+
+    def pull(r: Tensor) -> Tensor:
+        r = r * s
+        return alpha * (r @ m) - r.sum(-1, keepdim=True) * y
+
+    return p, pull
+
+
+def _diagonal(y: Tensor, alpha: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, _Pull]:
+    """The same for a variance in each coordinate, v (b, K or 1, D)."""
+    s = (1 / v).expand(-1, len(m), -1)
+    n = alpha * m * s
+    square = (y * y) @ s.mT + (alpha * m * n).sum(-1).unsqueeze(-2)
+    p = -0.5 * (square - 2 * y @ n.mT) + 0.5 * torch.log(s).sum(-1).unsqueeze(-2)
+    return p, lambda r: r @ n - (r @ s) * y
+
+
+class Empirical(GaussianMixture):
+    """The law of a finite data set, noised: its score remembers every point.
+
+    s(x, t) = (alpha E[x_0 | x] - x) / sigma^2 with the posterior mean over all N points. Chunked
+    over the data, so memory does not grow with N; no generative model that fits this score
+    exactly can make anything new.
+
+    Args:
+        sde: a linear process.
+        data: (N, *D), kept in its own dtype and device.
+    """
+
+    def __init__(self, sde: LinearSDE, data: Tensor) -> None:
+        check_state(data, "data")
+        weights = torch.ones(len(data), dtype=torch.float64, device=data.device)
+        super().__init__(sde, weights, data, 0.0)

@@ -1,0 +1,136 @@
+"""Learned scores: one class, one table.
+
+A network F sees the state scaled to unit variance and the noise level, and its output is read as
+the noise, the data, the velocity, the score, or EDM's preconditioned residual. Each reading is
+a pair of coefficients in score = a x + b F; they are written without cancellation, computed in
+float64, and meet the network's output only after it has left half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import Time, as_time, match
+from ..sdes import LinearSDE
+from .base import Score
+
+Prediction = Literal["noise", "data", "velocity", "score", "preconditioned"]
+Coefficients = tuple[Tensor, Tensor]
+
+
+def _noise(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+    return torch.zeros_like(sigma), -1 / sigma
+
+
+def _data(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+    return -1 / sigma**2, alpha / sigma**2
+
+
+def _velocity(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+    # v = alpha z - sigma x_0 (Salimans & Ho 2022)
+    n = alpha**2 + sigma**2
+    return -1 / n, -alpha / (sigma * n)
+
+
+def _score(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+    return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+
+def _preconditioned(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+    # Karras et al. 2022, table 1, in alpha and sigma: the score of N(0, c^2) plus a residual.
+    v = (alpha * c) ** 2 + sigma**2
+    return -1 / v, alpha * c / (sigma * torch.sqrt(v))
+
+
+_TABLE: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
+    "noise": _noise,
+    "data": _data,
+    "velocity": _velocity,
+    "score": _score,
+    "preconditioned": _preconditioned,
+}
+
+
+class ScoreNetwork(nn.Module, Score):
+    """A network read as a score: s(x, t) = a(t) x + b(t) F(c_in x, c_noise, **context).
+
+    c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
+    standard deviation of the data: what the network sees depends on the noise level and not on
+    the clock, so a network trained under one clock can serve under another.
+
+    Args:
+        net: ``net(x, c_noise, **context)`` -> tensor of the shape of x.
+        sde: a linear process.
+        prediction: what the output of the network stands for.
+        data_std: standard deviation c of the data, over all coordinates.
+        shape: *D; taken from ``net.shape`` where the network has one.
+
+    Raises:
+        ValueError: unknown prediction, ``data_std`` not positive; when called: t = 0, a state or
+            an output of the wrong shape.
+    """
+
+    singular = True
+    sde: LinearSDE
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: LinearSDE,
+        prediction: Prediction = "preconditioned",
+        data_std: float = 1.0,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if prediction not in _TABLE:
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}")
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, got {data_std}")
+        if not isinstance(sde, LinearSDE):
+            raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
+        known = shape if shape is not None else getattr(net, "shape", None)
+        self.net, self.sde, self.prediction = net, sde, prediction
+        self.data_std = float(data_std)
+        self.shape = None if known is None else tuple(known)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters(), torch.empty(0)).device
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of a conditional network, None otherwise."""
+        return getattr(self.net, "classes", None)
+
+    def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
+        if self.shape is not None and x.shape[1:] != self.shape:
+            raise ValueError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
+        t = as_time(t)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        if t.device.type == "cpu" and bool((sigma == 0).any()):
+            raise ValueError(
+                "a learned score is singular at t = 0: end the grid at a small positive time"
+            )
+        a, b = _TABLE[self.prediction](alpha, sigma, self.data_std)
+        f = self.net(*network_input(self.sde, self.data_std, x, t), **context)
+        if f.shape != x.shape:
+            raise ValueError(
+                f"the network returned shape {tuple(f.shape)} for a state {tuple(x.shape)}"
+            )
+        return match(a, x) * x + match(b, x) * f.to(x.dtype)
+
+
+def network_input(sde: LinearSDE, data_std: float, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    """What a network sees: c_in x, of unit variance, and c_noise = 1/4 log(sigma / alpha).
+
+    c_noise is () or (B,) like t, in the dtype of x.
+    """
+    t = as_time(t)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    c_in = torch.rsqrt((alpha * data_std) ** 2 + sigma**2)
+    c_noise = match(0.25 * torch.log(sigma / alpha), x)
+    return match(c_in, x) * x, c_noise.flatten() if t.ndim else c_noise

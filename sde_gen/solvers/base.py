@@ -1,0 +1,84 @@
+"""What a solver is.
+
+A solver knows how to make one step. What depends on the grid alone it computes once, before the
+loop, in ``plan``; ``step`` then does the arithmetic that depends on the state. It keeps no state
+of its own: the memory of a multistep method goes in and comes out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from ..noise import Noise
+from ..sdes import SDE
+
+Memory = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One interval of the grid, from t to s, with the solver's numbers for it."""
+
+    t: float
+    s: float
+    numbers: Any = None
+
+    @property
+    def h(self) -> float:
+        """s - t: negative when time falls."""
+        return self.s - self.t
+
+
+class Solver(ABC):
+    """One step of a process from t to s.
+
+    Attributes:
+        order: order of convergence on an ODE, in the step of the grid.
+        weak: order of convergence in law on an SDE, None where it takes ODEs only.
+        strong: order of convergence of paths on an SDE with additive noise.
+        calls: evaluations of the score in a step.
+        evaluates_end: whether a step evaluates the score at its end s.
+    """
+
+    order: int
+    weak: int | None = None
+    strong: float | None = None
+    calls: int = 1
+    evaluates_end: bool = False
+
+    def check(self, process: SDE) -> None:  # noqa: B027 (most solvers take every process)
+        """Raise TypeError unless the solver can step this process."""
+
+    def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """The steps of a grid, with whatever depends on the grid alone."""
+        return [Step(t, s) for t, s in pairwise(times.tolist())]
+
+    @abstractmethod
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        """The state at ``step.s`` from the state x (B, *D) at ``step.t``.
+
+        The first step of a run gets an empty memory.
+        """
+
+
+def require_ode(solver: Solver, process: SDE) -> None:
+    """Raise TypeError unless the process is an ODE (a probability flow)."""
+    if process.direction != 0:
+        raise TypeError(
+            f"{type(solver).__name__} solves ODEs: it needs a probability flow"
+            f" (Reverse with eta = 0), got {describe(process)}"
+        )
+
+
+def describe(process: SDE) -> str:
+    """A short name of a process for messages."""
+    eta = f" with eta = {process.eta}" if hasattr(process, "eta") else ""
+    inner = f" of {type(process.sde).__name__}" if hasattr(process, "sde") else ""
+    return f"{type(process).__name__}{inner}{eta}"
