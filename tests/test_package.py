@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 # Slow to import, or of an extra: for who calls what needs them.
 LAZY = [
@@ -92,13 +93,12 @@ def test_unknown_command_is_refused() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_readme_has_an_example() -> None:
-    assert python_blocks(README)
-
-
-@pytest.mark.parametrize("code", python_blocks(README))
-def test_readme_runs(code: str, tmp_path: Path) -> None:
-    run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, timeout=60)
+@pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=lambda page: page.stem)
+def test_every_example_runs_alone(page: Path, tmp_path: Path) -> None:
+    blocks = python_blocks(page)
+    assert blocks, f"{page.name} shows no Python"
+    for code in blocks:
+        run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, timeout=60)
 
 
 def test_readme_names_what_exists() -> None:
