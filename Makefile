@@ -39,8 +39,8 @@ format: $(VENV)/dev.stamp ## ruff, which mends what it can
 docs: $(VENV)/docs.stamp ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
 
-notebooks: $(VENV)/notebooks.stamp $(VENV)/dev.stamp ## run every notebook, warnings as errors
-	$(BIN)/python -m pytest --nbmake --override-ini=testpaths=notebooks notebooks
+notebooks: $(VENV)/notebooks.stamp $(VENV)/dev.stamp ## run every notebook
+	$(BIN)/python -m pytest --nbmake notebooks/*.ipynb
 
 bench: $(VENV)/bench.stamp ## run every benchmark
 	set -e; for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script $(BENCH_ARGS); done
@@ -56,6 +56,7 @@ $(BIN)/python:
 
 # $(VENV)/NAME.stamp: the package with its extra NAME is installed, by the files named here.
 $(VENV)/%.stamp: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV); the first time it takes a minute or more, as PyTorch is large."
 	$(INSTALL) --editable '.[$*]'
 	@touch $@
 
