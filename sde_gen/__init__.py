@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import grids
 from .guidance import Classifier, ClassifierFree, classifier_loss
+from .likelihood import bits_per_dim, log_prob
 from .noise import BrownianPath, Impulses, Noise, Streams
 from .sampling import sample, solve
 from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
@@ -54,8 +55,10 @@ __all__ = [
     "Tabulated",
     "TorchSDE",
     "Wiener",
+    "bits_per_dim",
     "classifier_loss",
     "grids",
+    "log_prob",
     "sample",
     "solve",
 ]

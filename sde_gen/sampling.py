@@ -15,7 +15,7 @@ from torch import Tensor
 from . import grids
 from .noise import Noise, Streams
 from .ops import check_finite, check_state
-from .sdes import SDE, LinearSDE, Reverse
+from .sdes import SDE, LinearSDE
 from .solvers import Exponential, Solver, Step
 from .solvers.base import describe
 
@@ -206,9 +206,8 @@ def _parts(n: int, size: int) -> list[slice]:
 
 
 def _rows(process: SDE, part: slice, n: int) -> SDE:
-    if part == slice(0, n) or not isinstance(process, Reverse):
-        return process
-    return process.rows(part)
+    rows = getattr(process, "rows", None)
+    return process if rows is None or part == slice(0, n) else rows(part)
 
 
 def _bar(items: list[_T], progress: bool) -> Iterable[_T]:
