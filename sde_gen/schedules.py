@@ -18,7 +18,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from .ops import Time, as_time, bisect, integrate
 
@@ -124,7 +123,9 @@ class Sigmoid(Schedule):
 
     def integral(self, t: Time) -> Tensor:
         t, k = as_time(t), self.steepness
-        rise = softplus(k * (2 * t / self.T - 1)) - math.log1p(math.exp(-k))
+        # logaddexp(0, u) is softplus without torch's cut to the identity at u = 20.
+        u = k * (2 * t / self.T - 1)
+        rise = torch.logaddexp(u, torch.zeros_like(u)) - math.log1p(math.exp(-k))
         return self.beta_min * t + (self.beta_max - self.beta_min) * self.T / (2 * k) * rise
 
 
@@ -163,8 +164,12 @@ class Cosine(Schedule):
 
     def time_at(self, integral: Time) -> Tensor:
         start, slope = self._angles
-        c = math.cos(start) * torch.exp(-as_time(integral) / 2)
-        return (torch.acos(c) - start) / slope
+        # The difference of the two tangents factored, so that small times do not cancel.
+        rise = torch.expm1(as_time(integral)) / math.cos(start) ** 2
+        low = math.tan(start)
+        high = torch.sqrt(rise + low**2)
+        angle = torch.atan(rise / (high + low).clamp_min(1e-300) / (1 + high * low))
+        return angle / slope
 
 
 @dataclass(frozen=True)

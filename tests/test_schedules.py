@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from scipy.integrate import quad
+
+from sde_gen import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
+
+F64 = torch.float64
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
+
+SMOOTH = [
+    Linear(),
+    Linear(0.3, 0.3),
+    Linear(1e-4, 0.02, T=1000.0),
+    Quadratic(),
+    Quadratic(2.0, 2.0, T=3.0),
+    Quadratic(0.00085, 0.012, T=1000.0),
+    Sigmoid(),
+    Sigmoid(steepness=30.0, T=2.0),
+    Cosine(),
+    Cosine(offset=0.0, total=8.0, T=2.0),
+    Geometric(),
+    Geometric(0.002, 80.0, T=10.0),
+    Power(),
+    Power(2.0, T=80.0),
+    Power(3.5),
+]
+CLOCKS = [*SMOOTH, Tabulated(BETAS), Tabulated([0.1, 0.5, 0.05], T=6.0)]
+every_clock = pytest.mark.parametrize("clock", CLOCKS, ids=lambda c: repr(c)[:40])
+smooth_clock = pytest.mark.parametrize("clock", SMOOTH, ids=repr)
+
+
+def inside(clock: Schedule, n: int = 41) -> torch.Tensor:
+    """Times in (0, T], close to 0 as well."""
+    even = torch.linspace(0, 1, n, dtype=F64)[1:]
+    return clock.T * torch.cat([torch.logspace(-5, -2, 4, dtype=F64), even])
+
+
+@smooth_clock
+def test_integral_is_the_quadrature_of_the_rate(clock: Schedule) -> None:
+    # The cosine clock ends beside its pole: there only the adaptive quadrature of scipy counts.
+    t = inside(clock)[:-1]
+    derived = Schedule.integral(clock, t)
+    torch.testing.assert_close(clock.integral(t), derived, rtol=1e-10, atol=0)
+    for end in (0.3 * clock.T, clock.T):
+        adaptive = quad(lambda u: float(clock.beta(u)), 0, end, epsabs=0, epsrel=1e-11, limit=200)
+        assert float(clock.integral(end)) == pytest.approx(adaptive[0], rel=1e-10)
+
+
+@smooth_clock
+def test_rate_is_the_derivative_of_the_integral(clock: Schedule) -> None:
+    t = inside(clock).requires_grad_()
+    (rate,) = torch.autograd.grad(clock.integral(t).sum(), t)
+    torch.testing.assert_close(rate, clock.beta(t.detach()), rtol=1e-11, atol=0)
+
+
+@every_clock
+def test_time_at_inverts_the_integral(clock: Schedule) -> None:
+    t = inside(clock)
+    torch.testing.assert_close(clock.time_at(clock.integral(t)), t, rtol=1e-10, atol=0)
+    b = clock.integral(clock.T) * torch.linspace(0.01, 1, 7, dtype=F64)
+    torch.testing.assert_close(clock.time_at(b), Schedule.time_at(clock, b), rtol=1e-12, atol=0)
+
+
+@every_clock
+def test_a_clock_starts_at_zero_and_never_stops(clock: Schedule) -> None:
+    t = torch.cat([torch.zeros(1, dtype=F64), inside(clock).sort().values])
+    assert float(clock.integral(0.0)) == 0
+    assert bool((clock.integral(t).diff() > 0).all())
+    assert bool((clock.beta(t[1:]) > 0).all())
+    assert float(clock.time_at(0.0)) == pytest.approx(0, abs=1e-14 * clock.T)
+
+
+@every_clock
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_any_shape_in_float64(clock: Schedule, shape: tuple[int, ...]) -> None:
+    t = torch.rand(shape) * clock.T
+    methods: list[Callable[[torch.Tensor], torch.Tensor]] = [clock.beta, clock.integral]
+    for f in [*methods, lambda t: clock.time_at(clock.integral(t))]:
+        assert f(t).shape == shape
+        assert f(t).dtype == F64
+
+
+def test_published_formulas() -> None:
+    t = torch.tensor(0.37, dtype=F64)
+    # Nichol & Dhariwal 2021, equation 17, with the offset s.
+    f = torch.cos((t * 1.0 + 0.008) / 1.008 * math.pi / 2) ** 2
+    f_0 = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    full = Cosine(total=60.0)  # the whole quarter turn, but for exp(-60)
+    torch.testing.assert_close(torch.exp(-full.integral(t)), f / f_0, rtol=1e-9, atol=0)
+    # Song et al. 2021, appendix C: sigma(t)^2 = sigma_min^2 (r^2t - 1).
+    sigma = torch.sqrt(Geometric(0.01, 50.0).integral(t))
+    assert float(sigma) == pytest.approx(0.01 * math.sqrt(5000 ** (2 * 0.37) - 1), rel=1e-12)
+    # Song et al. 2021, appendix C: beta linear from 0.1 to 20; scaled linear: its root is.
+    assert float(Linear().beta(t)) == pytest.approx(0.1 + 19.9 * 0.37, rel=1e-14)
+    root = 0.63 * math.sqrt(0.1) + 0.37 * math.sqrt(20)
+    assert float(Quadratic().beta(t)) == pytest.approx(root**2, rel=1e-13)
+    logistic = 1 / (1 + math.exp(-6 * (2 * 0.37 - 1)))
+    assert float(Sigmoid().beta(t)) == pytest.approx(0.1 + 19.9 * logistic, rel=1e-13)
+    assert float(Cosine(total=9.0, T=4.0).integral(4.0)) == pytest.approx(9, rel=1e-12)
+
+
+@pytest.mark.parametrize("T", [1.0, 1000.0, 0.7])
+def test_a_table_is_the_chain_at_its_nodes(T: float) -> None:
+    clock = Tabulated(BETAS, T)
+    nodes = torch.arange(1, 1001, dtype=F64) * T / 1000
+    chain = torch.cumprod(1 - BETAS, 0)
+    torch.testing.assert_close(torch.exp(-clock.integral(nodes)), chain, rtol=1e-12, atol=0)
+    # Between the nodes the rate is constant: -log(1 - beta_i) over a cell of length T / N.
+    middle = nodes - T / 2000
+    rate = -torch.log1p(-BETAS) * 1000 / T
+    torch.testing.assert_close(clock.beta(middle), rate, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.5, 40.0])
+def test_a_stretched_clock_reads_the_same(scale: float) -> None:
+    u = torch.linspace(0, 1, 9, dtype=F64)
+    for one, stretched in [
+        (Cosine(), Cosine(T=scale)),
+        (Geometric(), Geometric(T=scale)),
+        (Linear(0.1, 20.0), Linear(0.1 / scale, 20.0 / scale, T=scale)),
+        (Sigmoid(0.1, 20.0), Sigmoid(0.1 / scale, 20.0 / scale, T=scale)),
+        (Tabulated([0.1, 0.3]), Tabulated([0.1, 0.3], T=scale)),
+    ]:
+        torch.testing.assert_close(
+            one.integral(u), stretched.integral(scale * u), rtol=1e-12, atol=0
+        )
