@@ -28,13 +28,15 @@ class _Method:
     calls: int
 
 
-# For additive noise Ito and Stratonovich are the same equation, so both kinds are offered.
+# For additive noise Ito and Stratonovich are the same equation, so both kinds are offered. srk is
+# run in torchsde's additive form (SRA1), which takes two calls and is affine in its noise; its
+# diagonal form would take ten and draw terms that additive noise does not have.
 _TORCHSDE = {
     "euler": _Method("ito", 1, 1, 1.0, 1),
     "euler_heun": _Method("stratonovich", 1, 1, 1.0, 1),
     "midpoint": _Method("stratonovich", 2, 2, 1.0, 2),
     "heun": _Method("stratonovich", 2, 2, 1.0, 2),
-    "srk": _Method("ito", 2, 2, 1.5, 10),
+    "srk": _Method("ito", 2, 2, 1.5, 2),
 }
 
 
@@ -49,7 +51,8 @@ class SciPy(Solver):
         rtol, atol: relative and absolute tolerance of a step.
 
     Raises:
-        ValueError: unknown method. TypeError: not an ODE. RuntimeError: scipy gave up.
+        ValueError: unknown method. TypeError: not an ODE, or a state that requires gradients.
+        RuntimeError: scipy gave up.
     """
 
     evaluates_end = True
@@ -67,6 +70,9 @@ class SciPy(Solver):
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         from scipy.integrate import solve_ivp
+
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise TypeError("SciPy does not record gradients: detach x, or take another solver")
 
         def state(y: Any) -> Tensor:
             return torch.from_numpy(y).to(device=x.device, dtype=x.dtype).reshape(x.shape)
@@ -90,7 +96,8 @@ class TorchSDE(Solver):
     independent of the batch, and never builds a Brownian tree.
 
     Args:
-        method: euler, euler_heun, midpoint, heun or srk (Roessler 2010, strong order 1.5).
+        method: euler, euler_heun, midpoint, heun or srk (Roessler 2010, SRA1: strong order 1.5,
+            two draws a step).
         substeps: equal torchsde steps for each interval of the grid.
 
     Raises:
@@ -106,20 +113,21 @@ class TorchSDE(Solver):
         known = _TORCHSDE[method]
         self.order, self.weak, self.strong = known.order, known.weak, known.strong
         self.calls = substeps * known.calls
-        self.evaluates_end = method in ("heun", "srk")
+        self.evaluates_end = method == "heun"
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         import torchsde
 
-        h, sign = abs(step.h), math.copysign(1.0, step.h)
-        y = x.flatten(1)
+        h, additive = abs(step.h), self.method == "srk"
+        # Additive noise is a matrix in torchsde: one channel a row keeps it 1 x 1.
+        y = x.reshape(-1, 1) if additive else x.reshape(len(x), -1)
         end = torchsde.sdeint(
-            _Problem(process, x, y, step.t, sign, _TORCHSDE[self.method].sde_type),
+            _Problem(process, x, step, _TORCHSDE[self.method].sde_type, additive),
             y,
-            torch.tensor([0.0, h], dtype=torch.float64, device=x.device),
-            bm=_Driver(noise, x, step.t, sign, "space-time" if self.method == "srk" else "none"),
+            torch.tensor([0.0, h], dtype=torch.float64),
+            bm=_Driver(None if process.direction == 0 else noise, x, y, step, additive),
             method=self.method,
             # A hair more than the exact part: rounding must not leave a last step of 1e-17.
             dt=h / self.substeps * (1 + 1e-12),
@@ -127,47 +135,54 @@ class TorchSDE(Solver):
         return end.reshape(x.shape), ()
 
 
+def _time(step: Step, u: float) -> float:
+    """Our time at torchsde's rising time u, 0 <= u <= |h|: the ends exactly, not to rounding."""
+    return step.s if u == abs(step.h) else step.t + math.copysign(u, step.h)
+
+
 class _Problem:
-    """A process in torchsde's terms: flat state, rising time u with t = start + sign u."""
+    """A process in torchsde's terms: a flat state and a rising time."""
 
-    noise_type = "diagonal"
-
-    def __init__(
-        self, process: SDE, x: Tensor, y: Tensor, start: float, sign: float, sde_type: str
-    ) -> None:
-        self.process, self.shape, self.first = process, x.shape, y
-        self.start, self.sign, self.sde_type = start, sign, sde_type
-        self.known: Tensor | None = None
-
-    def _time(self, u: Tensor) -> Tensor:
-        return (self.start + self.sign * u.double().cpu()).clamp(0.0, self.process.T)
+    def __init__(self, process: SDE, x: Tensor, step: Step, sde_type: str, additive: bool) -> None:
+        self.process, self.shape, self.at = process, x.shape, step
+        self.sign = math.copysign(1.0, step.h)
+        self.sde_type, self.noise_type = sde_type, "additive" if additive else "diagonal"
+        self.last: tuple[float, Tensor, Tensor] | None = None
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
-        # torchsde asks once for the drift at the start to see its shape: not a call to waste.
-        if y is self.first and self.known is not None:
-            return self.known
-        f = self.sign * self.process.drift(y.reshape(self.shape), self._time(u)).flatten(1)
-        if y is self.first:
-            self.known = f
-        return f
+        # torchsde asks for the same drift more than once: to see its shape, and in srk.
+        if self.last is not None and self.last[0] == float(u) and self.last[1] is y:
+            return self.last[2]
+        drift = self.process.drift(y.reshape(self.shape), _time(self.at, float(u)))
+        self.last = float(u), y, self.sign * drift.reshape(y.shape)
+        return self.last[2]
 
     def g(self, u: Tensor, y: Tensor) -> Tensor:
-        return match(self.process.diffusion(self._time(u)), y).expand_as(y)
+        g = match(self.process.diffusion(_time(self.at, float(u))), y)
+        return g.expand(*y.shape, 1) if self.noise_type == "additive" else g.expand_as(y)
 
 
 class _Driver:
-    """Our Noise as torchsde's Brownian motion: W and, for srk, U = int W du over [u_a, u_b]."""
+    """Our Noise as torchsde's Brownian motion: W and, for srk, U = int W du over [u_a, u_b].
 
-    def __init__(self, noise: Noise, x: Tensor, start: float, sign: float, levy: str) -> None:
-        self.noise, self.x, self.start, self.sign = noise, x, start, sign
-        self.levy_area_approximation = levy
-        self.shape = x.flatten(1).shape
+    Without a noise (an ODE) it stands still.
+    """
+
+    def __init__(
+        self, noise: Noise | None, x: Tensor, y: Tensor, step: Step, levy_area: bool
+    ) -> None:
+        self.noise, self.x, self.at, self.shape = noise, x, step, y.shape
+        self.levy_area_approximation = "space-time" if levy_area else "none"
 
     def __call__(self, u_a: Tensor, u_b: Tensor, return_U: bool = False) -> Any:
         h = float(u_b - u_a)
-        t, s = self.start + self.sign * float(u_a), self.start + self.sign * float(u_b)
-        w = math.sqrt(h) * self.noise(self.x, t, s).flatten(1)
+        w = math.sqrt(h) * self._draw(u_a, u_b, 0)
         if not return_U:
             return w
-        levy = math.sqrt(h / 12) * self.noise(self.x, t, s, 1).flatten(1)
-        return w, h * (w / 2 + levy)
+        return w, h * (w / 2 + math.sqrt(h / 12) * self._draw(u_a, u_b, 1))
+
+    def _draw(self, u_a: Tensor, u_b: Tensor, k: int) -> Tensor:
+        if self.noise is None:
+            return self.x.new_zeros(self.shape)
+        t, s = _time(self.at, float(u_a)), _time(self.at, float(u_b))
+        return self.noise(self.x, t, s, k).reshape(self.shape)
