@@ -2,8 +2,8 @@
 
 A ``Noise`` answers one question: which standard normal drives sample i between the times t and s?
 The answer is a pure function of (seed, sample, interval), computed by a counter-based generator
-(Philox4x32-10, Salmon et al. 2011) in integer tensor operations. Hence a sample does not depend on
-its batch, on chunks, on the device or on who asked first, and no global generator is touched.
+(Philox4x64-10, Salmon et al. 2011). Hence a sample does not depend on its batch, on chunks, on
+the device or on who asked first, and no global generator is touched.
 
 - ``Streams``: independent increments, one stream a sample.
 - ``BrownianPath``: one Brownian path a sample, the same path however finely it is read.
@@ -18,70 +18,91 @@ import struct
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_BLOCK = 1 << 15
-"""Counters worked on at once on a CPU: the working set stays in the cache."""
+_LOW = 0xFFFFFFFF
+_WORD = 0xFFFFFFFFFFFFFFFF
+_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 
 Self = TypeVar("Self", bound="Noise")
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int], rounds: int = 10) -> list[Tensor]:
-    """Philox4x32: four 32-bit words of counter to four of output, as int64 tensors.
+def _signed(word: int) -> int:
+    """An unsigned 64-bit word as the int64 of the same bits."""
+    word &= _WORD
+    return word - (1 << 64) if word >> 63 else word
 
-    Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-    >>> zero = torch.zeros(1, dtype=torch.int64)
-    >>> [hex(int(word)) for word in philox((zero,) * 4, (0, 0))]
-    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+def _multiply(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """High and low words of the unsigned product of int64 tensors a and a constant m."""
+    a_low, a_high = a & _LOW, (a >> 32) & _LOW
+    m_low, m_high = m & _LOW, m >> 32
+    low, mid, cross = a_low * m_low, a_high * m_low, a_low * m_high
+    carry = ((low >> 32) & _LOW) + (mid & _LOW) + (cross & _LOW)
+    high = a_high * m_high + ((mid >> 32) & _LOW) + ((cross >> 32) & _LOW) + (carry >> 32)
+    return high, a * _signed(m)
+
+
+def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
+    """Philox4x64 on counters (n,) int64 (the low word; the others are 0) -> words (n, 4) int64.
+
+    Integer tensor operations only: the same bits on every device, and one kernel under
+    ``torch.compile``. Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as
+    easy as 1, 2, 3".
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(rounds):
-        # Products of 32-bit words fill 64 bits; only the low half of c1 and c3 is ever used,
-        # so they are masked once, when they return to c0 and c2.
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0 = ((p1 >> 32) ^ c1 ^ k0) & _MASK
-        c2 = ((p0 >> 32) ^ c3 ^ k1) & _MASK
-        c1, c3 = p1, p0
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return [c0, c1 & _MASK, c2, c3 & _MASK]
+    c_0, c_2 = counter, torch.zeros_like(counter)
+    c_1, c_3 = c_2, c_2
+    for r in range(rounds):
+        k_0, k_1 = (_signed(k + r * w) for k, w in zip(key, _WEYL, strict=True))
+        high_0, low_0 = _multiply(c_0, _MULTIPLIERS[0])
+        high_1, low_1 = _multiply(c_2, _MULTIPLIERS[1])
+        c_0, c_1, c_2, c_3 = high_1 ^ c_1 ^ k_0, low_1, high_0 ^ c_3 ^ k_1, low_0
+    return torch.stack([c_0, c_1, c_2, c_3], -1)
 
 
-def philox_normal(seed: int, samples: Tensor, stream: int, size: int) -> Tensor:
+def _philox_host(start: int, count: int, key: tuple[int, int]) -> Tensor:
+    """The same words for the counters start .. start + count - 1, by numpy's C implementation."""
+    # numpy advances the counter before it draws.
+    before = (start - 1) % (1 << 256)
+    words = np.random.Philox(counter=before, key=key[0] | key[1] << 64).random_raw(4 * count)
+    return torch.from_numpy(words.view(np.int64)).reshape(count, 4)
+
+
+def philox_normal(seed: int, samples: Tensor | range, stream: int, size: int) -> Tensor:
     """Standard normals (len(samples), size), float32, a function of (seed, sample, stream).
 
-    Box-Muller on 32-bit uniforms: no value lies beyond 6.7 standard deviations.
+    Box-Muller on 31-bit uniforms: no value lies beyond 6.7 standard deviations. On a CPU a run of
+    consecutive samples is one call of numpy's Philox; elsewhere tensors make the same bits.
 
     Args:
-        seed: 64-bit key.
-        samples: int64 (B,), the samples' numbers.
-        stream: 64-bit name of the draw.
+        seed, stream: the two 64-bit words of the key.
+        samples: the samples' numbers, a range (CPU) or int64 (B,).
         size: how many numbers for each sample.
     """
-    key = (seed & _MASK, (seed >> 32) & _MASK)
-    blocks = -(-size // 4)
-    rows = max(1, _BLOCK // blocks) if samples.device.type == "cpu" else len(samples)
-    index = torch.arange(blocks, device=samples.device)
-    out = torch.empty(len(samples), 4, blocks, device=samples.device)
-    for part, z in zip(samples.split(rows), out.split(rows), strict=True):
-        c1 = part.unsqueeze(1) & _MASK
-        c2, c3 = (torch.full_like(c1, w) for w in (stream & _MASK, (stream >> 32) & _MASK))
-        w0, w1, w2, w3 = philox((index.unsqueeze(0), c1, c2, c3), key)
-        z[:, 0], z[:, 1] = _box_muller(w0, w1)
-        z[:, 2], z[:, 3] = _box_muller(w2, w3)
-    return out.flatten(1)[:, :size]
+    key = (seed & _WORD, stream & _WORD)
+    blocks = -(-size // 8)
+    if isinstance(samples, range):
+        words = _philox_host(samples.start * blocks, len(samples) * blocks, key)
+    elif samples.device.type == "cpu" and not torch.compiler.is_compiling():
+        runs = [_philox_host(i * blocks, blocks, key) for i in samples.tolist()]
+        words = torch.cat(runs) if runs else torch.empty(0, 4, dtype=torch.int64)
+    else:
+        index = torch.arange(blocks, device=samples.device)
+        words = philox((samples.unsqueeze(1) * blocks + index).flatten(), key)
+    halves = words.view(torch.int32).reshape(len(samples), 2, 4 * blocks)
+    return _box_muller(halves[:, 0], halves[:, 1]).flatten(1)[:, :size]
 
 
-def _box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
-    # u in (0, 1]: the logarithm stays finite. 2^-33 centres each uniform in its cell.
-    radius = w0.float().mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
-    angle = w1.float().mul_(2 * math.pi * 2.0**-32)
-    return radius * torch.cos(angle), radius * torch.sin(angle)
+def _box_muller(radius: Tensor, angle: Tensor) -> Tensor:
+    """Two normals for each pair of 32-bit words: (B, n), (B, n) -> (B, 2, n)."""
+    # Centred in their cells, the 31-bit uniforms stay positive: the logarithm is finite.
+    u = (radius & 0x7FFFFFFF).float().mul_(2.0**-31).add_(2.0**-32)
+    r = u.log_().mul_(-2.0).sqrt_()
+    a = angle.float().mul_(2 * math.pi * 2.0**-32)
+    return torch.stack([a.cos(), a.sin_()], 1).mul_(r.unsqueeze(1))
 
 
 def _name(*parts: float) -> int:
@@ -116,12 +137,14 @@ class _Numbered(Noise):
             raise TypeError(f"seed must be an int, got {seed!r}")
         self.seed, self.samples = seed, samples
 
-    def _numbers(self, x: Tensor) -> Tensor:
-        if isinstance(self.samples, int):
-            return torch.arange(self.samples, self.samples + len(x), device=x.device)
-        if len(self.samples) != len(x):
-            raise ValueError(f"noise for {len(self.samples)} samples, state of {len(x)}")
-        return self.samples.to(x.device)
+    def _numbers(self, x: Tensor) -> Tensor | range:
+        if isinstance(self.samples, Tensor):
+            if len(self.samples) != len(x):
+                raise ValueError(f"noise for {len(self.samples)} samples, state of {len(x)}")
+            return self.samples.to(x.device)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return range(self.samples, self.samples + len(x))
+        return torch.arange(self.samples, self.samples + len(x), device=x.device)
 
     def _normal(self, x: Tensor, *name: float) -> Tensor:
         z = philox_normal(self.seed, self._numbers(x), _name(*name), x[0].numel())
