@@ -1,0 +1,103 @@
+"""What every network of this library takes, gives and refuses.
+
+A network is a function ``F = net(x, c, y)`` of a state, of how noisy that state is, and of a
+label. It knows nothing of the SDE: the noise level enters as ``c = 1/4 log(sigma / alpha)``
+(Karras et al. 2022, table 1), which is about -2.5 to 1.2 for the usual processes. Thus one
+trained network serves every linear SDE.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(nn.Module, ABC):
+    """A function (x, c, y) -> F of a state (B, *shape) that returns another tensor of that shape.
+
+    Attributes:
+        shape: the shape of one sample, without the batch.
+        classes: how many labels there are, or None for an unconditional network.
+        config: the arguments that rebuild it, ``type(net)(**net.config)``; JSON can hold them.
+
+    A subclass defines ``compute(x, c, y)``, which sees checked input.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int | None, config: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        if not shape or any(size < 1 for size in shape):
+            raise ValueError(
+                f"shape must hold positive sizes, such as (1, 8, 8); got {tuple(shape)}"
+            )
+        if classes is not None and classes < 1:
+            raise ValueError(f"classes must be None or at least 1, got {classes}")
+        self.shape = tuple(shape)
+        self.classes = classes
+        self.config = dict(config)
+
+    @abstractmethod
+    def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+        """F of checked input, in the dtype of the parameters.
+
+        Args:
+            x: (B, *shape), in the dtype of the parameters.
+            c: (1,) or (B,), in float32 or finer.
+            y: (B,) int64 in [-1, classes), or None.
+        """
+
+    def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: states (B, *shape), of any floating dtype; the result has the same.
+            c: the noise level, 1/4 log(sigma / alpha): () for the whole batch, or (B,).
+            y: labels (B,) int64 in [0, classes); -1 means 'no label', as does None.
+
+        Raises:
+            ValueError: x is not (B, *shape), c is neither () nor (B,), y is not (B,) or is given
+                to a network without classes, or a label lies outside [-1, classes).
+            TypeError: x is not floating, or y is not int64.
+        """
+        self._check_state(x, c)
+        if y is not None:
+            self._check_labels(y, len(x))
+        dtype = next(self.parameters()).dtype
+        c = c.to(x.device, torch.promote_types(dtype, torch.float32)).reshape(-1)
+        return self.compute(x.to(dtype), c, y).to(x.dtype)
+
+    def _check_state(self, x: Tensor, c: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x must be floating, got {x.dtype}: scale integer data to [-1, 1] first"
+            )
+        if tuple(x.shape[1:]) != self.shape:
+            expected = ", ".join(str(size) for size in ("B", *self.shape))
+            raise ValueError(f"x must be ({expected}), got {tuple(x.shape)}")
+        if c.shape not in ((), x.shape[:1]):
+            raise ValueError(f"c must be () or ({len(x)},), got {tuple(c.shape)}")
+
+    def _check_labels(self, y: Tensor, batch: int) -> None:
+        if self.classes is None:
+            raise ValueError("labels y were given to a network without classes: pass classes=...")
+        if y.dtype != torch.int64:
+            raise TypeError(f"labels y must be int64, got {y.dtype}")
+        if y.shape != (batch,):
+            raise ValueError(f"labels y must be ({batch},), got {tuple(y.shape)}")
+        if y.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        try:
+            wrong = bool(((y < -1) | (y >= self.classes)).any())
+        except RuntimeError:  # vmap hides the values of what it maps over
+            return
+        if wrong:
+            low, high = y.aminmax()
+            raise ValueError(
+                f"labels y must lie in [0, {self.classes}), or be -1 for 'no label'; "
+                f"got {low.item()} to {high.item()}"
+            )

@@ -1,0 +1,94 @@
+"""A residual network of dense layers, for points, spectra and small images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Network
+from .embeddings import Embedding
+
+
+class Layer(nn.Module):
+    """h + W_2 silu(W_1 (scale * norm(h) + shift)), scale and shift linear in the embedding."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear_1 = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.linear_2 = nn.Linear(width, width)
+        nn.init.zeros_(self.linear_2.weight)
+        nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        scale, shift = self.modulation(e).chunk(2, dim=1)
+        u = torch.addcmul(shift, self.norm(h), 1 + scale)
+        return h + cast(Tensor, self.linear_2(self.dropout(F.silu(self.linear_1(u)))))
+
+
+class MLP(Network):
+    """A residual MLP: x (B, *shape), c () or (B,), y (B,) or None -> (B, *shape).
+
+    It flattens any shape. The last layer starts at zero, hence so does the network.
+
+    Args:
+        shape: the shape of one sample.
+        width: hidden features.
+        depth: residual layers, each of two dense layers.
+        classes: number of labels that condition it, or None.
+        dropout: probability of dropout inside each residual layer.
+        embedding: "sinusoidal" or "fourier".
+        outputs: None, or the length of the vector (B, outputs) to return in place of a state:
+            the logits of a classifier of noisy data, for instance.
+
+    Raises:
+        ValueError: a width, depth or output length below 1, or an unknown embedding.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        width: int = 128,
+        depth: int = 3,
+        classes: int | None = None,
+        dropout: float = 0.0,
+        embedding: str = "sinusoidal",
+        outputs: int | None = None,
+    ) -> None:
+        config = {
+            "shape": list(shape),
+            "width": width,
+            "depth": depth,
+            "classes": classes,
+            "dropout": dropout,
+            "embedding": embedding,
+            "outputs": outputs,
+        }
+        super().__init__(shape, classes, config)
+        for name, value in (("width", width), ("depth", depth), ("outputs", outputs)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        size = math.prod(shape)
+        self.embedding = Embedding(embedding, width, width, classes)
+        self.input = nn.Linear(size, width)
+        self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, outputs or size)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        self.result = self.shape if outputs is None else (outputs,)
+
+    def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+        e = F.silu(self.embedding(c, y))
+        h = self.input(x.flatten(1))
+        for layer in self.layers:
+            h = layer(h, e)
+        h = self.output(F.silu(self.norm(h)))
+        return cast(Tensor, h).unflatten(1, self.result)
