@@ -122,8 +122,8 @@ def gaussian_reversal(
     """The reversal from t to s < t of Gaussian data, for any eta, in the score's eigenbasis.
 
     The drift of the reversal is linear, so x_s - mean_s = gain (x_t - mean_t) + spread z. With
-    v = alpha^2 c^2 + sigma^2 the law at each time must stay N(mean, v), and
-    gain = (alpha_s / alpha_t) rho^((1 + eta^2) / 2), rho the ratio of v / alpha^2 at s and t.
+    v = alpha^2 c^2 + sigma^2 and rho the ratio of v / alpha^2 at s and t,
+    gain = (alpha_s / alpha_t) rho^((1 + eta^2) / 2), spread^2 = v_s (1 - rho^(eta^2)).
 
     Returns:
         gain, mean_t, mean_s, spread: (n,) each; the means in the basis of the data.
@@ -132,4 +132,5 @@ def gaussian_reversal(
     v_t, v_s = (a**2 * score.variance + score.sde.sigma(u) ** 2 for a, u in ((a_t, t), (a_s, s)))
     rho = v_s / v_t * (a_t / a_s) ** 2
     gain = a_s / a_t * rho ** ((1 + eta**2) / 2)
-    return gain, a_t * score.mean, a_s * score.mean, torch.sqrt(v_s - gain**2 * v_t)
+    spread = torch.sqrt(v_s * -torch.expm1(eta**2 * torch.log(rho)))
+    return gain, a_t * score.mean, a_s * score.mean, spread
