@@ -79,7 +79,7 @@ class Network(nn.Module, ABC):
         if tuple(x.shape[1:]) != self.shape:
             expected = ", ".join(str(size) for size in ("B", *self.shape))
             raise ValueError(f"x must be ({expected}), got {tuple(x.shape)}")
-        if c.shape not in ((), x.shape[:1]):
+        if c.ndim > 1 or (c.ndim == 1 and len(c) != len(x)):
             raise ValueError(f"c must be () or ({len(x)},), got {tuple(c.shape)}")
 
     def _check_labels(self, y: Tensor, batch: int) -> None:
@@ -87,7 +87,7 @@ class Network(nn.Module, ABC):
             raise ValueError("labels y were given to a network without classes: pass classes=...")
         if y.dtype != torch.int64:
             raise TypeError(f"labels y must be int64, got {y.dtype}")
-        if y.shape != (batch,):
+        if y.ndim != 1 or len(y) != batch:
             raise ValueError(f"labels y must be ({batch},), got {tuple(y.shape)}")
         if y.device.type != "cpu" or torch.compiler.is_compiling():
             return

@@ -40,8 +40,20 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over positions: q, k, v (..., N, d) -> (..., N, d).
+
+    The fused kernels, which win where N is large, can be neither mapped by ``vmap`` without a
+    warning nor differentiated twice or forward; for small N this is the formula itself. Where a
+    large network needs those, wrap the call in ``torch.nn.attention.sdpa_kernel(MATH)``.
+    """
+    if q.shape[-2] > 64:
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, dim=-1) @ v
+
+
 class Attention(nn.Module):
-    """x + W softmax(q k^T / sqrt(d)) v over all positions of x (B, C, *S), after a group norm."""
+    """x + W attend(q, k, v) over all positions of x (B, C, *S), after a group norm."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -53,7 +65,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.qkv(self.norm(x).flatten(2).mT)
         q, k, v = h.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = attend(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(h).mT.reshape(x.shape)
 
 
