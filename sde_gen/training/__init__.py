@@ -1,0 +1,48 @@
+"""Training score networks: the loss, the loop, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from .checkpoints import CheckpointError, load, save
+from .devices import pick_device
+from .losses import (
+    Classification,
+    Denoising,
+    KarrasWeight,
+    LogNormalTimes,
+    MinSNRWeight,
+    Objective,
+    TimeSampler,
+    Weighting,
+    dsm_loss,
+    likelihood_weight,
+    stratified,
+    uniform_times,
+    uniform_weight,
+)
+from .recipe import Recipe
+from .trainer import Trainer, TrainingError, Transform, train
+
+__all__ = [
+    "CheckpointError",
+    "Classification",
+    "Denoising",
+    "KarrasWeight",
+    "LogNormalTimes",
+    "MinSNRWeight",
+    "Objective",
+    "Recipe",
+    "TimeSampler",
+    "Trainer",
+    "TrainingError",
+    "Transform",
+    "Weighting",
+    "dsm_loss",
+    "likelihood_weight",
+    "load",
+    "pick_device",
+    "save",
+    "stratified",
+    "train",
+    "uniform_times",
+    "uniform_weight",
+]

@@ -1,0 +1,49 @@
+"""Where a model runs: this process's device, and its place among several processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """The device asked for, or the fastest kind that is there: CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: the name of no device.
+        RuntimeError: a device that this machine, or this build of PyTorch, does not have.
+    """
+    if device is None or device == "auto":
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device: use cpu, cuda, cuda:1, mps or auto") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"device {device} was asked for, but PyTorch {torch.__version__} sees"
+            f" {torch.cuda.device_count()} CUDA devices here: use cpu, or install a CUDA build"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise RuntimeError("device mps was asked for, but there is no Metal device here: use cpu")
+    return found
+
+
+def accelerator() -> Any:
+    """An ``accelerate.Accelerator`` where a launcher started several processes, else None.
+
+    Raises:
+        ImportError: several processes without accelerate.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError(
+            "training in several processes needs accelerate: pip install 'sde-gen[train]'"
+        ) from error
+    return Accelerator()

@@ -1,0 +1,261 @@
+"""Denoising score matching: which noise levels are drawn, and what each is worth.
+
+The score of a noised law is the conditional mean of the score of its noising kernel, so the
+minimiser of
+
+    E_t E_{x_0, z} w(t) |std s(x_t, t) + z|^2,      x_t = mean + std z,
+
+is the exact score, whatever the weight w > 0 and the density of t (Vincent 2011). Both decide
+where a network of finite size and a run of finite length spend their effort. A ``Weighting`` is
+the weight w of the *noise residual* std s + z, which stays of order one at every noise level; in
+terms of the score error |s - target|^2 the weight is w std^2, and with r = sigma / alpha and
+D = E[x_0 | x_t] the error of the denoiser is |D - x_0|^2 = r^2 |sigma s + z|^2.
+
+A ``TimeSampler`` maps uniform numbers to times by an inverse distribution function, so that
+numbers spread evenly over [0, 1) give times spread evenly over the density (``stratified``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..grids import default_end
+from ..guidance import classifier_loss
+from ..ops import as_time, check_state, match
+from ..sdes import SDE, LinearSDE, ScoreFunction
+
+Weighting = Callable[[SDE, Tensor], Tensor]
+"""(sde, t (B,)) -> weights (B,) of the noise residual."""
+
+TimeSampler = Callable[[SDE, Tensor], Tensor]
+"""(sde, u (B,) in [0, 1)) -> times (B,) in (0, T], float64."""
+
+
+class Objective(Protocol):
+    """What a trainer minimises: (model, x (B, *D), y (B,) or None, generator) -> losses (B,)."""
+
+    def __call__(
+        self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
+    ) -> Tensor: ...
+
+
+def uniform_weight(sde: SDE, t: Tensor) -> Tensor:
+    """w = 1: every noise level counts alike (Ho et al. 2020, L_simple). Serves every SDE."""
+    return torch.ones_like(as_time(t))
+
+
+def likelihood_weight(sde: SDE, t: Tensor) -> Tensor:
+    """w = g^2 / sigma^2, which is g^2 on the score error: a bound on the negative log-likelihood.
+
+    Under times uniform on [0, T] the loss, summed over coordinates, times T / 2 bounds it up to
+    a constant (Song et al. 2021, "Maximum likelihood training", theorem 1).
+    """
+    linear = _linear(sde, "likelihood_weight")
+    return (linear.diffusion(t) / linear.sigma(t)) ** 2
+
+
+@dataclass(frozen=True)
+class KarrasWeight:
+    """w = 1 + (r / c)^2, which is (r^2 + c^2) / (r c)^2 on the denoiser's error.
+
+    That is 1 / c_out^2 of Karras et al. (2022, table 1): a preconditioned network has its raw
+    output weighted 1 at every level, and the score of N(0, c^2 I) on such data has loss 1.
+
+    Args:
+        data_std: the standard deviation c of the data.
+    """
+
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.data_std > 0:
+            raise ValueError(f"data_std must be positive, got {self.data_std}")
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 + torch.exp(-_linear(sde, "KarrasWeight").log_snr(t)) / self.data_std**2
+
+
+@dataclass(frozen=True)
+class MinSNRWeight:
+    """w = min(1, gamma r^2), which is min(SNR, gamma) on the denoiser's error, SNR = 1 / r^2.
+
+    Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting", section 3.4.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"gamma must be positive, got {self.gamma}")
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        r2 = torch.exp(-_linear(sde, "MinSNRWeight").log_snr(t))
+        return (self.gamma * r2).clamp_max(1)
+
+
+def _linear(sde: SDE, name: str) -> LinearSDE:
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(
+            f"{name} needs a LinearSDE, which has a signal-to-noise ratio; for"
+            f" {type(sde).__name__} use uniform_weight"
+        )
+    return sde
+
+
+def stratified(
+    n: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """u_i = (u + i / n) mod 1 with one uniform u: (n,), float64.
+
+    Each u_i is uniform, together they fill [0, 1) evenly, and the loss varies less from batch to
+    batch (Kingma et al. 2021, appendix I.1).
+
+    >>> u = stratified(4, torch.Generator().manual_seed(0))
+    >>> (4 * u.sort().values).long()
+    tensor([0, 1, 2, 3])
+    """
+    start = torch.rand((), generator=generator, device=device)
+    # MPS has no float64: there the clock runs on the host.
+    start = (start.cpu() if start.device.type == "mps" else start).double()
+    return (start + torch.arange(n, dtype=torch.float64, device=start.device) / n) % 1.0
+
+
+def uniform_times(sde: SDE, u: Tensor) -> Tensor:
+    """Times uniform from where grids end (sigma / alpha = 0.005) to T."""
+    start = default_end(sde)
+    return start + (sde.T - start) * u
+
+
+@dataclass(frozen=True)
+class LogNormalTimes:
+    """log(sigma / alpha) ~ N(log_mean, log_std^2), cut to what the process reaches.
+
+    Karras et al. (2022) draw sigma with (-1.2, 1.2) for data of spread 0.5, that is (-0.5, 1.2)
+    for data of unit spread; the wider default also covers the finest and the coarsest levels.
+    The lower cut is where grids end.
+    """
+
+    log_mean: float = -1.2
+    log_std: float = 1.8
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.log_mean) and self.log_std > 0):
+            raise ValueError(f"need a finite log_mean and log_std > 0, got {self}")
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        linear = _linear(sde, "LogNormalTimes")
+        low, high = (
+            torch.special.ndtr((-0.5 * linear.log_snr(t) - self.log_mean) / self.log_std)
+            for t in (default_end(linear), linear.T)
+        )
+        z = torch.special.ndtri(float(low) + (float(high) - float(low)) * u)
+        t = linear.time_at(-2 * (self.log_mean + self.log_std * z))
+        return t.clamp(default_end(linear), linear.T)
+
+
+def dsm_loss(
+    score: ScoreFunction,
+    sde: SDE,
+    x: Tensor,
+    t: Tensor,
+    weighting: Weighting = uniform_weight,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """w(t) mean |std s(x_t, t) + z|^2, one loss a sample: (B, *D) -> (B,).
+
+    The mean runs over the coordinates. Both terms are of order one, so nothing is lost where
+    std is small: the score's target -z / std is never formed. For a process without a kernel
+    std and z are those of the last simulated step.
+
+    Args:
+        score: (x, t) -> the shape of x.
+        sde: any forward process.
+        x: clean data (B, *D).
+        t: times (B,) or (), positive.
+        weighting: (sde, t) -> the weight of the noise residual.
+        generator: source of the noise, on the device of x.
+
+    Raises:
+        TypeError: integer data; a weighting that needs a LinearSDE.
+        ValueError: the score's shape is not that of the state.
+    """
+    check_state(x)
+    t = as_time(t)
+    p = sde.perturb(x, t, generator)
+    s = score(p.x, t)
+    if s.shape != x.shape:
+        raise ValueError(f"the score has shape {tuple(s.shape)} for a state {tuple(x.shape)}")
+    residual = (p.std * s + p.noise).square()
+    loss = residual.flatten(1).mean(1) if x.ndim > 1 else residual
+    return match(weighting(sde, t), loss) * loss
+
+
+def drop_labels(y: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Labels with each replaced by -1, "no label", with the given probability."""
+    drop = torch.rand(y.shape, generator=generator, device=y.device) < probability
+    return torch.where(drop, -1, y)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Score matching of a ``ScoreNetwork``, with stratified times and label dropout.
+
+    Args:
+        weighting: None is ``KarrasWeight`` of the model's data_std.
+        times: the density of noise levels.
+        label_dropout: the probability of training without the label, which classifier-free
+            guidance needs (Ho & Salimans 2022: 0.1 to 0.2).
+    """
+
+    weighting: Weighting | None = None
+    times: TimeSampler = field(default_factory=LogNormalTimes)
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
+
+    def __call__(
+        self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        inner = getattr(model, "module", model)
+        t = self.times(inner.sde, stratified(len(x), generator, x.device))
+        weighting = self.weighting or KarrasWeight(inner.data_std)
+        score = model
+        if y is not None:
+            labels = drop_labels(y, self.label_dropout, generator)
+
+            def score(x: Tensor, t: Tensor) -> Tensor:
+                return model(x, t, y=labels)
+
+        return dsm_loss(score, inner.sde, x, t, weighting, generator)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of a classifier of noisy data: what ``Classifier`` guides by.
+
+    Args:
+        sde: the process that noises the data; data_std: as in ``Classifier``.
+        times: the density of noise levels.
+    """
+
+    sde: LinearSDE
+    data_std: float = 1.0
+    times: TimeSampler = field(default_factory=LogNormalTimes)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        if y is None:
+            raise ValueError("a classifier needs labels")
+        t = self.times(self.sde, stratified(len(x), generator, x.device))
+        return classifier_loss(model, self.sde, x, y, t, self.data_std, generator)

@@ -1,0 +1,91 @@
+"""How a run goes: its length, its learning rate, and the average that it leaves.
+
+The learning rate rises linearly and falls as a cosine of the *progress*, the part of the step or
+of the time budget that is used, whichever is larger.
+
+The averaged weights are what a run returns. The average has a power-law profile (Karras et al.
+2024, section 3.1): at update k it keeps (1 - 1/k)^(gamma + 1) of itself, so it always spans the
+same part of the run, whatever its length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long, how fast, how smoothly.
+
+    Args:
+        steps: the most steps to take, or None when only ``minutes`` limits the run.
+        minutes: the most minutes to take; a run that it ends depends on the machine's speed.
+        batch: samples in a step, in all processes together, drawn with replacement.
+        lr: peak learning rate of Adam, betas (0.9, 0.99).
+        warmup: the part of the run in which the rate rises.
+        clip: the largest norm of a gradient.
+        ema: width of the average relative to the run (a standard deviation), in (0, 0.28).
+        every: steps in a window: how often the loss is read and the average updated.
+        save_every: minutes between checkpoints, where there is a folder.
+        autocast: bfloat16 on a GPU.
+        seed: of batches, noise, times and dropout.
+
+    Raises:
+        ValueError: a number out of its range; neither steps nor minutes.
+    """
+
+    steps: int | None = 10_000
+    minutes: float | None = None
+    batch: int = 256
+    lr: float = 2e-3
+    warmup: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.1
+    every: int = 10
+    save_every: float = 5.0
+    autocast: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "every"):
+            value = getattr(self, name)
+            optional = name == "steps" and value is None
+            if not optional and (isinstance(value, bool) or int(value) != value or value < 1):
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        for name in ("lr", "clip", "save_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if self.steps is None and self.minutes is None:
+            raise ValueError("a run needs an end: give steps or minutes")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        power_of_width(self.ema)
+
+
+def power_of_width(width: float) -> float:
+    """The exponent gamma of a power-law average whose relative standard deviation is ``width``.
+
+    width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, section 3.1).
+
+    >>> round(power_of_width(0.1), 2)
+    6.94
+    """
+    widest = math.sqrt(1 / 12)
+    if not 0 < width < widest:
+        raise ValueError(f"ema must lie in (0, {widest:.3f}), got {width}")
+    low, high = 0.0, 1 / width + 2
+    for _ in range(60):
+        gamma = (low + high) / 2
+        wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > width**2
+        low, high = (gamma, high) if wide else (low, gamma)
+    return (low + high) / 2
+
+
+def learning_rate(progress: float, warmup: float) -> float:
+    """The rate relative to its peak: a line up, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))

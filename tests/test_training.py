@@ -1,0 +1,599 @@
+"""Training: losses against closed forms, the loop against what it promises."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from problems import F64
+from torch import nn
+
+from sde_gen import (
+    EDM,
+    VE,
+    VP,
+    Gaussian,
+    Langevin,
+    OrnsteinUhlenbeck,
+    ScoreNetwork,
+    SubVP,
+    Wiener,
+    sample,
+)
+from sde_gen.networks import MLP
+from sde_gen.training import (
+    CheckpointError,
+    Classification,
+    Denoising,
+    KarrasWeight,
+    LogNormalTimes,
+    MinSNRWeight,
+    Recipe,
+    Trainer,
+    TrainingError,
+    dsm_loss,
+    likelihood_weight,
+    load,
+    pick_device,
+    stratified,
+    train,
+    uniform_times,
+    uniform_weight,
+)
+from sde_gen.training.losses import drop_labels
+from sde_gen.training.recipe import learning_rate, power_of_width
+
+SDES = [VP(), SubVP(), VE(), EDM(80.0), OrnsteinUhlenbeck(), Wiener()]
+C = 0.7
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def name(value) -> str:
+    return type(value).__name__
+
+
+# --- the loss -------------------------------------------------------------------------------
+
+# Each weighting as published: the weight of |s - target|^2 in sigma, alpha and g.
+PUBLISHED = [
+    (uniform_weight, lambda a, s, g: s**2),
+    (likelihood_weight, lambda a, s, g: g**2),
+    # (r^2 + c^2) / (r c)^2 on |D - x_0|^2 = (sigma^2 / alpha)^2 |s - target|^2
+    (
+        KarrasWeight(C),
+        lambda a, s, g: ((s / a) ** 2 + C**2) / ((s / a) ** 2 * C**2) * (s**2 / a) ** 2,
+    ),
+    (MinSNRWeight(5.0), lambda a, s, g: torch.clamp((a / s) ** 2, max=5.0) * (s**2 / a) ** 2),
+]
+
+
+@pytest.mark.parametrize(("weighting", "published"), PUBLISHED, ids=["noise", "g2", "edm", "snr"])
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_weighting_is_the_published_one(sde, weighting, published):
+    t = sde.T * torch.tensor([0.01, 0.1, 0.5, 1.0], dtype=F64)
+    x = torch.randn(4, 5, dtype=F64)
+    score = Gaussian(sde, torch.zeros(5, dtype=F64), 1.3)
+    loss = dsm_loss(score, sde, x, t, weighting, seeded())
+    p = sde.perturb(x, t, seeded())
+    weight = published(sde.alpha(t), sde.sigma(t), sde.diffusion(t))
+    expected = weight * (score(p.x, t) - p.score).square().mean(1)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_loss_of_the_exact_score_is_known(sde):
+    # Given x_t the noise has the variance alpha^2 v / (alpha^2 v + sigma^2).
+    n, d, v = 4000, 8, 0.6**2
+    score = Gaussian(sde, torch.full((d,), 0.5, dtype=F64), math.sqrt(v))
+    t = sde.T * torch.tensor([0.02, 0.2, 0.7], dtype=F64).repeat_interleave(n)
+    loss = dsm_loss(score, sde, score.sample(len(t), seeded(1)), t, generator=seeded(2))
+    a2, s2 = sde.alpha(t) ** 2, sde.sigma(t) ** 2
+    ratio = (loss * (a2 * v + s2) / (a2 * v)).reshape(3, n).mean(1)
+    spread = math.sqrt(2 / (n * d))
+    torch.testing.assert_close(ratio, torch.ones(3, dtype=F64), rtol=0, atol=4.5 * spread)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(80.0)], ids=name)
+def test_karras_loss_of_a_gaussian_is_one_at_every_level(sde):
+    n, d = 4000, 8
+    score = Gaussian(sde, torch.zeros(d, dtype=F64), C)
+    t = LogNormalTimes()(sde, stratified(n, seeded()))
+    loss = dsm_loss(score, sde, score.sample(n, seeded(1)), t, KarrasWeight(C), seeded(2))
+    assert abs(float(loss.mean()) - 1) < 4.5 * math.sqrt(2 / (n * d))
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_the_exact_score_is_the_minimum(sde):
+    # E loss(s + e) - E loss(s) = w sigma^2 |e|^2 for every error e: here constant and linear in x.
+    n, v = 40_000, 0.6**2
+    score = Gaussian(sde, torch.zeros(1, dtype=F64), math.sqrt(v))
+    x, t = score.sample(n, seeded(1)), torch.tensor(0.3 * sde.T, dtype=F64)
+    s2 = float(sde.sigma(t) ** 2)
+    total = float(sde.alpha(t) ** 2) * v + s2
+    best = dsm_loss(score, sde, x, t, generator=seeded(2))
+    for error, size in [
+        (lambda x, t: torch.full_like(x, 0.3 / math.sqrt(s2)), 0.3**2 / s2),
+        (lambda x, t: 0.2 * x / math.sqrt(s2 * total), 0.2**2 / s2),
+    ]:
+        rise = dsm_loss(score + error, sde, x, t, generator=seeded(2)) - best
+        spread = float(rise.std()) / math.sqrt(n)
+        assert abs(float(rise.mean()) - s2 * size) < 4.5 * spread
+        assert spread < 0.1 * s2 * size
+
+
+def test_loss_of_a_process_without_a_kernel():
+    # Langevin towards N(0, 1), simulated in k steps: x_t = (1 - h/2)^k x_0 + ..., all Gaussian.
+    target = Gaussian(VP(), torch.zeros(1, dtype=F64), 1.0)
+    sde = Langevin(target)
+    n, t = 100_000, 0.5
+    h = t / sde.steps
+    variance = 1.0
+    for _ in range(sde.steps):
+        variance = (1 - h / 2) ** 2 * variance + h
+    x = target.sample(n, seeded(1))
+    loss = dsm_loss(lambda x, t: -x, sde, x, torch.tensor(t), generator=seeded(2))
+    # residual = z - sqrt(h) x_t, and the last step gives E x_t z = sqrt(h)
+    expected = 1 - 2 * h + h * variance
+    assert abs(float(loss.mean()) - expected) < 4.5 * math.sqrt(2 / n)
+    for weighting in (likelihood_weight, KarrasWeight(), MinSNRWeight()):
+        with pytest.raises(TypeError, match="LinearSDE"):
+            dsm_loss(target, sde, x[:2], torch.tensor(t), weighting)
+
+
+def test_nothing_is_lost_in_float32():
+    sde = VP()
+    t = torch.logspace(-6, 0, 200, dtype=F64)
+    score = Gaussian(sde, torch.zeros(64, dtype=F64), C)
+    x = score.sample(200, seeded())
+    exact = dsm_loss(score, sde, x, t, KarrasWeight(C), seeded(1))
+    z = (sde.perturb(x, t, seeded(1)).noise).float()
+
+    class Same(VP):
+        def perturb(self, x, t, generator=None):
+            p = super().perturb(x, t, seeded())
+            return p._replace(x=p.mean + p.std * z, noise=z)
+
+    single = dsm_loss(score, Same(), x.float(), t, KarrasWeight(C))
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=2e-4, atol=0)
+
+
+def test_loss_refuses():
+    sde, x = VP(), torch.zeros(4, 3)
+    with pytest.raises(TypeError, match="floating"):
+        dsm_loss(lambda x, t: x, sde, x.long(), torch.full((4,), 0.5))
+    with pytest.raises(ValueError, match=r"shape \(4, 1\)"):
+        dsm_loss(lambda x, t: x[:, :1], sde, x, torch.full((4,), 0.5))
+
+
+# --- the times ------------------------------------------------------------------------------
+
+
+def test_stratified_numbers_fill_the_interval():
+    u = torch.stack([stratified(16, seeded(k)) for k in range(400)])
+    assert (u.sort(1).values * 16).long().eq(torch.arange(16)).all()
+    # each one alone is uniform: its mean over offsets, to 4.5 standard errors
+    assert (u.mean(0) - 0.5).abs().max() < 4.5 / math.sqrt(12 * 400)
+    assert u.min() >= 0
+    assert u.max() < 1
+
+
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), EDM(80.0)], ids=name)
+def test_log_normal_times_have_the_truncated_density(sde):
+    from scipy.stats import truncnorm
+
+    mean, std = -1.0, 1.5
+    u = (torch.arange(50, dtype=F64) + 0.5) / 50
+    got = -0.5 * sde.log_snr(LogNormalTimes(mean, std)(sde, u))
+    low, high = (math.log(0.005) - mean) / std, (-0.5 * float(sde.log_snr(sde.T)) - mean) / std
+    expected = torch.from_numpy(truncnorm(low, high, loc=mean, scale=std).ppf(u.numpy()))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_times_stay_where_the_score_is_regular():
+    u = torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=F64)
+    for sde in SDES:
+        for times in (LogNormalTimes(), LogNormalTimes(20.0, 0.5), uniform_times):
+            t = times(sde, u)
+            assert ((t > 0) & (t <= sde.T)).all()
+            assert torch.isfinite(sde.sigma(t)).all()
+
+
+def test_labels_are_dropped_at_their_rate():
+    y = torch.arange(10).repeat(1000)
+    dropped = drop_labels(y, 0.2, seeded())
+    gone = dropped == -1
+    assert torch.equal(dropped[~gone], y[~gone])
+    assert abs(float(gone.double().mean()) - 0.2) < 4.5 * math.sqrt(0.16 / 10_000)
+
+
+# --- the recipe -----------------------------------------------------------------------------
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(p / 1000, 0.1) for p in range(1001)]
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(1)
+    assert rates[550] == pytest.approx(0.5)
+    assert rates[1000] == pytest.approx(0, abs=1e-12)
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_average_has_the_width_that_was_asked_for(width):
+    # A weight that equals the time (and one its square) gives the profile's mean and spread.
+    class Clock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(2, dtype=F64))
+
+    n, model = 3000, Clock()
+    trainer = Trainer(model, torch.zeros(1, 1), recipe=Recipe(steps=1, ema=width), device="cpu")
+    for k in range(1, n + 1):
+        model.p.data = torch.tensor([k / n, (k / n) ** 2], dtype=F64)
+        trainer.average.update_parameters(model)
+    mean, square = trainer.average.module.p.tolist()
+    gamma = power_of_width(width)
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2 / n)
+    assert math.sqrt(square - mean**2) == pytest.approx(width, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"steps": None}, "end"),
+        ({"minutes": -1.0}, "minutes"),
+        ({"batch": 0}, "batch"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": math.nan}, "lr"),
+        ({"ema": 0.3}, "ema"),
+        ({"warmup": 1.0}, "warmup"),
+    ],
+    ids=str,
+)
+def test_recipe_refuses(options, word):
+    with pytest.raises(ValueError, match=word):
+        Recipe(**options)
+
+
+# --- the loop -------------------------------------------------------------------------------
+
+
+def small(dropout: float = 0.0, classes: int | None = None) -> ScoreNetwork:
+    torch.manual_seed(0)
+    net = MLP((2,), width=32, depth=2, dropout=dropout, classes=classes)
+    return ScoreNetwork(net, VP(), data_std=0.6)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+DATA = torch.randn(500, 2, generator=seeded(7)) * torch.tensor([0.8, 0.3]) + 0.2
+LABELS = torch.arange(500) % 3
+
+
+def test_learns_the_score_of_a_gaussian():
+    exact = Gaussian(VP(), torch.tensor([0.2, 0.2]), torch.tensor([0.8, 0.3]))
+    recipe = Recipe(steps=600, batch=256, lr=5e-3)
+
+    def fresh(x, generator):
+        z = torch.randn(x.shape, generator=generator)
+        return z * torch.tensor([0.8, 0.3]) + 0.2
+
+    model = train(small(), DATA, recipe=recipe, transform=fresh, progress=False, device="cpu")
+    x = exact.sample(2000, seeded(3)).float()
+    for t in (0.05, 0.2, 0.5):
+        t = torch.tensor(t)
+        x_t = VP().perturb(x, t, seeded(4)).x
+        error = model(x_t, t) - exact(x_t, t)
+        relative = (error.square().mean() / exact(x_t, t).square().mean()).sqrt()
+        assert relative < 0.08
+    drawn = sample(model, 2000, seed=0)
+    torch.testing.assert_close(drawn.std(0), torch.tensor([0.8, 0.3]), rtol=0.1, atol=0)
+
+
+def test_run_depends_on_its_seed_alone():
+    results = []
+    for outside, seed in ((1, 0), (2, 0), (2, 1)):
+        model = small(dropout=0.2)
+        torch.manual_seed(outside)
+        before = torch.get_rng_state()
+        recipe = Recipe(steps=15, batch=32, seed=seed)
+        average = train(model, DATA, recipe=recipe, progress=False, device="cpu")
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(weights(average))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+class Stops:
+    """A transform that fails at a given step, once."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step + 1  # the check of the data makes one call
+
+    def __call__(self, x, generator):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_resumed_run_is_the_run(tmp_path):
+    recipe = Recipe(steps=45, batch=32, save_every=1e-9)
+    options = {"progress": False, "device": "cpu", "transform": lambda x, g: x}
+    straight = train(small(0.2, 3), DATA, LABELS, recipe, **options)
+    stopped = options | {"transform": Stops(27), "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        train(small(0.2, 3), DATA, LABELS, recipe, **stopped)
+    other = small(0.2, 3)
+    for p in other.parameters():
+        nn.init.zeros_(p)
+    resumed = train(other, DATA, LABELS, recipe, folder=tmp_path, resume=True, **options)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert torch.equal(weights(load(tmp_path)), weights(straight))
+
+
+def test_resume_refuses(tmp_path):
+    recipe = Recipe(steps=5, batch=32)
+    train(small(), DATA, recipe=recipe, folder=tmp_path, progress=False, device="cpu")
+    wider = ScoreNetwork(MLP((2,), width=48, depth=2), VP())
+    with pytest.raises(CheckpointError, match="not of this model"):
+        Trainer(wider, DATA, recipe=recipe, folder=tmp_path, device="cpu").resume()
+    state = tmp_path / "training.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    trainer = Trainer(small(), DATA, recipe=recipe, folder=tmp_path, device="cpu")
+    with pytest.raises(CheckpointError, match="truncated or cannot be read"):
+        trainer.resume()
+    state.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        trainer.resume()
+
+
+def test_gradients_are_clipped():
+    def steep(model, x, y, generator):
+        return 1e6 * sum(p.sum() for p in model.parameters()) * torch.ones(len(x))
+
+    trainer = Trainer(
+        small(), DATA, recipe=Recipe(steps=1, clip=0.5), objective=steep, device="cpu"
+    )
+    trainer.run(progress=False)
+    first = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.model.parameters()]
+    norm = math.sqrt(sum(float(m.square().sum()) for m in first))
+    assert norm == pytest.approx((1 - 0.9) * 0.5, rel=1e-4)
+
+
+def test_time_ends_a_run():
+    recipe = Recipe(steps=None, minutes=0.5 / 60, batch=16, every=2)
+    trainer = Trainer(small(), DATA, recipe=recipe, device="cpu")
+    trainer.run(progress=False)
+    assert trainer.step > 2
+    assert 0.5 <= trainer.elapsed < 20
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.5 * recipe.lr
+
+
+def test_bar_shows_the_loss(capsys):
+    train(small(), DATA, recipe=Recipe(steps=20, batch=16), device="cpu")
+    shown = capsys.readouterr().err
+    assert "loss" in shown
+    assert "100 %" in shown
+
+
+class Breaks(nn.Module):
+    """A network that goes wrong at its n-th call."""
+
+    shape = (2,)
+
+    def __init__(self, call: int, how: str) -> None:
+        super().__init__()
+        self.inner, self.left, self.how = MLP((2,), width=16, depth=1), call, how
+
+    def forward(self, x, c, y=None):
+        self.left -= 1
+        out = self.inner(x, c)
+        if self.left >= 0:
+            return out
+        return out[:, :1] if self.how == "shape" else out * math.nan
+
+
+@pytest.mark.parametrize("how", ["shape", "nan"])
+def test_failure_keeps_the_last_good_weights(how, tmp_path):
+    model = ScoreNetwork(Breaks(17, how), VP())
+    seen = []
+
+    def watch(model, x, y, generator):
+        seen.append(weights(model))
+        return Denoising()(model, x, y, generator)
+
+    trainer = Trainer(
+        model, DATA, recipe=Recipe(steps=100, batch=16), objective=watch, device="cpu"
+    )
+    with pytest.raises(TrainingError, match="step 17") as info:
+        trainer.run(progress=False)
+    assert (info.value.step, info.value.kept) == (17, 10)
+    assert ("shape" if how == "shape" else "nan") in str(info.value)
+    assert torch.equal(weights(model), seen[10])
+    assert torch.isfinite(weights(trainer.average)).all()
+
+
+def test_failure_leaves_a_checkpoint(tmp_path):
+    def late(model, x, y, generator):
+        late.calls = getattr(late, "calls", 0) + 1
+        loss = Denoising()(model, x, y, generator)
+        return loss * math.inf if late.calls > 25 else loss
+
+    recipe = Recipe(steps=100, batch=16)
+    with pytest.raises(TrainingError, match="step 25: the loss is inf"):
+        train(
+            small(),
+            DATA,
+            recipe=recipe,
+            objective=late,
+            folder=tmp_path,
+            progress=False,
+            device="cpu",
+        )
+    assert torch.isfinite(weights(load(tmp_path))).all()
+
+
+def broken(i: int, value: float) -> torch.Tensor:
+    x = DATA.clone()
+    x[i, 1] = value
+    return x
+
+
+BAD_DATA = [
+    (DATA.numpy(), None, TypeError, "torch.Tensor"),
+    ((255 * DATA).to(torch.uint8), None, TypeError, "floating point"),
+    (broken(3, math.nan), None, ValueError, r"NaN or infinite.*\(3, 1\)"),
+    (broken(5, math.inf), None, ValueError, r"NaN or infinite.*\(5, 1\)"),
+    (DATA.repeat(1, 2), None, ValueError, r"\(N, \*\(2,\)\)"),
+    (DATA[:0], None, ValueError, "N >= 1"),
+    (DATA, LABELS, ValueError, "no classes"),
+]
+
+
+@pytest.mark.parametrize(("data", "labels", "error", "words"), BAD_DATA)
+def test_bad_data_are_refused_before_work(data, labels, error, words):
+    with pytest.raises(error, match=words):
+        train(small(), data, labels, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (None, ValueError, "3 classes"),
+        (LABELS + 1, ValueError, r"0 \.\. 2, got 3 at index 2"),
+        (LABELS - 1, ValueError, "got -1 at index 0"),
+        (LABELS.float(), TypeError, "int64"),
+        (LABELS[:10], ValueError, r"\(500,\)"),
+    ],
+)
+def test_bad_labels_are_refused_before_work(labels, error, words):
+    with pytest.raises(error, match=words):
+        train(small(classes=3), DATA, labels, device="cpu")
+
+
+def test_transform_may_take_integers():
+    levels = (100 + 20 * DATA).to(torch.uint8)
+
+    def scale(x, generator):
+        return x.float() / 100 - 1
+
+    recipe = Recipe(steps=3, batch=8)
+    train(small(), levels, recipe=recipe, transform=scale, progress=False, device="cpu")
+    with pytest.raises(TypeError, match=r"transform\(data\)"):
+        train(small(), levels, recipe=recipe, transform=lambda x, g: x, device="cpu")
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_work(tmp_path):
+    class Own(VP):
+        pass
+
+    model = ScoreNetwork(MLP((2,)), Own())
+    with pytest.raises(TypeError, match="Own"):
+        train(model, DATA, device="cpu", folder=tmp_path)
+
+
+def test_classifier_learns_from_noisy_data():
+    # Two classes at +-1 with spread 0.2: p(y | x_t) is a logistic function known exactly.
+    y = torch.arange(1000) % 2
+    x = (2.0 * y - 1).unsqueeze(1) + 0.2 * torch.randn(1000, 1, generator=seeded(1))
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 2))
+
+        def forward(self, x, c):
+            return self.body(torch.cat([x, c.reshape(-1, 1).expand(len(x), 1)], 1))
+
+    torch.manual_seed(0)
+    sde, recipe = VP(), Recipe(steps=500, batch=256, lr=1e-2)
+    net = train(
+        Logits(), x, y, recipe, objective=Classification(sde), progress=False, device="cpu"
+    )
+    from sde_gen import Classifier
+
+    t = torch.tensor(0.3)
+    a, s2 = float(sde.alpha(t)), float(sde.sigma(t)) ** 2
+    v = a**2 * 0.2**2 + s2
+    points = torch.linspace(-1, 1, 9).unsqueeze(1)
+    exact = torch.sigmoid(2 * a * points / v).squeeze(1)
+    got = Classifier(net, 1, sde).log_prob(points, t)
+    torch.testing.assert_close(got.exp(), exact, rtol=0, atol=0.08)
+
+
+def test_device_that_is_not_there_is_named():
+    if not torch.cuda.is_available():
+        assert pick_device().type in ("cpu", "mps")
+        with pytest.raises(RuntimeError, match="sees 0 CUDA devices"):
+            train(small(), DATA, device="cuda")
+    with pytest.raises(RuntimeError, match="cuda:99"):
+        pick_device("cuda:99")
+    with pytest.raises(ValueError, match="no device"):
+        pick_device("gpu")
+
+
+def test_missing_accelerate_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"pip install 'sde-gen\[train\]'"):
+        train(small(), DATA, device="cpu")
+
+
+TWO = """
+import sys, torch
+from sde_gen import VP, ScoreNetwork
+from sde_gen.networks import MLP
+from sde_gen.training import Recipe, Trainer
+data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+torch.manual_seed(0)
+model = ScoreNetwork(MLP((2,), width=16, depth=1), VP())
+recipe = Recipe(steps=None, minutes=0.02, batch=32)
+trainer = Trainer(model, data, recipe=recipe, folder=sys.argv[1])
+average = trainer.run(progress=False)
+flat = torch.cat([p.flatten() for p in average.parameters()])
+both = trainer.accelerator.gather(flat.unsqueeze(0))
+assert len(both) == 2 and torch.equal(both[0], both[1]), both
+assert trainer.step > 0
+print("agree" if trainer.is_main else "")
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment,
+    )
+    assert "agree" in done.stdout, done.stderr
+    load(tmp_path / "run")
+
+
+def test_copies_of_a_model_do_not_share_weights():
+    model = small()
+    start = copy.deepcopy(model)
+    average = train(model, DATA, recipe=Recipe(steps=20, batch=16), progress=False, device="cpu")
+    assert not average.training
+    assert not torch.equal(weights(model), weights(start))
+    assert not torch.equal(weights(average), weights(model))
