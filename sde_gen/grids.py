@@ -51,6 +51,11 @@ def _ratio(sde: SDE, t: float) -> float:
     return math.exp(-0.5 * float(sde.log_snr(t)))
 
 
+def _check_positive(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}")
+
+
 def uniform(
     sde: SDE,
     steps: int,
@@ -66,6 +71,7 @@ def uniform(
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     start, end, n = _limits(sde, steps, start, end, to_zero)
+    _check_positive(power, "power")
     u = torch.linspace(start ** (1 / power), end ** (1 / power), n + 1, dtype=torch.float64)
     return _finish(u**power, start, end, to_zero)
 
@@ -94,6 +100,7 @@ def karras(
 ) -> Tensor:
     """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5)."""
     start, end, n = _limits(sde, steps, start, end, to_zero)
+    _check_positive(rho, "rho")
     a, b = (_ratio(sde, t) ** (1 / rho) for t in (start, end))
     ratios = torch.linspace(a, b, n + 1, dtype=torch.float64) ** rho
     return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)

@@ -47,10 +47,14 @@ class Classifier(Score):
         self, net: nn.Module, y: int | Tensor, sde: LinearSDE, data_std: float = 1.0
     ) -> None:
         self.net, self.sde, self.data_std = net, sde, data_std
-        self.y = torch.as_tensor(y, dtype=torch.int64)
+        self.y = _integers(y)
         self.shape = getattr(net, "shape", None)
         if (self.y < 0).any():
             raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters(), torch.empty(0)).device
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p(y | x_t) in nats, (B, *D) -> (B,)."""
@@ -103,7 +107,7 @@ class ClassifierFree(Score):
 
     def __init__(self, score: Score, y: int | Tensor, weight: Weight = 1.0) -> None:
         self.score, self.weight = score, weight
-        self.y = torch.as_tensor(y, dtype=torch.int64)
+        self.y = _integers(y)
         self.sde, self.shape, self.singular = score.sde, score.shape, score.singular
         classes: Any = getattr(score, "classes", None)
         _check_range(self.y, classes)
@@ -128,6 +132,13 @@ class ClassifierFree(Score):
     def rows(self, index: slice | Tensor) -> ClassifierFree:
         y = self.y[index] if self.y.ndim else self.y
         return ClassifierFree(self.score.rows(index), y, self.weight)
+
+
+def _integers(y: int | Tensor) -> Tensor:
+    labels = torch.as_tensor(y)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    return labels.to(torch.int64)
 
 
 def _labels(y: Tensor, x: Tensor, classes: int | None) -> Tensor:

@@ -57,7 +57,7 @@ def check_state(x: Tensor, name: str = "x") -> None:
 
     Raises:
         TypeError: not a tensor, or an integer one (images must be scaled to floats first).
-        ValueError: no batch dimension.
+        ValueError: no batch dimension, or an empty batch.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (B, *D), got {type(x).__name__}")
@@ -68,6 +68,8 @@ def check_state(x: Tensor, name: str = "x") -> None:
         )
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
+    if len(x) == 0:
+        raise ValueError(f"{name} is an empty batch: its shape is {tuple(x.shape)}")
 
 
 def check_finite(x: Tensor, name: str = "x") -> None:
@@ -79,6 +81,12 @@ def check_finite(x: Tensor, name: str = "x") -> None:
             f"{name} has {int(bad.sum())} NaN or infinite values of {x.numel()},"
             f" the first at index {first}"
         )
+
+
+def check_time(t: Tensor, T: float) -> None:
+    """Raise ``ValueError`` unless every time lies in [0, T]; looks at times on the CPU only."""
+    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= T * (1 + 1e-12))).all()):
+        raise ValueError(f"times must lie in [0, T] = [0, {T}], got {t.tolist()}")
 
 
 @lru_cache

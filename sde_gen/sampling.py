@@ -52,11 +52,15 @@ def solve(
         chunk: run the batch in parts of this size; the result does not depend on it.
 
     Raises:
-        TypeError: an integer state; a solver that cannot step the process.
+        TypeError: an integer state; not a process or solver; a solver that cannot step it.
         ValueError: a state that is not finite; a grid that is not monotone, leaves [0, T], runs
             the wrong way for the process, or makes the solver read a score where it is singular.
         FloatingPointError: the result is not finite.
     """
+    if not isinstance(process, SDE):
+        raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
@@ -67,7 +71,7 @@ def solve(
         plan = solver.plan(process, grid)
         runs = [
             _run(
-                _rows(process, part, len(x)),
+                process.rows(part) if len(parts) > 1 else process,
                 x[part],
                 plan,
                 solver,
@@ -152,8 +156,12 @@ def sample(
         solver = Exponential(3) if eta == 0 else Exponential(2)
     if times is None:
         times = grids.quadratic(sde, steps, to_zero=not solver.evaluates_end)
+    if not float(times[0]) > float(times[-1]):
+        raise ValueError(f"times must fall from the noise to the data, got {times}")
     noise = _as_noise(seed)
-    device = getattr(model, "device", "cpu") if device is None else device
+    device = torch.device(getattr(model, "device", "cpu") if device is None else device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
     z = noise.start(torch.empty(n, *shape, dtype=dtype, device=device))
     x = float(sde.sigma(float(times[0]))) * z
     with torch.no_grad():
@@ -189,9 +197,8 @@ def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -
             f"times must {way} for {describe(process)}; only an ODE (a probability flow, eta = 0)"
             " runs both ways"
         )
-    score = getattr(process, "score", None)
     reads_zero = float(grid[0]) == 0 or (float(grid[-1]) == 0 and solver.evaluates_end)
-    if reads_zero and getattr(score, "singular", False):
+    if reads_zero and process.singular:
         raise ValueError(
             f"{type(solver).__name__} on this grid reads the score at t = 0, where it is"
             " singular: start or end the grid at a small positive time"
@@ -203,11 +210,6 @@ def _parts(n: int, size: int) -> list[slice]:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"chunk must be an integer >= 1, got {size!r}")
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def _rows(process: SDE, part: slice, n: int) -> SDE:
-    rows = getattr(process, "rows", None)
-    return process if rows is None or part == slice(0, n) else rows(part)
 
 
 def _bar(items: list[_T], progress: bool) -> Iterable[_T]:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .ops import Time, as_time, bisect, integrate, match, sum_rest
+from .ops import Time, as_time, bisect, check_state, check_time, integrate, match, sum_rest
 from .schedules import Geometric, Linear, Power, Schedule
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
@@ -53,6 +53,8 @@ class SDE(ABC):
     T: float
     direction: int = 1
     """+1: only makes sense with time rising; -1: only falling; 0: an ODE, both ways."""
+    singular: bool = False
+    """Whether the drift cannot be read at t = 0."""
     steps: int = 100
     """Euler-Maruyama steps from 0 to t that ``perturb`` takes where no kernel is known."""
 
@@ -71,8 +73,13 @@ class SDE(ABC):
             x: clean data (B, *D).
             t: time () or (B,), positive.
             generator: source of the noise, on the device of x.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: a time outside [0, T], or neither one nor B of them.
         """
-        h = as_time(t) / self.steps
+        t = _check(self, x, t)
+        h = t / self.steps
         g_h = torch.sqrt(h)
         for k in range(self.steps):
             mean = x + match(h, x) * self.drift(x, k * h)
@@ -88,6 +95,10 @@ class SDE(ABC):
     def probability_flow(self, score: ScoreFunction) -> Reverse:
         """The ODE with the same marginals (eta = 0): runs both ways."""
         return Reverse(self, score, 0.0)
+
+    def rows(self, index: slice | Tensor) -> SDE:
+        """The same process for a selection of the batch: what is bound per sample follows."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -122,18 +133,25 @@ class Reverse(SDE):
     def direction(self) -> int:  # type: ignore[override]
         return -1 if self.eta > 0 else 0
 
+    @property
+    def singular(self) -> bool:  # type: ignore[override]
+        return getattr(self.score, "singular", False)
+
     def drift(self, x: Tensor, t: Time) -> Tensor:
         t = as_time(t)
         c = (1 + self.eta**2) / 2 * self.sde.diffusion(t) ** 2
-        return self.sde.drift(x, t) - match(c, x) * self.score(x, t)
+        s = self.score(x, t)
+        if s.shape != x.shape:
+            raise ValueError(
+                f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}"
+            )
+        return self.sde.drift(x, t) - match(c, x) * s
 
     def diffusion(self, t: Time) -> Tensor:
         return self.eta * self.sde.diffusion(t)
 
     def rows(self, index: slice | Tensor) -> Reverse:
-        """The same process for a selection of the batch (labels and observations follow)."""
-        rows = getattr(self.score, "rows", None)
-        return self if rows is None else Reverse(self.sde, rows(index), self.eta)
+        return Reverse(self.sde.rows(index), _rows(self.score, index), self.eta)
 
 
 class LinearSDE(SDE):
@@ -180,7 +198,7 @@ class LinearSDE(SDE):
 
     def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
         """Draw x_t = alpha_t x + sigma_t z exactly, for t () or (B,)."""
-        t = as_time(t)
+        t = _check(self, x, t)
         mean, std = match(self.alpha(t), x) * x, match(self.sigma(t), x)
         z = _randn_like(x, generator)
         return Perturbed(mean + std * z, mean, std, z)
@@ -208,18 +226,28 @@ class LinearSDE(SDE):
         return -0.5 * sum_rest((x / std) ** 2) - constant * x[0].numel()
 
 
+class _Clocked(SDE):
+    """A process that runs on a clock, up to the clock's end."""
+
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule such as Linear(), got {self.schedule!r}")
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        return self.schedule.T
+
+
 @dataclass(frozen=True)
-class VP(LinearSDE):
+class VP(_Clocked, LinearSDE):
     """Variance preserving: dX = -1/2 beta X dt + sqrt(beta) dW (Song et al. 2021, equation 11).
 
     alpha^2 = exp(-B), sigma^2 = 1 - exp(-B): an Ornstein-Uhlenbeck process on the clock B.
     """
 
     schedule: Schedule = field(default_factory=Linear)
-
-    @property
-    def T(self) -> float:  # type: ignore[override]
-        return self.schedule.T
 
     def rate(self, t: Time) -> Tensor:
         return -0.5 * self.schedule.beta(t)
@@ -239,17 +267,13 @@ class VP(LinearSDE):
 
 
 @dataclass(frozen=True)
-class SubVP(LinearSDE):
+class SubVP(_Clocked, LinearSDE):
     """Sub-VP: the drift of VP with g^2 = beta (1 - exp(-2 B)) (Song et al. 2021, equation 29).
 
     alpha^2 = exp(-B), sigma = 1 - exp(-B): at every time less noise than VP.
     """
 
     schedule: Schedule = field(default_factory=Linear)
-
-    @property
-    def T(self) -> float:  # type: ignore[override]
-        return self.schedule.T
 
     def rate(self, t: Time) -> Tensor:
         return -0.5 * self.schedule.beta(t)
@@ -270,17 +294,13 @@ class SubVP(LinearSDE):
 
 
 @dataclass(frozen=True)
-class VE(LinearSDE):
+class VE(_Clocked, LinearSDE):
     """Variance exploding: dX = sqrt(beta) dW (Song et al. 2021, equation 9).
 
     alpha = 1, sigma^2 = B: Brownian motion on the clock B.
     """
 
     schedule: Schedule = field(default_factory=Geometric)
-
-    @property
-    def T(self) -> float:  # type: ignore[override]
-        return self.schedule.T
 
     def rate(self, t: Time) -> Tensor:
         return torch.zeros_like(as_time(t))
@@ -358,7 +378,7 @@ class OrnsteinUhlenbeck(LinearSDE):
 
 
 @dataclass(frozen=True)
-class Langevin(SDE):
+class Langevin(_Clocked):
     """dX = 1/2 beta s(X) dt + sqrt(beta) dW for the score s of a target law.
 
     Started at its target it does not move in law: its reversal is itself and its probability
@@ -368,21 +388,42 @@ class Langevin(SDE):
         score: any score; it is read at the fixed time ``at`` (0: the data's own score; a small
             positive time for a network, whose score is singular at 0).
         schedule: the clock.
+
+    Raises:
+        ValueError: ``at`` is 0 where the score says that it is singular.
     """
 
     score: ScoreFunction
     schedule: Schedule = field(default_factory=Power)
     at: float = 0.0
 
-    @property
-    def T(self) -> float:  # type: ignore[override]
-        return self.schedule.T
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at == 0 and getattr(self.score, "singular", False):
+            raise ValueError(
+                "the score is singular at t = 0: give Langevin a small positive time, at=..."
+            )
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         return match(0.5 * self.schedule.beta(t), x) * self.score(x, as_time(self.at))
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(self.schedule.beta(t))
+
+    def rows(self, index: slice | Tensor) -> Langevin:
+        return replace(self, score=_rows(self.score, index))
+
+
+def _rows(score: ScoreFunction, index: slice | Tensor) -> ScoreFunction:
+    rows = getattr(score, "rows", None)
+    return score if rows is None else rows(index)
+
+
+def _check(sde: SDE, x: Tensor, t: Time) -> Tensor:
+    check_state(x)
+    t = as_time(t)
+    check_time(t, sde.T)
+    return t
 
 
 def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -105,9 +105,11 @@ class Sum(Score):
 
     def __init__(self, terms: list[tuple[ScoreFunction, Weight]]) -> None:
         self.terms = terms
-        for score, _ in terms:
+        for score, weight in terms:
             if not callable(score):
                 raise TypeError(f"a term must be callable as score(x, t), got {score!r}")
+            if not (callable(weight) or isinstance(weight, float | int | Tensor)):
+                raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
         scores = [score for score, _ in terms]
         self.sde = next((s.sde for s in scores if getattr(s, "sde", None) is not None), None)  # type: ignore[attr-defined]
         self.shape = next((s.shape for s in scores if getattr(s, "shape", None) is not None), None)  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, check_finite, check_state
+from ..ops import Time, as_time, check_finite, check_state, check_time
 from ..sdes import LinearSDE
 from .base import Score
 
@@ -32,28 +32,34 @@ def _precise(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def _levels(
-    sde: LinearSDE, x: Tensor, t: Time, shape: tuple[int, ...] | None
-) -> tuple[Tensor, Tensor]:
-    """alpha and sigma as (1, 1) or (B, 1), after checking that x is (B, *shape)."""
-    check_state(x)
-    if x.shape[1:] != shape:
-        raise ValueError(f"x must have shape (B, *{shape}), got {tuple(x.shape)}")
-    t = as_time(t)
-    if t.ndim and t.shape != x.shape[:1]:
-        raise ValueError(f"t must be a number or ({len(x)},), got {tuple(t.shape)}")
-    alpha, sigma = (_precise(c(t).to(x.device)).reshape(-1, 1) for c in (sde.alpha, sde.sigma))
-    return alpha, sigma
-
-
 class _Exact(Score):
     sde: LinearSDE
     shape: tuple[int, ...]
     _where: Tensor
 
+    def _know(self, sde: LinearSDE, shape: tuple[int, ...]) -> None:
+        if not isinstance(sde, LinearSDE):
+            raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
+        self.sde, self.shape = sde, tuple(shape)
+
     @property
     def device(self) -> torch.device:
         return self._where.device
+
+    def _levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """alpha and sigma as (1, 1) or (B, 1), after checking x (B, *shape) and t."""
+        check_state(x)
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
+        t = as_time(t)
+        if t.ndim and t.shape != x.shape[:1]:
+            raise ValueError(f"t must be a number or ({len(x)},), got {tuple(t.shape)}")
+        check_time(t, self.sde.T)
+        if self.singular and t.device.type == "cpu" and bool((t == 0).any()):
+            raise ValueError("the data have no density (std 0): at t = 0 their score is singular")
+        levels = (c(t).to(x.device) for c in (self.sde.alpha, self.sde.sigma))
+        alpha, sigma = (_precise(c).reshape(-1, 1) for c in levels)
+        return alpha, sigma
 
 
 class Gaussian(_Exact):
@@ -67,8 +73,9 @@ class Gaussian(_Exact):
         covariance: a symmetric positive semi-definite matrix (n, n), n = prod(D).
 
     Raises:
-        ValueError: negative std, wrong shapes, a covariance that is not symmetric or has a
-            negative eigenvalue.
+        TypeError: ``sde`` is not linear.
+        ValueError: negative std, wrong shapes, NaN, a covariance that is not symmetric or has a
+            negative eigenvalue; when called: a time outside [0, T], or t = 0 where std is 0.
     """
 
     def __init__(
@@ -79,7 +86,8 @@ class Gaussian(_Exact):
         covariance: Tensor | None = None,
     ) -> None:
         check_state(mean, "mean")
-        self.sde, self.shape = sde, tuple(mean.shape)
+        check_finite(mean, "mean")
+        self._know(sde, mean.shape)
         self.mean = self._where = _precise(mean).flatten()
         self.basis: Tensor | None = None
         if covariance is not None:
@@ -92,14 +100,15 @@ class Gaussian(_Exact):
             self.variance = self.variance.clamp_min(0)
         else:
             scale = torch.as_tensor(std, dtype=self.mean.dtype, device=self.mean.device)
-            if (scale < 0).any():
-                raise ValueError("std must not be negative")
+            _check_std(scale)
+            if scale.ndim and scale.shape != self.shape:
+                raise ValueError(f"std must be a number or {self.shape}, got {(*scale.shape,)}")
             self.variance = scale.expand(self.shape).flatten() ** 2
         self.singular = bool((self.variance == 0).any())
 
     def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""
-        alpha, sigma = _levels(self.sde, x, t, self.shape)
+        alpha, sigma = self._levels(x, t)
         z = _precise(x).flatten(1) - alpha * self.mean
         z = z if self.basis is None else z @ self.basis
         return z, alpha**2 * self.variance + sigma**2
@@ -134,7 +143,9 @@ class GaussianMixture(_Exact):
         std: a number, (K,), or (K, *D).
 
     Raises:
-        ValueError: weights that are not positive or not K of them; negative or misshapen std.
+        TypeError: ``sde`` is not linear.
+        ValueError: weights that are not positive or not K of them; negative or misshapen std;
+            when called: a time outside [0, T], or t = 0 where a std is 0.
     """
 
     def __init__(
@@ -142,7 +153,9 @@ class GaussianMixture(_Exact):
     ) -> None:
         check_state(means, "means")
         check_finite(means, "means")
-        self.sde, self.shape = sde, tuple(means.shape[1:])
+        if means.ndim < 2:
+            raise ValueError(f"means must be (K, *D), one row a component, got {(*means.shape,)}")
+        self._know(sde, means.shape[1:])
         weights = torch.as_tensor(weights, dtype=torch.float64).to(means.device)
         if weights.shape != (len(means),) or not (weights > 0).all():
             raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
@@ -156,8 +169,7 @@ class GaussianMixture(_Exact):
                 f"std must be a number, ({len(means)},) or {(*means.shape,)}; for one value a"
                 f" coordinate repeat it for each mean; got {tuple(scale.shape)}"
             )
-        if (scale < 0).any():
-            raise ValueError("std must not be negative")
+        _check_std(scale)
         # (K, 1) or (K, D); a number stays one row, so that 50,000 means cost no memory.
         self.variance = scale.reshape(-1, 1) ** 2 if scale.ndim < 2 else scale**2
         self.singular = bool((self.variance == 0).any())
@@ -178,7 +190,7 @@ class GaussianMixture(_Exact):
         States are (1, B, D) under one time and (B, 1, D) under a time each, so that both are
         batched matrix products.
         """
-        alpha, sigma = (c.unsqueeze(-1) for c in _levels(self.sde, x, t, self.shape))
+        alpha, sigma = (c.unsqueeze(-1) for c in self._levels(x, t))
         y = _precise(x).flatten(1)
         y = y.unsqueeze(0) if len(alpha) == 1 else y.unsqueeze(1)
         for log_w, m, c in self._chunks(len(x)):
@@ -246,6 +258,11 @@ def _diagonal(y: Tensor, alpha: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, _
     square = (y * y) @ s.mT + (alpha * m * n).sum(-1).unsqueeze(-2)
     p = -0.5 * (square - 2 * y @ n.mT) + 0.5 * torch.log(s).sum(-1).unsqueeze(-2)
     return p, lambda r: r @ n - (r @ s) * y
+
+
+def _check_std(std: Tensor) -> None:
+    if not bool((std >= 0).all()):
+        raise ValueError("std must not be negative or NaN")
 
 
 class Empirical(GaussianMixture):

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import Time, as_time, match
+from ..ops import Time, as_time, check_state, match
 from ..sdes import LinearSDE
 from .base import Score
 
@@ -110,17 +110,12 @@ class ScoreNetwork(nn.Module, Score):
         if self.shape is not None and x.shape[1:] != self.shape:
             raise ValueError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
         t = as_time(t)
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        if t.device.type == "cpu" and bool((sigma == 0).any()):
-            raise ValueError(
-                "a learned score is singular at t = 0: end the grid at a small positive time"
-            )
-        a, b = _TABLE[self.prediction](alpha, sigma, self.data_std)
         f = self.net(*network_input(self.sde, self.data_std, x, t), **context)
         if f.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(f.shape)} for a state {tuple(x.shape)}"
             )
+        a, b = _TABLE[self.prediction](self.sde.alpha(t), self.sde.sigma(t), self.data_std)
         return match(a, x) * x + match(b, x) * f.to(x.dtype)
 
 
@@ -128,9 +123,17 @@ def network_input(sde: LinearSDE, data_std: float, x: Tensor, t: Time) -> tuple[
     """What a network sees: c_in x, of unit variance, and c_noise = 1/4 log(sigma / alpha).
 
     c_noise is () or (B,) like t, in the dtype of x.
+
+    Raises:
+        TypeError: an integer state. ValueError: t = 0, where c_noise is infinite.
     """
+    check_state(x)
     t = as_time(t)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
+    if t.device.type == "cpu" and bool((sigma == 0).any()):
+        raise ValueError(
+            "a learned score is singular at t = 0: end the grid at a small positive time"
+        )
     c_in = torch.rsqrt((alpha * data_std) ** 2 + sigma**2)
     c_noise = match(0.25 * torch.log(sigma / alpha), x)
     return match(c_in, x) * x, c_noise.flatten() if t.ndim else c_noise

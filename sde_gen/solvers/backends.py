@@ -60,6 +60,8 @@ class SciPy(Solver):
     def __init__(self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-6) -> None:
         if method not in _SCIPY_ORDERS:
             raise ValueError(f"method must be one of {sorted(_SCIPY_ORDERS)}, got {method!r}")
+        if not (rtol > 0 and atol >= 0):
+            raise ValueError(f"need rtol > 0 and atol >= 0, got {rtol} and {atol}")
         self.method, self.rtol, self.atol = method, rtol, atol
         self.order = _SCIPY_ORDERS[method]
 
@@ -107,8 +109,8 @@ class TorchSDE(Solver):
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:
         if method not in _TORCHSDE:
             raise ValueError(f"method must be one of {sorted(_TORCHSDE)}, got {method!r}")
-        if substeps < 1:
-            raise ValueError(f"substeps must be at least 1, got {substeps}")
+        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+            raise ValueError(f"substeps must be an integer >= 1, got {substeps!r}")
         self.method, self.substeps = method, substeps
         known = _TORCHSDE[method]
         self.order, self.weak, self.strong = known.order, known.weak, known.strong

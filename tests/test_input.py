@@ -1,0 +1,407 @@
+"""What cannot work raises early, and says what was wrong and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import F64, gaussian, mixture
+from torch import Tensor, nn
+
+from sde_gen import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    BrownianPath,
+    Classifier,
+    ClassifierFree,
+    Cosine,
+    Empirical,
+    EulerMaruyama,
+    Exponential,
+    Gaussian,
+    GaussianMixture,
+    Geometric,
+    Heun,
+    Impulses,
+    Langevin,
+    Linear,
+    OrnsteinUhlenbeck,
+    Power,
+    Quadratic,
+    Reverse,
+    RungeKutta,
+    SciPy,
+    ScoreNetwork,
+    Sigmoid,
+    Streams,
+    SubVP,
+    Tabulated,
+    TorchSDE,
+    classifier_loss,
+    grids,
+    sample,
+    solve,
+)
+
+SDE_ = VP()
+SCORE = gaussian(SDE_)
+X = torch.zeros(4, 3, dtype=F64)
+POINTS = Empirical(SDE_, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+INTEGERS = torch.ones(4, 3, dtype=torch.uint8)
+BAD = X.clone()
+BAD[1, 2] = math.nan
+LABELS = torch.zeros(3, dtype=torch.int64)
+EULER = EulerMaruyama()
+
+Case = tuple[Callable[[], Any], type[Exception], str]
+
+
+class Net(nn.Module):
+    """A network that returns what it is told, and takes labels."""
+
+    classes = 10
+
+    def __init__(self, f: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.f(x)
+
+
+NET = ScoreNetwork(Net(), SDE_)
+LOGITS = Net(lambda x: torch.zeros(len(x), 10))
+
+
+def run(process: Any = SDE_, x: Any = X, times: Any = (0.0, 1.0), solver: Any = EULER) -> Tensor:
+    return solve(process, x, times, solver, 0)
+
+
+CLOCKS: dict[str, Case] = {
+    "rates fall": (lambda: Linear(2.0, 1.0), ValueError, "0 < beta_min <= beta_max"),
+    "rate 0": (lambda: Quadratic(0.0, 1.0), ValueError, "0 < beta_min"),
+    "steepness": (lambda: Sigmoid(steepness=-1.0), ValueError, "steepness must be positive"),
+    "horizon": (lambda: Linear(T=0.0), ValueError, "T > 0"),
+    "offset": (lambda: Cosine(offset=1.0), ValueError, "0 <= offset < 1"),
+    "sigmas fall": (lambda: Geometric(2.0, 1.0), ValueError, "sigma_min < sigma_max"),
+    "power": (lambda: Power(0.5), ValueError, "p >= 1"),
+    "a beta of 1": (lambda: Tabulated([0.1, 1.0]), ValueError, r"betas must be .* in \(0, 1\)"),
+    "no betas": (lambda: Tabulated([]), ValueError, "at least one"),
+    "NaN beta": (lambda: Tabulated([math.nan]), ValueError, "betas must be numbers"),
+}
+PROCESSES: dict[str, Case] = {
+    **{
+        f"clock of {kind.__name__}": (lambda kind=kind: kind(0.1), TypeError, "must be a Schedule")
+        for kind in (VP, SubVP, VE)
+    },
+    "clock of Langevin": (lambda: Langevin(SCORE, 1.0), TypeError, "must be a Schedule"),  # type: ignore[arg-type]
+    "explosive": (lambda: OrnsteinUhlenbeck(a=1.0), ValueError, "a < 0"),
+    "sigma_max": (lambda: EDM(-1.0), ValueError, "T > 0, got .*T=-1.0"),
+    "reverse twice": (lambda: SDE_.reverse(SCORE).reverse(SCORE), TypeError, "already a Reverse"),
+    "no score": (lambda: SDE_.reverse(None), TypeError, "score must be callable"),  # type: ignore[arg-type]
+    "eta < 0": (lambda: SDE_.reverse(SCORE, -0.1), ValueError, "eta must be .* >= 0, got -0.1"),
+    "eta NaN": (lambda: Reverse(SDE_, SCORE, math.nan), ValueError, "eta must be a finite"),
+    "Langevin at 0": (lambda: Langevin(POINTS), ValueError, r"singular at t = 0.*at=\.\.\."),
+    "perturb integers": (lambda: SDE_.perturb(INTEGERS, 0.5), TypeError, "scale integer images"),
+    "perturb a list": (lambda: SDE_.perturb([1.0], 0.5), TypeError, "must be a torch.Tensor"),  # type: ignore[arg-type]
+    "perturb before 0": (lambda: SDE_.perturb(X, -0.1), ValueError, r"\[0, 1.0\], got -0.1"),
+    "perturb after T": (lambda: SDE_.perturb(X, 1.5), ValueError, r"\[0, 1.0\], got 1.5"),
+    "perturb at NaN": (lambda: SDE_.perturb(X, math.nan), ValueError, "got nan"),
+    "perturb at 3 times": (lambda: SDE_.perturb(X, torch.rand(3)), ValueError, r"shape \(4,\)"),
+    "simulate integers": (lambda: Langevin(SCORE).perturb(INTEGERS, 0.5), TypeError, "floating"),
+    "simulate after T": (lambda: Langevin(SCORE).perturb(X, 9.0), ValueError, "got 9.0"),
+}
+EXACT: dict[str, Case] = {
+    "not linear": (lambda: Gaussian(Langevin(SCORE), X[0]), TypeError, "must be a LinearSDE"),  # type: ignore[arg-type]
+    "NaN mean": (lambda: Gaussian(SDE_, BAD[1]), ValueError, r"first at index \(2,\)"),
+    "integer mean": (lambda: Gaussian(SDE_, INTEGERS[0]), TypeError, "floating point"),
+    "std < 0": (lambda: Gaussian(SDE_, X[0], -1.0), ValueError, "std must not be negative"),
+    "std NaN": (lambda: Gaussian(SDE_, X[0], math.nan), ValueError, "NaN"),
+    "std of 2": (lambda: Gaussian(SDE_, X[0], torch.ones(2)), ValueError, r"number or \(3,\)"),
+    "covariance of 2": (
+        lambda: Gaussian(SDE_, X[0], covariance=torch.eye(2)),
+        ValueError,
+        r"symmetric \(3, 3\)",
+    ),
+    "indefinite": (
+        lambda: Gaussian(SDE_, X[0, :2], covariance=torch.tensor([[0.0, 1.0], [1.0, 0.0]])),
+        ValueError,
+        "negative eigenvalue",
+    ),
+    "weight < 0": (
+        lambda: GaussianMixture(SDE_, torch.tensor([1.0, -1.0]), X[:2]),
+        ValueError,
+        "2 positive numbers",
+    ),
+    "weights of 3": (
+        lambda: GaussianMixture(SDE_, torch.ones(3), X[:2]),
+        ValueError,
+        "2 positive numbers",
+    ),
+    "stds of 3": (
+        lambda: GaussianMixture(SDE_, torch.ones(2), X[:2], torch.ones(3)),
+        ValueError,
+        r"std must be a number, \(2,\) or \(2, 3\)",
+    ),
+    "means on no axis": (
+        lambda: GaussianMixture(SDE_, torch.ones(2), torch.zeros(2)),
+        ValueError,
+        r"means must be \(K, \*D\)",
+    ),
+    "integer data": (lambda: Empirical(SDE_, INTEGERS), TypeError, "scale integer images"),
+    "NaN data": (lambda: Empirical(SDE_, BAD), ValueError, r"1 NaN .* of 12.* index \(1, 2\)"),
+    "no data": (lambda: Empirical(SDE_, X[:0]), ValueError, "empty batch"),
+    "points at 0": (lambda: POINTS(X, 0.0), ValueError, "t = 0 their score is singular"),
+    "density at 0": (lambda: POINTS.log_prob(X), ValueError, "at t = 0"),
+    "one of them at 0": (
+        lambda: POINTS(X, torch.tensor([0.5, 0.0, 0.5, 0.5])),
+        ValueError,
+        "at t = 0",
+    ),
+    "wrong width": (
+        lambda: SCORE(X[:, :2], 0.5),
+        ValueError,
+        r"shape \(B, \*\(3,\)\), got \(4, 2\)",
+    ),
+    "3 times": (lambda: SCORE(X, torch.rand(3)), ValueError, r"number or \(4,\), got \(3,\)"),
+    "after T": (lambda: SCORE(X, 1.5), ValueError, r"\[0, 1.0\], got 1.5"),
+    "integer state": (lambda: SCORE(INTEGERS, 0.5), TypeError, "floating point"),
+}
+LEARNED: dict[str, Case] = {
+    "prediction": (lambda: ScoreNetwork(Net(), SDE_, "eps"), ValueError, "one of .*'eps'"),  # type: ignore[arg-type]
+    "data_std": (
+        lambda: ScoreNetwork(Net(), SDE_, data_std=0.0),
+        ValueError,
+        "be positive, got 0",
+    ),
+    "not linear": (lambda: ScoreNetwork(Net(), Langevin(SCORE)), TypeError, "got Langevin"),  # type: ignore[arg-type]
+    "at 0": (lambda: NET(X, 0.0), ValueError, "singular at t = 0"),
+    "wrong output": (
+        lambda: ScoreNetwork(Net(lambda x: x[:, :1]), SDE_)(X, 0.5),
+        ValueError,
+        r"returned shape \(4, 1\) for a state \(4, 3\)",
+    ),
+    "wrong state": (
+        lambda: ScoreNetwork(Net(), SDE_, shape=(2,))(X, 0.5),
+        ValueError,
+        r"shape \(B, \*\(2,\)\), got \(4, 3\)",
+    ),
+    "integer state": (lambda: NET(INTEGERS, 0.5), TypeError, "floating point"),
+    "unknown context": (lambda: NET.given(label=1)(X, 0.5), TypeError, "label"),
+    "labels of 3": (lambda: NET.given(y=LABELS)(X, 0.5), ValueError, "given for 3 samples"),
+    "term": (lambda: SCORE + 3, TypeError, "a term must be callable"),  # type: ignore[operator]
+    "weight": (lambda: SCORE * "a", TypeError, "a weight must be a number or a function"),  # type: ignore[operator]
+    "weights of 3": (lambda: (SCORE * torch.ones(3))(X, 0.5), ValueError, r"shape \(4,\)"),  # type: ignore[operator]
+}
+GUIDANCE: dict[str, Case] = {
+    "class 10 of 10": (lambda: Classifier(LOGITS, 10, SDE_)(X, 0.5), ValueError, "0 .. 9, got 10"),
+    "class -1": (lambda: Classifier(LOGITS, -1, SDE_), ValueError, ">= 0, got -1"),
+    "class 1.5": (lambda: Classifier(LOGITS, 1.5, SDE_), TypeError, "must be integers"),  # type: ignore[arg-type]
+    "3 labels": (
+        lambda: Classifier(LOGITS, LABELS, SDE_)(X, 0.5),
+        ValueError,
+        r"\(4,\), got \(3,\)",
+    ),
+    "classifier at 0": (lambda: Classifier(LOGITS, 1, SDE_)(X, 0.0), ValueError, "t = 0"),
+    "free: class 10": (lambda: ClassifierFree(NET, 10), ValueError, "0 .. 9, got 10"),
+    "free: class -1": (lambda: ClassifierFree(NET, -1), ValueError, "0 .. 9, got -1"),
+    "free: class 1.5": (lambda: ClassifierFree(NET, torch.ones(4)), TypeError, "integers"),
+    "free: 3 labels": (lambda: ClassifierFree(NET, LABELS)(X, 0.5), ValueError, r"got \(3,\)"),
+    "loss: class 12": (
+        lambda: classifier_loss(LOGITS, SDE_, X, torch.full((4,), 12), torch.rand(4)),
+        ValueError,
+        "0 .. 9, got 12",
+    ),
+    "loss: 3 times": (
+        lambda: classifier_loss(LOGITS, SDE_, X, torch.full((4,), 1), torch.rand(3)),
+        ValueError,
+        r"shape \(4,\)",
+    ),
+}
+GRIDS: dict[str, Case] = {
+    "no step": (lambda: grids.uniform(SDE_, 0), ValueError, "integer >= 1, got 0"),
+    "one step to 0": (lambda: grids.log_snr(SDE_, 1, to_zero=True), ValueError, ">= 2, got 1"),
+    "2.5 steps": (lambda: grids.karras(SDE_, 2.5), ValueError, "got 2.5"),  # type: ignore[arg-type]
+    "start after T": (lambda: grids.quadratic(SDE_, 5, start=2.0), ValueError, "start 2.0"),
+    "end after start": (lambda: grids.uniform(SDE_, 5, 0.1, 0.5), ValueError, "end < start"),
+    "log of 0": (lambda: grids.karras(SDE_, 5, end=0.0), ValueError, "cannot end at t = 0"),
+    "rho": (lambda: grids.karras(SDE_, 5, rho=0.0), ValueError, "rho must be a positive"),
+    "power": (lambda: grids.uniform(SDE_, 5, power=-1.0), ValueError, "power must be a positive"),
+    "no noise level": (lambda: grids.log_snr(Langevin(SCORE), 5), TypeError, "a LinearSDE"),  # type: ignore[arg-type]
+    "rising table": (lambda: grids.from_table(SDE_, [1.0, 2.0]), ValueError, "fall strictly"),
+    "NaN table": (lambda: grids.from_table(SDE_, [1.0, math.nan]), ValueError, "fall strictly"),
+    "table above T": (lambda: grids.from_table(SDE_, [1e5, 1.0]), ValueError, "reaches .* 152"),
+    "too few": (lambda: grids.from_table(SDE_, [3.0, 0.0], steps=1), ValueError, "too few steps"),
+}
+SOLVERS: dict[str, Case] = {
+    "scipy method": (lambda: SciPy("rk4"), ValueError, "one of .*RK45.* got 'rk4'"),
+    "rtol": (lambda: SciPy(rtol=-1.0), ValueError, "rtol > 0"),
+    "torchsde method": (lambda: TorchSDE("milstein"), ValueError, "one of .*srk.* got 'milstein'"),
+    "substeps": (lambda: TorchSDE("euler", 0), ValueError, "substeps must be an integer >= 1"),
+    "1.5 substeps": (lambda: TorchSDE("euler", 1.5), ValueError, "got 1.5"),  # type: ignore[arg-type]
+    "order": (lambda: Exponential(5), ValueError, "got 5"),
+    "reference": (lambda: Exponential(2, -1.0), ValueError, "reference must be"),
+    **{
+        f"{type(solver).__name__} on an SDE": (
+            lambda solver=solver: run(SDE_.reverse(SCORE), times=(1.0, 0.1), solver=solver),
+            TypeError,
+            f"{type(solver).__name__} solves ODEs.* got Reverse of VP with eta = 1.0",
+        )
+        for solver in (RungeKutta(), SciPy())
+    },
+    "Exponential on Langevin": (
+        lambda: run(Langevin(SCORE), solver=Exponential()),
+        TypeError,
+        "needs the reversal of a LinearSDE.* got Langevin",
+    ),
+    "Exponential on its reversal": (
+        lambda: run(Langevin(SCORE).reverse(SCORE), times=(1.0, 0.1), solver=Exponential()),
+        TypeError,
+        "got Reverse of Langevin",
+    ),
+    "Exponential forward": (lambda: run(solver=Exponential()), TypeError, "got VP"),
+    "srk on a path": (
+        lambda: solve(SDE_, X, [0.0, 1.0], TorchSDE("srk"), BrownianPath()),
+        ValueError,
+        "one increment an interval",
+    ),
+}
+RUNS: dict[str, Case] = {
+    "integers": (lambda: run(x=INTEGERS), TypeError, "scale integer images"),
+    "numpy": (lambda: run(x=np.zeros((4, 3))), TypeError, "torch.Tensor .* got ndarray"),
+    "a scalar": (lambda: run(x=X[0, 0]), ValueError, "batch dimension"),
+    "nobody": (lambda: run(x=X[:0]), ValueError, r"empty batch.*\(0, 3\)"),
+    "NaN": (lambda: run(x=BAD), ValueError, r"1 NaN or infinite .* of 12.* index \(1, 2\)"),
+    "a class of solver": (lambda: run(solver=EulerMaruyama), TypeError, r"EulerMaruyama\(\)"),
+    "a name of a solver": (lambda: run(solver="euler"), TypeError, "must be a Solver.* 'euler'"),
+    "a score": (lambda: run(SCORE), TypeError, "process must be an SDE"),
+    "one time": (lambda: run(times=[0.5]), ValueError, r"two or more, got shape \(1,\)"),
+    "a matrix": (lambda: run(times=[[0.0, 1.0]]), ValueError, "1-D grid"),
+    "a turn": (lambda: run(times=[0.0, 1.0, 0.5]), ValueError, "rise or fall strictly"),
+    "a stop": (lambda: run(times=[0.0, 0.5, 0.5]), ValueError, "strictly"),
+    "a NaN time": (lambda: run(times=[0.0, math.nan]), ValueError, "times has 1 NaN"),
+    "after T": (lambda: run(times=[0.0, 1.5]), ValueError, r"in \[0, T\] = \[0, 1.0\]"),
+    "before 0": (lambda: run(times=[-0.1, 1.0]), ValueError, r"in \[0, T\]"),
+    "forward in falling time": (lambda: run(times=[1.0, 0.0]), ValueError, "must rise for VP"),
+    "back in rising time": (lambda: run(SDE_.reverse(SCORE)), ValueError, "must fall for Reverse"),
+    "points, ending at 0": (
+        lambda: run(SDE_.reverse(POINTS), times=[1.0, 0.0], solver=Heun()),
+        ValueError,
+        "Heun .* score at t = 0, where it is singular",
+    ),
+    "points, starting at 0": (
+        lambda: run(SDE_.probability_flow(NET)),
+        ValueError,
+        "score at t = 0",
+    ),
+    "a narrow score": (
+        lambda: run(SDE_.reverse(lambda x, t: x[:, :1]), times=[1.0, 0.5]),
+        ValueError,
+        r"score returned shape \(4, 1\) for a state \(4, 3\)",
+    ),
+    "a NaN score": (
+        lambda: run(SDE_.reverse(lambda x, t: x * math.nan), times=[1.0, 0.5]),
+        FloatingPointError,
+        "EulerMaruyama ended with NaN .* 1 steps",
+    ),
+    "a seed of 0.5": (lambda: solve(SDE_, X, [0, 1], EULER, 0.5), TypeError, "integer seed"),  # type: ignore[arg-type]
+    "chunks of 0": (lambda: solve(SDE_, X, [0, 1], EULER, 0, chunk=0), ValueError, ">= 1, got 0"),
+    "chunks of impulses": (
+        lambda: solve(SDE_, X, [0, 1], EULER, Impulses(), chunk=2),
+        TypeError,
+        "do not chunk",
+    ),
+    "3 numbers for 4": (
+        lambda: solve(SDE_, X, [0, 1], EULER, Streams(0, LABELS)),
+        ValueError,
+        "noise for 3 samples, state of 4",
+    ),
+}
+SAMPLES: dict[str, Case] = {
+    "a function": (lambda: sample(lambda x, t: x, 4), TypeError, r"knows its .*\(.sde\)"),  # type: ignore[arg-type]
+    "no shape": (lambda: sample(NET, 4), TypeError, "shape = None.*solve"),
+    "nobody": (lambda: sample(SCORE, 0), ValueError, "n must be an integer >= 1, got 0"),
+    "steps": (lambda: sample(SCORE, 4, steps=0), ValueError, "steps must be"),
+    "eta": (lambda: sample(SCORE, 4, eta=-1.0), ValueError, "eta must be"),
+    "rising": (
+        lambda: sample(SCORE, 4, times=torch.tensor([0.1, 1.0])),
+        ValueError,
+        "must fall from the noise",
+    ),
+    "seed": (lambda: sample(SCORE, 4, seed="a"), TypeError, "integer seed"),  # type: ignore[arg-type]
+}
+TABLE = {
+    f"{room}: {name}": case
+    for room, cases in {
+        "clocks": CLOCKS,
+        "processes": PROCESSES,
+        "exact": EXACT,
+        "learned": LEARNED,
+        "guidance": GUIDANCE,
+        "grids": GRIDS,
+        "solvers": SOLVERS,
+        "solve": RUNS,
+        "sample": SAMPLES,
+    }.items()
+    for name, case in cases.items()
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), TABLE.values(), ids=TABLE.keys())
+def test_what_cannot_work_says_so(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_absent() -> None:
+    with pytest.raises(ValueError, match="'cuda' was asked for, but torch sees no CUDA device"):
+        sample(SCORE, 2, device="cuda")
+
+
+def test_bad_input_costs_no_work() -> None:
+    """The grid and the solver are checked before the score is called once."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("the score was called")
+
+    process: SDE = SDE_.reverse(score)
+    with pytest.raises(ValueError, match="strictly"):
+        run(process, times=[1.0, 0.5, 0.7])
+    with pytest.raises(TypeError, match="solves ODEs"):
+        run(process, times=[1.0, 0.5], solver=RungeKutta())
+
+
+def test_langevin_reads_a_singular_score_at_its_own_time() -> None:
+    """A grid from 0 is right for Langevin of a singular score that is read at a later time."""
+    times = [0.0, 0.5, 1.0]
+    assert run(Langevin(POINTS, at=0.1), times=times).shape == X.shape
+
+
+def test_chunks_of_langevin_keep_their_labels() -> None:
+    score = ScoreNetwork(Labelled(), SDE_).given(y=torch.arange(4))
+    process = Langevin(score, at=0.1)
+    whole = solve(process, X, [0.0, 0.5, 1.0], EULER, 0)
+    torch.testing.assert_close(solve(process, X, [0.0, 0.5, 1.0], EULER, 0, chunk=3), whole)
+    back = process.reverse(score)
+    whole = solve(back, X, [1.0, 0.5], EULER, 0)
+    torch.testing.assert_close(solve(back, X, [1.0, 0.5], EULER, 0, chunk=3), whole)
+
+
+class Labelled(nn.Module):
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(x + y.unsqueeze(1))
+
+
+def test_mixture_is_at_home_at_0() -> None:
+    score = mixture(SDE_)
+    assert not score.singular
+    assert bool(torch.isfinite(score(X[:, :2], 0.0)).all())
