@@ -14,7 +14,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # The floors of the house, ground floor first. A room imports from lower floors and from itself.
 FLOORS = [
     {"ops"},
-    {"schedules"},
+    {"schedules", "moments"},
     {"sdes", "noise"},
     {"scores", "networks"},
     {"solvers", "grids"},
