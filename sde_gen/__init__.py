@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import grids
 from .guidance import Classifier, ClassifierFree, classifier_loss
 from .likelihood import bits_per_dim, log_prob
+from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
 from .sampling import sample, solve
 from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
@@ -38,6 +39,7 @@ __all__ = [
     "Langevin",
     "Linear",
     "LinearSDE",
+    "Moments",
     "Noise",
     "OrnsteinUhlenbeck",
     "Power",
@@ -57,6 +59,7 @@ __all__ = [
     "Wiener",
     "bits_per_dim",
     "classifier_loss",
+    "data_moments",
     "grids",
     "log_prob",
     "sample",

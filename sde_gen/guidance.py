@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from .ops import Time, as_time, match
 from .scores import Score
-from .scores.base import Weight
+from .scores.base import Weight, inherit
 from .scores.network import network_input
 from .sdes import LinearSDE
 
@@ -108,7 +108,7 @@ class ClassifierFree(Score):
     def __init__(self, score: Score, y: int | Tensor, weight: Weight = 1.0) -> None:
         self.score, self.weight = score, weight
         self.y = _integers(y)
-        self.sde, self.shape, self.singular = score.sde, score.shape, score.singular
+        inherit(self, [score])
         classes: Any = getattr(score, "classes", None)
         _check_range(self.y, classes)
 

@@ -43,7 +43,7 @@ class _Augmented(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         state = x[:, :-1].reshape(-1, *self.shape)
-        v, pull = torch.func.vjp(lambda y: self.flow.drift(y, t), state)
+        v, pull, *_ = torch.func.vjp(lambda y: self.flow.drift(y, t), state)
         if self.signs is None:
             div = _trace(pull, state)
         else:

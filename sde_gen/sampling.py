@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import grids
+from .moments import Moments
 from .noise import Noise, Streams
 from .ops import check_finite, check_state
 from .sdes import SDE, LinearSDE
-from .solvers import Exponential, Solver, Step
+from .solvers import Exponential, Solver, Spectral, Step
 from .solvers.base import describe
 
 if TYPE_CHECKING:
@@ -132,8 +134,8 @@ def sample(
         steps: network calls, where the solver makes one a step.
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
         eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
-        solver: ``Exponential(3)`` for eta = 0 and ``Exponential(2)`` otherwise, by default.
-        times: ``grids.quadratic`` with a last step to t = 0, by default.
+        solver: ``default_solver(model, eta)`` by default.
+        times: ``grids.mixed`` with a last step to t = 0, by default.
         dtype, device: of the state; the device is the model's own by default.
         progress, chunk: as in ``solve``.
 
@@ -153,9 +155,10 @@ def sample(
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be an integer >= 1, got {n!r}")
     if solver is None:
-        solver = Exponential(3) if eta == 0 else Exponential(2)
+        solver = default_solver(model, eta)
     if times is None:
-        times = grids.quadratic(sde, steps, to_zero=not solver.evaluates_end)
+        to_zero = not solver.evaluates_end
+        times = grids.mixed(sde, steps, data_std=model.data_std, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
     noise = _as_noise(seed)
@@ -163,11 +166,38 @@ def sample(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
     z = noise.start(torch.empty(n, *shape, dtype=dtype, device=device))
-    x = float(sde.sigma(float(times[0]))) * z
+    x = _start(sde, model.moments, float(times[0]), z)
     with torch.no_grad():
         return solve(
             sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk
         )
+
+
+def default_solver(model: Score, eta: float = 0.0) -> Solver:
+    """The solver that ``sample`` takes, from what the model knows of its data.
+
+    With their moments, an exponential integrator that is exact for Gaussian data of that
+    covariance. With their standard deviation only: on the probability flow, order 4 with
+    corrector and ``Spectral`` weights; on an SDE (eta > 0), data prediction of order 2.
+    """
+    if model.moments is not None:
+        return Exponential(3 if eta == 0 else 2, model.moments, corrector=eta == 0)
+    if eta > 0:
+        return Exponential(2)
+    variance = model.data_std**2
+    return Exponential(4, 2 * variance, corrector=True, weights=Spectral(variance))
+
+
+def _start(sde: LinearSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
+    """x_t from N(0, sigma^2), or from N(alpha m, alpha^2 C + sigma^2) where moments are known."""
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    if moments is None:
+        return sigma * z
+    spread = moments.coefficient(np.sqrt(alpha**2 * moments.values.numpy() + sigma**2))
+    x = moments.apply((spread,), (z,))
+    if moments.mean is None:
+        return x
+    return x + alpha * moments.mean.to(x).reshape(x.shape[1:])
 
 
 def _as_noise(noise: Noise | int | None) -> Noise:

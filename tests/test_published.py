@@ -24,6 +24,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time, match
+from sde_gen.solvers import Midpoint
 
 N = 1000
 BETAS = torch.linspace(1e-4, 0.02, N, dtype=F64)
@@ -114,7 +115,7 @@ def test_dpm_solver_pp_2m_is_exponential_2_midpoint(sde: LinearSDE, grid: object
     alpha, sigma, lam = sde.alpha(times), sde.sigma(times), sde.log_snr(times) / 2
     expected = dpm_solver_pp_2m(x, lam, alpha, sigma, times)
     flow = sde.probability_flow(NoisePrediction(sde))
-    y = solve(flow, x, times, Exponential(2, midpoint=True))
+    y = solve(flow, x, times, Exponential(2, weights=Midpoint()))
     torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -125,7 +126,9 @@ def test_sde_dpm_solver_pp_2m_is_exponential_2_midpoint_at_eta_1() -> None:
     alpha, sigma = sde.alpha(times), sde.sigma(times)
     h = (sde.log_snr(times) / 2).diff()
     x, previous = begin(), torch.zeros(0)
-    ours = solve(sde.reverse(NoisePrediction(sde)), x, times, Exponential(2, midpoint=True), noise)
+    ours = solve(
+        sde.reverse(NoisePrediction(sde)), x, times, Exponential(2, weights=Midpoint()), noise
+    )
     for i in range(1, len(times)):
         current = (x - sigma[i - 1] * eps(x, times[i - 1])) / alpha[i - 1]
         mixed = current
@@ -221,7 +224,7 @@ def test_diffusers_multistep_scheduler(kind: str) -> None:
     draws = torch.randn(12, *x.shape, generator=generator, dtype=F64)
     eta = 0.0 if kind == "dpmsolver++" else 1.0
     process = sde.reverse(NoisePrediction(sde), eta)
-    ours = solve(process, x, chain(nodes), Exponential(2, midpoint=True), DrawnBefore(draws))
+    ours = solve(process, x, chain(nodes), Exponential(2, weights=Midpoint()), DrawnBefore(draws))
     for i, t in enumerate(scheduler.timesteps):
         output = eps(x, (int(t) + 1) / N)
         x = scheduler.step(output, t, x, variance_noise=draws[i]).prev_sample

@@ -44,6 +44,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
+from sde_gen.solvers import Midpoint
 
 
 def name(value: object) -> str:
@@ -66,7 +67,7 @@ RUNGE_KUTTA: list[Solver] = [EulerMaruyama(), Heun(), RungeKutta(), *TORCHSDE, T
 EXPONENTIAL = [
     *(Exponential(p) for p in (1, 2, 3, 4)),
     *(Exponential(p, reference=0.5) for p in (1, 2, 3, 4)),
-    Exponential(2, midpoint=True),
+    Exponential(2, weights=Midpoint()),
 ]
 
 
@@ -157,7 +158,7 @@ STOCHASTIC: list[tuple[Solver, int]] = [
     (Exponential(1), 1),
     (Exponential(2), 1),
     (Exponential(3), 1),
-    (Exponential(2, midpoint=True), 1),
+    (Exponential(2, weights=Midpoint()), 1),
     (Exponential(1, reference=0.5), 1),
     (Exponential(2, reference=0.5), 1),
     *((solver, 2 if solver.method == "srk" else 1) for solver in TORCHSDE),

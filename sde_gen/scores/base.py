@@ -8,12 +8,13 @@ x_t (a classifier of noisy data), because noising does not commute with multipli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..moments import Moments
 from ..ops import Time, as_time, match
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ class Score:
         shape: *D, where known.
         singular: whether the score is infinite or undefined at t = 0.
         device: where its states live.
+        moments: mean and covariance of the data, where known.
+        data_std: standard deviation of the data over all coordinates.
     """
 
     sde: LinearSDE | None = None
     shape: tuple[int, ...] | None = None
     singular: bool = False
+    moments: Moments | None = None
+    data_std: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +79,7 @@ class Given(Score):
 
     def __init__(self, score: Score, context: dict[str, Any]) -> None:
         self.score, self.context = score, context
-        self.sde, self.shape, self.singular = score.sde, score.shape, score.singular
+        inherit(self, [score])
 
     @property
     def device(self) -> torch.device:
@@ -111,9 +116,7 @@ class Sum(Score):
             if not (callable(weight) or isinstance(weight, float | int | Tensor)):
                 raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
         scores = [score for score, _ in terms]
-        self.sde = next((s.sde for s in scores if getattr(s, "sde", None) is not None), None)  # type: ignore[attr-defined]
-        self.shape = next((s.shape for s in scores if getattr(s, "shape", None) is not None), None)  # type: ignore[attr-defined]
-        self.singular = any(getattr(s, "singular", False) for s in scores)
+        inherit(self, scores)
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +141,16 @@ class Sum(Score):
 
     def given(self, **context: Any) -> Score:
         return Sum([(s.given(**context) if isinstance(s, Score) else s, w) for s, w in self.terms])
+
+
+def inherit(child: Score, parents: Sequence[ScoreFunction]) -> None:
+    """What is known of a score made of others: the first that knows it says it."""
+    known = [s for s in parents if isinstance(s, Score)]
+    for name in ("sde", "shape", "moments"):
+        setattr(child, name, next((v for s in known if (v := getattr(s, name)) is not None), None))
+    child.singular = any(s.singular for s in known)
+    if known:
+        child.data_std = known[0].data_std
 
 
 def _scale(w: Tensor | float, s: Tensor) -> Tensor:

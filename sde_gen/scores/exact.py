@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..moments import Moments
 from ..ops import Time, as_time, check_finite, check_state, check_time
 from ..sdes import LinearSDE
 from .base import Score
@@ -105,6 +106,13 @@ class Gaussian(_Exact):
                 raise ValueError(f"std must be a number or {self.shape}, got {(*scale.shape,)}")
             self.variance = scale.expand(self.shape).flatten() ** 2
         self.singular = bool((self.variance == 0).any())
+        self.data_std = float(self.variance.mean().sqrt())
+        values = self.variance.cpu()
+        floor = values[:1] if self.basis is None else torch.cat([values.new_zeros(1), values])
+        same = self.basis is None and bool((values == values[0]).all())
+        self.moments = Moments(
+            floor if same or self.basis is not None else values, self.mean, self.basis
+        )
 
     def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""
@@ -173,6 +181,15 @@ class GaussianMixture(_Exact):
         # (K, 1) or (K, D); a number stays one row, so that 50,000 means cost no memory.
         self.variance = scale.reshape(-1, 1) ** 2 if scale.ndim < 2 else scale**2
         self.singular = bool((self.variance == 0).any())
+        self.data_std = math.sqrt(float(self._spread().mean()))
+
+    def _spread(self) -> Tensor:
+        """Variance of the data in each coordinate, between and within components: (n,)."""
+        m, pi = self.means, self.log_weights.exp()
+        mean = pi.to(m.dtype) @ m
+        between = (pi.to(m.dtype) @ m.square() - mean.square()).double()
+        within = self.variance if len(self.variance) == 1 else pi.unsqueeze(0) @ self.variance
+        return (between + within).flatten().clamp_min(1e-12)
 
     def _chunks(self, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Log weights, means and variances, a part of the components at a time, in float64."""

@@ -6,15 +6,28 @@ from .backends import SciPy, TorchSDE
 from .base import Solver, Step
 from .euler import EulerMaruyama
 from .exponential import Exponential
+from .published import ddim, ddpm, deis, dpm_solver, dpm_solver_pp, sa_solver, unipc
 from .runge_kutta import Heun, RungeKutta
+from .weights import Midpoint, Polynomial, Spectral, Weights
 
 __all__ = [
     "EulerMaruyama",
     "Exponential",
     "Heun",
+    "Midpoint",
+    "Polynomial",
     "RungeKutta",
     "SciPy",
     "Solver",
+    "Spectral",
     "Step",
     "TorchSDE",
+    "Weights",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "sa_solver",
+    "unipc",
 ]

@@ -13,7 +13,9 @@ Suppose the data were Gaussian with covariance C. Then Q = D + C (D - y) / w wou
     rho = (C + w_s) / (C + w_t),
     W_j = kappa int w / (C + w) ((C + w_s) / (C + w))^(kappa/2) l_j(lambda) dlambda,
 
-with l_j the Lagrange basis through the last p values of Q. With C = 0 (data prediction) order 1
+with l_j the Lagrange basis through the last p values of Q (or another rule: ``weights``). A
+corrector does the same once more with the value at the new point, which the next step needs
+anyway: it costs no call (Zhao et al. 2023). With C = 0 (data prediction) order 1
 is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al. 2020), higher
 orders are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and SA-Solver (Xue et
 al. 2023). With C the variance of the data every step is exact for Gaussian data, at every eta.
@@ -23,52 +25,84 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
+from ..ops import as_time
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, describe
-
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+from .weights import Polynomial, Weights
 
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """Coefficients of one step, in terms of x: what meets the state is Python floats."""
+    """Coefficients of one step, in terms of x, for the state x and the values Q, latest first.
 
-    q_x: float
-    q_s: float
-    a: float
-    b: tuple[float, ...]
-    std: float
+    q: Q from (x, score). correct: x from (Q, older Q ...). again: Q from the correction of x.
+    a, b, std: the next x from x, (Q ...) and the normal z.
+    """
+
+    q: tuple[Coefficient, Coefficient]
+    correct: tuple[Coefficient, ...]
+    again: Coefficient | None
+    a: Coefficient
+    b: tuple[Coefficient, ...]
+    std: Coefficient | None
+
+
+class _Prediction(NamedTuple):
+    """One step in y: the factor of y, the weights of Q (p, m), the spread of z; 1 + eta^2."""
+
+    a: np.ndarray
+    b: np.ndarray
+    spread: np.ndarray
+    kappa: float
 
 
 class Exponential(Solver):
-    """Multistep exponential integrator of order 1 to 4 for the reversal of a linear process.
+    """Multistep exponential integrator for the reversal of a linear process, at any eta.
 
     Args:
-        order: how many values of Q are interpolated; the order of convergence for eta = 0.
-        reference: the variance C of the data that each step is exact for; 0 is data prediction.
-        midpoint: freeze Q at the value that its interpolant has half way through the step (in
-            lambda) in place of integrating it. With order 2 this is the published
-            DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) and its SDE variant.
+        order: how many values of Q the step interpolates, 1 to 4.
+        reference: covariance C of the data that every step is exact for: a variance, or
+            ``Moments``. 0 is data prediction, infinity noise prediction (Q is then the noise).
+        corrector: correct each state with the score at it, at no extra call; one order more.
+        weights: the rule of interpolation; ``Polynomial()`` by default.
 
-    The first steps of a run have fewer past values and a lower order. A grid may end at t = 0:
-    the last step then takes order 1, which for C = 0 is Tweedie's denoising and for C > 0 the
-    exact end of a Gaussian. Weak order min(order, 2) for eta > 0, strong order 1; one call a step.
+    ``order`` (the attribute) is the measured order of convergence for eta = 0: that of the
+    interpolation, and one more with the corrector. The first steps of a run have fewer past
+    values: where Q still changes there, a run without corrector is of order 2 at most, and one
+    with it of order 3. Weak order min(order, 2) for eta > 0, strong order 1; one call a step.
+
+    A grid may end at t = 0. The last step then takes order 1: for C = 0 Tweedie's denoising, for
+    C > 0 the exact end of Gaussian data (about half of Tweedie's correction on smooth data).
+
+    Raises:
+        ValueError: an order that is not 1 .. 4, or a negative reference.
     """
 
     strong = 1.0
 
-    def __init__(self, order: int = 3, reference: float = 0.0, midpoint: bool = False) -> None:
+    def __init__(
+        self,
+        order: int = 3,
+        reference: float | Moments = 0.0,
+        corrector: bool = False,
+        weights: Weights | None = None,
+    ) -> None:
         if order not in (1, 2, 3, 4):
             raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
-        if not (math.isfinite(reference) and reference >= 0):
-            raise ValueError(f"reference must be a finite variance >= 0, got {reference}")
-        self.order, self.reference, self.midpoint = order, float(reference), midpoint
-        self.weak = min(order, 2)
+        if not isinstance(reference, Moments) and not reference >= 0:
+            raise ValueError(f"reference must be a variance >= 0 or Moments, got {reference}")
+        self.nodes, self.corrector = order, corrector
+        self.reference = reference if isinstance(reference, Moments) else isotropic(reference)
+        self.weights = Polynomial() if weights is None else weights
+        self.order = order + corrector
+        self.weak = min(self.order, 2)
 
     def check(self, process: SDE) -> None:
         if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
@@ -77,6 +111,10 @@ class Exponential(Solver):
                 f" sde.probability_flow(score); got {describe(process)}"
             )
 
+    def noise_level(self, process: Reverse, start: float, end: float) -> float:
+        """eta of the step from lambda = start to end: that of the process."""
+        return process.eta
+
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
         assert isinstance(process, Reverse)
         assert isinstance(process.sde, LinearSDE)
@@ -84,66 +122,85 @@ class Exponential(Solver):
         sigma = process.sde.sigma(times).numpy()
         if sigma[0] == 0:
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
-        w, c, eta = (sigma / alpha) ** 2, self.reference, process.eta
         with np.errstate(divide="ignore"):
-            lam = -0.5 * np.log(w)
-        steps = []
-        for i, step in enumerate(super().plan(process, times)):
-            p = 1 if w[i + 1] == 0 else min(self.order, i + 1)
-            nodes = lam[i - p + 1 : i + 1][::-1]
-            rho = (c + w[i + 1]) / (c + w[i])
-            kappa = 1 + eta**2
-            if p == 1 or self.midpoint:
-                m = (lam[i] + lam[i + 1]) / 2 if p > 1 else lam[i]
-                b = -_powm1(rho, kappa / 2) * _lagrange(nodes, np.array([m]))[:, 0]
-            else:
-                b = _weights(nodes, lam[i], lam[i + 1], c, kappa)
-            numbers = _Numbers(
-                q_x=1 / alpha[i],
-                q_s=(c + w[i]) * alpha[i],
-                a=alpha[i + 1] / alpha[i] * rho ** (kappa / 2),
-                b=tuple((alpha[i + 1] * b).tolist()),
-                std=alpha[i + 1] * math.sqrt((c + w[i + 1]) * -_powm1(rho, eta**2)),
-            )
-            steps.append(Step(step.t, step.s, numbers))
-        return steps
+            lam = np.log(alpha) - np.log(sigma)
+        table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
+        return [
+            Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
+            for i, step in enumerate(super().plan(process, times))
+        ]
+
+    def _predict(self, process: Reverse, lam: np.ndarray, i: int) -> _Prediction:
+        c: np.ndarray = self.reference.values.numpy()
+        w, w_s = np.exp(-2 * lam[i : i + 2])
+        eta = self.noise_level(process, lam[i], lam[i + 1])
+        kappa = 1 + eta**2
+        if np.isinf(c).any():
+            if w_s == 0:
+                raise ValueError("noise prediction (reference = infinity) cannot end at t = 0")
+            a, spread = np.ones(1), np.array([eta * math.sqrt(abs(w - w_s))])
+        else:
+            with np.errstate(divide="ignore"):
+                log_rho = np.log((c + w_s) / (c + w))
+            a = np.exp(kappa / 2 * log_rho)
+            fade = -np.expm1(eta**2 * log_rho) if eta else np.zeros_like(c)
+            spread = np.sqrt((c + w_s) * fade)
+        if w_s == 0:
+            return _Prediction(a, (1 - a)[None], spread, kappa)
+        nodes = lam[max(0, i + 1 - self.nodes) : i + 1][::-1]
+        b = self.weights(nodes, lam[i], lam[i + 1], c, kappa)
+        return _Prediction(a, b, spread, kappa)
+
+    def _numbers(
+        self,
+        i: int,
+        alpha: np.ndarray,
+        sigma: np.ndarray,
+        lam: np.ndarray,
+        table: list[_Prediction],
+    ) -> _Numbers:
+        f, c = self.reference.coefficient, self.reference.values.numpy()
+        a, b, spread, _ = table[i]
+        if np.isinf(c).any():
+            q, again = (np.zeros(1), -sigma[i : i + 1]), np.zeros(1)
+        else:
+            # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
+            w = (sigma[i] / alpha[i]) ** 2
+            q, again = (np.ones_like(c) / alpha[i], (c + w) * alpha[i]), -c / (w * alpha[i])
+        correct: tuple[Coefficient, ...] = ()
+        if self.corrector and i > 0:
+            correct = tuple(f(alpha[i] * row) for row in self._correct(lam, i, table[i - 1], c))
+        return _Numbers(
+            q=(f(q[0]), f(q[1])),
+            correct=correct,
+            again=f(again) if again.any() else None,
+            a=f(alpha[i + 1] / alpha[i] * a),
+            b=tuple(f(alpha[i + 1] * row) for row in b),
+            std=f(alpha[i + 1] * spread) if spread.any() else None,
+        )
+
+    def _correct(self, lam: np.ndarray, i: int, last: _Prediction, c: np.ndarray) -> np.ndarray:
+        """How y at node i changes when Q there is known: weights of Q_i, Q_(i-1), ..."""
+        nodes = lam[i - len(last.b) : i + 1][::-1]
+        new = self.weights(nodes, lam[i - 1], lam[i], c, last.kappa)
+        new[1:] -= last.b
+        return new
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         assert isinstance(process, Reverse)
         k: _Numbers = step.numbers
-        # Q = D + C (D - y) / w = y + (C + w) alpha s: no cancellation.
-        q = (x * k.q_x).add(process.score(x, step.t), alpha=k.q_s)
-        memory = (q, *memory)[: self.order]
-        x = x * k.a
-        for b_j, q_j in zip(k.b, memory, strict=False):
-            x = x.add(q_j, alpha=b_j)
-        if k.std:
-            x = x.add(noise(x, step.t, step.s), alpha=k.std)
-        return x, memory
-
-
-def _powm1(rho: float, power: float) -> float:
-    """rho^power - 1 without cancellation, for rho in [0, 1]."""
-    if rho == 0:
-        return -1.0 if power > 0 else 0.0
-    return math.expm1(power * math.log(rho))
-
-
-def _lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The Lagrange basis through ``nodes`` (p,) at the points u (n,): (p, n)."""
-    rows = []
-    for j, a in enumerate(nodes):
-        others = np.delete(nodes, j)
-        rows.append(np.prod((u[:, None] - others) / (a - others), axis=1))
-    return np.stack(rows)
-
-
-def _weights(nodes: np.ndarray, start: float, end: float, c: float, kappa: float) -> np.ndarray:
-    """W_j by Gauss-Legendre quadrature: exact to rounding, and stable for the smallest steps."""
-    lam = start + (end - start) * (_NODES + 1) / 2
-    w = np.exp(-2 * lam)
-    decay = (c + math.exp(-2 * end)) / (c + w)
-    f = kappa * w / (c + w) * decay ** (kappa / 2)
-    return _lagrange(nodes, lam) @ (f * _WEIGHTS * (end - start) / 2)
+        apply = self.reference.apply
+        q = apply(k.q, (x, process.score(x, as_time(step.t))))
+        if k.correct:
+            change = apply(k.correct, (q, *memory[: len(k.correct) - 1]))
+            x = x + change
+            # The denoised state is kept; only the part of Q that is linear in x is new.
+            if k.again is not None:
+                q = q + apply((k.again,), (change,))
+        memory = (q, *memory)[: self.nodes]
+        x_s = apply((k.a, *k.b), (x, *memory[: len(k.b)]))
+        if k.std is not None:
+            x_s = x_s + apply((k.std,), (noise(x, step.t, step.s),))
+        return x_s, memory

@@ -1,0 +1,132 @@
+"""Mean and covariance of the data: what a solver may know about them beside the score.
+
+A covariance is kept as the variances of a few kinds of directions: one for all, one for each
+coordinate, or a floor for all and one for each of r principal directions. A function f(C) of it
+is then just f of those variances, and ``apply`` sums f_j(C) x_j without ever forming a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ops import check_finite, check_state
+
+Coefficient = float | Tensor
+"""f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean m and covariance C of data (*D), n = prod(D).
+
+    Args:
+        values: variances, float64 (m,). One: C = values[0] I. With a ``basis`` (n, r) of
+            orthonormal columns m = r + 1: C = values[0] (I - U U^T) + U diag(values[1:]) U^T.
+            Otherwise m = n: C = diag(values).
+        mean: (n,), or None for 0.
+        basis: U (n, r), or None.
+
+    Raises:
+        ValueError: negative or infinite variances, or as many as fit neither form.
+    """
+
+    values: Tensor
+    mean: Tensor | None = None
+    basis: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1 or not bool((self.values >= 0).all()):
+            raise ValueError(f"values must be variances >= 0 of shape (m,), got {self.values}")
+        if self.basis is not None and len(self.values) != self.basis.shape[1] + 1:
+            raise ValueError(
+                f"a basis of {self.basis.shape[1]} directions needs that many values and a"
+                f" floor, got {len(self.values)}"
+            )
+
+    def coefficient(self, f: np.ndarray) -> Coefficient:
+        """Numbers f (m,) in the form that ``apply`` takes."""
+        return float(f[0]) if len(f) == 1 else torch.from_numpy(np.array(f, dtype=np.float64))
+
+    def apply(self, numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
+        """sum_j f_j(C) x_j for tensors x_j (B, *D)."""
+        if self.basis is None:
+            return _combine([_spread(f, tensors[0]) for f in numbers], tensors)
+        floor = [float(f if isinstance(f, float) else f[0]) for f in numbers]
+        x = _combine(floor, tensors)
+        basis = self.basis.to(x)
+        inner = [
+            (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
+            for f, y in zip(numbers, tensors, strict=True)
+            if isinstance(f, Tensor)
+        ]
+        if not inner:
+            return x
+        return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
+
+
+def _spread(f: Coefficient, x: Tensor) -> Coefficient:
+    return f if isinstance(f, float) else f.to(x).reshape(x.shape[1:])
+
+
+def _combine(numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
+    """sum_j c_j x_j: one new tensor, the rest in place (unless a gradient is recorded)."""
+    pairs = [(c, x) for c, x in zip(numbers, tensors, strict=True) if isinstance(c, Tensor) or c]
+    if not pairs:
+        return torch.zeros_like(tensors[0])
+    (c, x), *rest = pairs
+    total = x * c
+    for c, x in rest:
+        if isinstance(c, Tensor):
+            total = total + c * x
+        elif torch.is_grad_enabled():
+            total = total.add(x, alpha=c)
+        else:
+            total.add_(x, alpha=c)
+    return total
+
+
+def isotropic(variance: float) -> Moments:
+    """C = variance I, mean 0."""
+    return Moments(torch.tensor([variance], dtype=torch.float64))
+
+
+def data_moments(x: Tensor, rank: int | None = None, diagonal: bool = False) -> Moments:
+    """Mean and covariance of a data set: principal directions plus a floor.
+
+    Args:
+        x: data (N, *D), N >= 2, finite.
+        rank: number r of principal directions kept; the floor is the mean variance of the rest.
+            None keeps all min(N - 1, n), at most 512.
+        diagonal: keep a variance for each coordinate and no directions.
+
+    Raises:
+        TypeError, ValueError: not floating point, not finite, fewer than 2 samples, rank < 1.
+    """
+    check_state(x)
+    check_finite(x)
+    if len(x) < 2:
+        raise ValueError(f"moments need at least 2 samples, got {len(x)}")
+    y = x.flatten(1).double()
+    mean = y.mean(0)
+    y = y - mean
+    total = y.square().sum(0) / len(y)
+    if diagonal:
+        return Moments(total.cpu(), mean)
+    n = y.shape[1]
+    most = min(len(y) - 1, n, 512)
+    r = most if rank is None else min(rank, most)
+    if r < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if n <= 4096:
+        values, vectors = torch.linalg.eigh(y.T @ y / len(y))
+        values, basis = values.flip(0)[:r].clamp_min(0), vectors.flip(1)[:, :r]
+    else:
+        _, s, basis = torch.svd_lowrank(y, q=min(r + 8, *y.shape), niter=4)
+        values, basis = s[:r].square() / len(y), basis[:, :r]
+    floor = (total.sum() - values.sum()).clamp_min(0) / max(n - r, 1)
+    return Moments(torch.cat([floor.reshape(1), values]).cpu(), mean, basis.contiguous())

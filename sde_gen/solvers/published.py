@@ -1,0 +1,94 @@
+"""Published samplers by name: each is a configuration of ``Exponential``.
+
+The name fixes the solver; eta lives in the process. ``solve(sde.reverse(score), x, times,
+ddpm())`` is DDPM's ancestral sampler, ``solve(sde.probability_flow(score), ..., unipc(3))`` is
+UniPC-3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..sdes import Reverse
+from .exponential import Exponential
+from .weights import Midpoint, Polynomial, Weights
+
+
+class _DDIM(Exponential):
+    """First order, with the noise of Song et al. 2021a (equation 16) in place of the process's."""
+
+    def __init__(self, eta: float) -> None:
+        super().__init__(1)
+        self.eta = eta
+
+    def noise_level(self, process: Reverse, start: float, end: float) -> float:
+        # Their variance eta^2 (1 - e^(-2h)) of the new noise is 1 - e^(-2 h ours^2).
+        h = end - start
+        if self.eta == 0 or math.isinf(h):
+            return self.eta
+        return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
+
+
+class _UniPCWeights(Weights):
+    """Two values: half the difference (the published shortcut); otherwise the polynomial."""
+
+    def __call__(
+        self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
+    ) -> np.ndarray:
+        rule = Midpoint() if len(nodes) == 2 else Polynomial()
+        return rule(nodes, start, end, c, kappa)
+
+
+def ddpm() -> Exponential:
+    """Ancestral sampling with the small variance (Ho et al. 2020, equations 6 and 7); eta = 1."""
+    return Exponential(1)
+
+
+def ddim(eta: float = 0.0) -> Exponential:
+    """DDIM (Song, Meng & Ermon 2021, equations 12 and 16), eta in [0, 1] as in the paper.
+
+    eta = 0 on a probability flow is deterministic and eta = 1 is ``ddpm``. In between, their eta
+    scales the standard deviation of a step's noise, ours the noise of the continuous process:
+    the solver converts, step by step. For eta > 0 solve ``sde.reverse(score, eta)``.
+
+    Raises:
+        ValueError: eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"DDIM's eta lies in [0, 1], got {eta}")
+    return _DDIM(eta)
+
+
+def dpm_solver(order: int = 3) -> Exponential:
+    """Multistep DPM-Solver: noise prediction, interpolated in lambda (Lu et al. 2022a)."""
+    return Exponential(order, math.inf)
+
+
+def dpm_solver_pp(order: int = 2) -> Exponential:
+    """DPM-Solver++ multistep: 2M as published; for eta = 1, SDE-DPM-Solver++(2M).
+
+    Order 3 integrates the quadratic through three values exactly: the (3M) that libraries ship
+    scales its second difference by a half and is of order 2.
+    """
+    return Exponential(order, weights=Midpoint() if order == 2 else None)
+
+
+def deis(order: int = 3) -> Exponential:
+    """DEIS rho-AB: noise prediction, interpolated in sigma / alpha (Zhang & Chen 2023)."""
+    return Exponential(order, math.inf, weights=Polynomial(_ratio))
+
+
+def unipc(order: int = 3) -> Exponential:
+    """UniPC-p with B(h) = e^h - 1 (bh2), data prediction (Zhao et al. 2023)."""
+    return Exponential(order, corrector=True, weights=_UniPCWeights())
+
+
+def sa_solver(order: int = 2, corrector: bool = False) -> Exponential:
+    """SA-Solver: stochastic Adams with exact weights, any eta (Xue et al. 2023)."""
+    return Exponential(order, corrector=corrector)
+
+
+def _ratio(lam: np.ndarray) -> np.ndarray:
+    return np.exp(-lam)
