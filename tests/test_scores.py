@@ -1,0 +1,450 @@
+"""Exact scores against autograd of a density, learned scores against exact ones, and sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import (
+    F64,
+    correlated,
+    digits,
+    gaussian,
+    grid25,
+    line,
+    mixture,
+    powerlaw,
+    quantile_flow,
+    ring,
+    start,
+)
+from torch import Tensor, nn
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+)
+
+from sde_gen import (
+    EDM,
+    VE,
+    VP,
+    Empirical,
+    Gaussian,
+    GaussianMixture,
+    Geometric,
+    LinearSDE,
+    OrnsteinUhlenbeck,
+    Score,
+    ScoreNetwork,
+    SubVP,
+)
+from sde_gen.ops import Time, as_time
+from sde_gen.scores import exact
+
+PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
+
+
+def image_mixture(sde: LinearSDE) -> GaussianMixture:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(5, 2, 3, 2, generator=generator, dtype=F64)
+    return GaussianMixture(sde, torch.arange(1.0, 6.0), means, torch.rand(5, generator=generator))
+
+
+def points(sde: LinearSDE) -> Empirical:
+    return Empirical(sde, torch.randn(30, 2, generator=torch.Generator().manual_seed(1)))
+
+
+EXACT: list[Callable[[LinearSDE], Gaussian | GaussianMixture]] = [
+    gaussian,
+    correlated,
+    line,
+    mixture,
+    ring,
+    grid25,
+    image_mixture,
+    points,
+]
+
+
+def times(sde: LinearSDE, n: int) -> list[Tensor]:
+    """One time for all, and one for each of n samples."""
+    each = sde.T * torch.linspace(0.05, 1.0, n, dtype=F64)
+    return [torch.tensor(0.3 * sde.T, dtype=F64), each]
+
+
+@pytest.mark.parametrize("make", EXACT, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+@pytest.mark.parametrize("chunk", [1 << 22, 9], ids=["whole", "chunked"])
+def test_a_score_is_the_gradient_of_its_density(
+    make: Callable[[LinearSDE], Gaussian | GaussianMixture],
+    sde: LinearSDE,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = make(sde)
+    for t in times(sde, 6):
+        x = start(whole, 6, t).requires_grad_()
+        reference = whole.log_prob(x, t)
+        monkeypatch.setattr(exact, "_BUDGET", chunk)
+        score = make(sde)
+        log_p = score.log_prob(x, t)
+        (gradient,) = torch.autograd.grad(log_p.sum(), x)
+        torch.testing.assert_close(score(x, t), gradient, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(log_p, reference, rtol=1e-12, atol=1e-12)
+        assert score(x, t).shape == x.shape
+        monkeypatch.undo()
+
+
+def marginal(score: Gaussian | GaussianMixture, t: float) -> torch.distributions.Distribution:
+    """p_t of a score with the distributions of torch."""
+    alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
+    if isinstance(score, Gaussian):
+        basis = torch.eye(len(score.mean), dtype=F64) if score.basis is None else score.basis
+        covariance = basis * (alpha**2 * score.variance + sigma**2) @ basis.T
+        return MultivariateNormal(alpha * score.mean, covariance)
+    means = score.means.double()
+    spread = torch.sqrt(alpha**2 * score.variance + sigma**2).expand(means.shape)
+    parts = Independent(Normal(alpha * means, spread), 1)
+    return MixtureSameFamily(Categorical(logits=score.log_weights), parts)
+
+
+@pytest.mark.parametrize("make", [*EXACT, powerlaw], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("sde", [VP(), OrnsteinUhlenbeck()], ids=repr)
+def test_densities_are_those_of_torch(
+    make: Callable[[LinearSDE], Gaussian | GaussianMixture], sde: LinearSDE
+) -> None:
+    score = make(sde)
+    for share in (0.05, 0.5, 1.0):
+        x = start(score, 5, share * sde.T)
+        expected = marginal(score, share * sde.T).log_prob(x.flatten(1))
+        log_p = score.log_prob(x, share * sde.T)
+        torch.testing.assert_close(log_p, expected, rtol=1e-9, atol=1e-9)
+        assert log_p.dtype == F64
+
+
+@pytest.mark.parametrize("make", EXACT, ids=lambda f: f.__name__)
+def test_samples_have_the_law_of_the_data(
+    make: Callable[[LinearSDE], Gaussian | GaussianMixture],
+) -> None:
+    score, n = make(VP()), 20_000
+    x = score.sample(n, torch.Generator().manual_seed(3))
+    assert x.shape == (n, *score.shape)
+    if not score.singular:
+        # E[score] = 0 and E[score x^T] = -I (Stein): 4 deviations of a mean each.
+        s, y = score(x, 0.0).flatten(1), x.flatten(1).double()
+        for value, target in ((s, 0.0), (s * y, -1.0)):
+            error = (value.mean(0) - target) / (value.std(0) / math.sqrt(n))
+            assert float(error.abs().max()) < 4
+    else:
+        chosen = torch.cdist(x.double(), score.means.double()).min(1)
+        assert float(chosen.values.max()) < 1e-6
+        counts = torch.bincount(chosen.indices, minlength=30) / n
+        assert float((counts - 1 / 30).abs().max()) < 4.5 * math.sqrt(1 / 30 / n)
+
+
+def test_shared_problems_are_as_described() -> None:
+    sde = VP()
+    spectrum = powerlaw(sde).variance.flip(0)
+    assert float(spectrum.mean()) == pytest.approx(0.25)
+    assert float(spectrum[0] / spectrum[9]) == pytest.approx(100)
+    board = grid25(sde)
+    assert board.means.unique(dim=0).shape == (25, 2)
+    # The flow of the board is that of its coordinates: to t = T it is close to a normal draw.
+    x = start(board, 3, 0.5)
+    assert quantile_flow(board, x, 0.5, 0.1).shape == x.shape
+    torch.testing.assert_close(quantile_flow(board, x, 0.5, 0.5), x, rtol=0, atol=1e-9)
+
+
+def test_digits_are_a_mixture_around_images() -> None:
+    pytest.importorskip("sklearn", reason="comes with the extra 'data'")
+    score = digits(VP(), 50)
+    assert score.shape == (64,)
+    assert bool((score.means >= -1).all() and (score.means <= 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", EXACT, ids=lambda f: f.__name__)
+def test_states_keep_their_dtype(
+    make: Callable[[LinearSDE], Gaussian | GaussianMixture], dtype: torch.dtype
+) -> None:
+    score = make(VP())
+    x = start(score, 4, 0.5).to(dtype)
+    for t in times(VP(), 4):
+        s = score(x, t)
+        assert s.dtype == dtype
+        # The state is rounded, the arithmetic is not.
+        expected = score(x.double(), t)
+        torch.testing.assert_close(s.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+# Precision of the posterior.
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_far_points_keep_their_posterior(dtype: torch.dtype) -> None:
+    """|x|^2 - 2 x.m + |m|^2 in float32 gives 0.18 / 0.82 where 0.41 / 0.59 is right.
+
+    Two points at distance 0.02 from each other, 3072 coordinates of size 1: the squares are
+    3072, and the difference that decides is of the order of 1e-4.
+    """
+    sde, n = EDM(1.0), 3072
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(n, generator=generator)
+    step = torch.randn(n, generator=generator) * 0.02 / math.sqrt(n)
+    data = torch.stack([base, base + step]).to(dtype)
+    sigma = 0.02
+    direction = (data[1] - data[0]).double()
+    # log r_1 / r_0 = (|x - m_0|^2 - |x - m_1|^2) / (2 sigma^2), with x on the line through both.
+    log_odds = math.log(0.59 / 0.41)
+    u = 0.5 + log_odds * sigma**2 / float(direction @ direction)
+    x = (data[0].double() + u * direction).to(dtype)
+    d_0, d_1 = ((x.double() - m.double()).square().sum() for m in data)
+    odds = torch.exp((d_0 - d_1) / (2 * sigma**2))
+    score = Empirical(sde, data)
+    posterior = score.posterior(x.unsqueeze(0), sigma)
+    assert float(posterior[0, 1] / posterior[0, 0]) == pytest.approx(float(odds), rel=1e-6)
+    if dtype == F64:
+        assert posterior[0].tolist() == pytest.approx([0.41, 0.59], rel=1e-7)
+    mean = posterior[0] @ data.double()
+    expected = ((mean - x.double()) / sigma**2).to(dtype)
+    scale = float(expected.abs().max())
+    got = score(x.unsqueeze(0), sigma)[0]
+    torch.testing.assert_close(got, expected, rtol=0, atol=scale * 1e-6)
+
+
+def test_many_points_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunked pass over 5,000 images: right, and no piece larger than the budget."""
+    sde, n, d = VP(), 5000, 192
+    data = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    score, x = Empirical(sde, data), torch.randn(4, 3, 8, 8, dtype=F64)
+    t = torch.tensor(0.2, dtype=F64)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    difference = x.flatten(1).unsqueeze(1) - alpha * data.flatten(1).double()
+    logits = -difference.square().sum(-1) / (2 * sigma**2)
+    expected = -(logits.softmax(1).unsqueeze(-1) * difference).sum(1) / sigma**2
+    monkeypatch.setattr(exact, "_BUDGET", 10 * d)
+    sizes = [len(m) for _, m, _ in score._chunks(4)]
+    assert sum(sizes) == n
+    assert max(sizes) * (d + 4) <= 10 * d
+    torch.testing.assert_close(score(x, t).flatten(1), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make", [gaussian, correlated, line, mixture, ring, points], ids=lambda f: f.__name__
+)
+def test_tweedie_is_the_posterior_mean(
+    make: Callable[[LinearSDE], Gaussian | GaussianMixture],
+) -> None:
+    """E[x_0 | x_t] against importance sampling from the data themselves."""
+    sde, n, t = VP(), 100_000, 0.45
+    score = make(sde)
+    x = start(score, 4, t, seed=5)
+    x_0 = score.sample(n, torch.Generator().manual_seed(6)).double()
+    logits = -((x.unsqueeze(1) - sde.alpha(t) * x_0) ** 2).sum(-1) / (2 * sde.sigma(t) ** 2)
+    weights = logits.softmax(1)
+    estimate = weights @ x_0
+    square = (weights.unsqueeze(-1) ** 2 * (x_0 - estimate.unsqueeze(1)) ** 2).sum(1)
+    error = (sde.denoise(x, t, score) - estimate) / square.sqrt()
+    assert float(error.abs().max()) < 4.5
+
+
+# Learned scores.
+
+
+class Oracle(nn.Module):
+    """A network that returns, for Gaussian data N(m, c^2), the exact value of what it predicts.
+
+    It sees what every network sees, c_in x and c_noise, and undoes it.
+    """
+
+    def __init__(self, sde: LinearSDE, prediction: str, m: float, c: float, data_std: float):
+        super().__init__()
+        self.sde, self.prediction, self.m, self.c, self.data_std = sde, prediction, m, c, data_std
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        ratio = torch.exp(4 * c_noise)
+        t = self.sde.time_at(-2 * torch.log(ratio))
+        alpha, sigma = (f(t).reshape(-1, 1) for f in (self.sde.alpha, self.sde.sigma))
+        v = (alpha * self.data_std) ** 2 + sigma**2
+        x = x * torch.sqrt(v)
+        spread = (alpha * self.c) ** 2 + sigma**2
+        x_0 = self.m + alpha * self.c**2 / spread * (x - alpha * self.m)
+        z = (x - alpha * x_0) / sigma
+        skip = alpha * self.data_std**2 / v
+        out = sigma * self.data_std / torch.sqrt(v)
+        return {
+            "noise": z,
+            "data": x_0,
+            "velocity": alpha * z - sigma * x_0,
+            "score": -z / sigma,
+            "preconditioned": (x_0 - skip * x) / out,
+        }[self.prediction]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "score", "preconditioned"])
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+@pytest.mark.parametrize("data_std", [1.0, 0.4])
+def test_every_prediction_is_the_same_score(
+    sde: LinearSDE, prediction: str, data_std: float
+) -> None:
+    m, c = 0.7, 0.5
+    score = Gaussian(sde, torch.full((3,), m, dtype=F64), c)
+    oracle = Oracle(sde, prediction, m, c, data_std)
+    learned = ScoreNetwork(oracle, sde, prediction, data_std)  # type: ignore[arg-type]
+    for t in times(sde, 5):
+        x = start(score, 5, t)
+        torch.testing.assert_close(learned(x, t), score(x, t), rtol=1e-8, atol=1e-8)
+
+
+def test_a_network_sees_unit_variance_and_the_noise_level() -> None:
+    """The input depends on the ratio sigma / alpha alone: clocks and processes agree."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            seen.append((x, c_noise))
+            return x
+
+    c, ratio = 0.6, 0.8
+    for sde in PROCESSES:
+        data = Gaussian(sde, torch.zeros(1, dtype=F64), c)
+        t = sde.time_at(-2 * math.log(ratio))
+        x = start(data, 4000, float(t))
+        ScoreNetwork(Spy(), sde, data_std=c)(x, t)
+        level = seen[-1][1]
+        assert float(seen[-1][0].var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 4000))
+        assert level.shape == ()
+        assert float(level) == pytest.approx(math.log(ratio) / 4, rel=1e-9)
+        ScoreNetwork(Spy(), sde, data_std=c)(x[:3], t.expand(3))
+        assert seen[-1][1].shape == (3,)
+
+
+def test_small_noise_does_not_lose_the_prediction() -> None:
+    """Half precision out of the network: the coefficients 1 / sigma still act in float32."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.full_like(x, 0.5, dtype=torch.float16)
+
+    sde, t = EDM(), 1e-6
+    x = torch.zeros(2, 3)
+    score = ScoreNetwork(Half(), sde, "noise")(x, t)
+    assert score.dtype == torch.float32
+    torch.testing.assert_close(score, torch.full_like(x, -0.5e6), rtol=1e-6, atol=0)
+
+
+def test_a_network_knows_its_shape_and_device() -> None:
+    net = nn.Linear(2, 2)
+    net.shape, net.classes = (3, 2), 10  # type: ignore[assignment]
+    score = ScoreNetwork(net, VP())
+    assert score.shape == (3, 2)
+    assert score.classes == 10
+    assert score.device == torch.device("cpu")
+    assert score.singular
+    assert isinstance(score, Score)
+    assert {name for name, _ in score.named_parameters()} == {"net.weight", "net.bias"}
+
+
+# Sums.
+
+
+class Counting(Score):
+    def __init__(self, score: Score) -> None:
+        self.score, self.calls = score, 0
+        self.sde, self.shape = score.sde, score.shape
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        self.calls += 1
+        return self.score(x, t)
+
+
+def test_scores_form_a_vector_space() -> None:
+    sde, x = VP(), torch.randn(5, 2, dtype=F64)
+    a, b, t = mixture(sde), ring(sde), 0.4
+    for total, expected in [
+        (a + b, a(x, t) + b(x, t)),
+        (a - b, a(x, t) - b(x, t)),
+        (2.5 * a, 2.5 * a(x, t)),
+        (a * 2.5, 2.5 * a(x, t)),
+        (-a, -a(x, t)),
+        (2 * (a + 3 * b) - a, a(x, t) + 6 * b(x, t)),
+        (a + (lambda x, t: -x), a(x, t) - x),
+        ((lambda x, t: -x) + a, a(x, t) - x),
+        (0 * a, torch.zeros_like(x)),
+    ]:
+        torch.testing.assert_close(total(x, t), expected)
+        assert total.sde is sde
+        assert total.shape == (2,)
+        assert not total.singular
+    assert (a + points(sde)).singular
+
+
+def test_weights_may_be_functions_of_time() -> None:
+    sde, x = VP(), torch.randn(3, 2, dtype=F64)
+    a, b = mixture(sde), ring(sde)
+    t = torch.tensor([0.1, 0.4, 0.8], dtype=F64)
+
+    def interval(t: Tensor) -> Tensor:
+        return ((t > 0.2) & (t < 0.6)) * 1.5
+
+    total = a + b * interval
+    expected = a(x, t) + torch.tensor([[0.0], [1.5], [0.0]], dtype=F64) * b(x, t)
+    torch.testing.assert_close(total(x, t), expected)
+    torch.testing.assert_close(total(x, 0.4), a(x, 0.4) + 1.5 * b(x, 0.4))
+    single = total(x.float(), t)
+    assert single.dtype == torch.float32
+
+
+def test_a_term_of_weight_0_is_not_evaluated() -> None:
+    sde, x = VP(), torch.randn(3, 2, dtype=F64)
+    a, b = Counting(mixture(sde)), Counting(ring(sde))
+    total = a + b * (lambda t: 2.0 if 0.2 < float(t) < 0.6 else 0.0) + 0 * b + 0.0 * a
+    for t in (0.1, 0.4, 0.7):
+        total(x, t)
+    assert (a.calls, b.calls) == (3, 1)
+
+
+def test_products_of_gaussians_are_exact_at_the_data() -> None:
+    """Densities multiply, scores add: precisions add at t = 0; tempering divides the variance."""
+    sde, x = VP(), torch.randn(4, 3, dtype=F64)
+    m_1, m_2 = torch.randn(2, 3, dtype=F64)
+    p, q = Gaussian(sde, m_1, 0.5), Gaussian(sde, m_2, 2.0)
+    precision = 1 / 0.25 + 1 / 4
+    mean = (m_1 / 0.25 + m_2 / 4) / precision
+    product = Gaussian(sde, mean, 1 / math.sqrt(precision))
+    torch.testing.assert_close((p + q)(x, 0.0), product(x, 0.0))
+    tempered = Gaussian(sde, m_1, 0.5 / math.sqrt(3))
+    torch.testing.assert_close((3 * p)(x, 0.0), tempered(x, 0.0))
+    # At t > 0 neither is exact: noising does not commute with the product.
+    assert float(((3 * p)(x, 0.5) - tempered(x, 0.5)).abs().max()) > 0.1
+
+
+class Labelled(Score):
+    """A score that shifts by its labels."""
+
+    def __call__(self, x: Tensor, t: Time, y: Tensor | float = 0.0) -> Tensor:
+        return as_time(t) * x + torch.as_tensor(y, dtype=x.dtype).reshape(-1, 1)
+
+
+def test_context_follows_the_rows() -> None:
+    x, y = torch.randn(6, 2, dtype=F64), torch.arange(6.0)
+    bound = Labelled().given(y=y)
+    whole = bound(x, 0.5)
+    for index in (slice(2, 5), torch.tensor([4, 0])):
+        torch.testing.assert_close(bound.rows(index)(x[index], 0.5), whole[index])
+        both = (2 * bound + mixture(VP())).rows(index)
+        expected = 2 * whole[index] + mixture(VP())(x[index], 0.5)
+        torch.testing.assert_close(both(x[index], 0.5), expected)
+    torch.testing.assert_close(bound.given(y=1.0)(x, 0.5), Labelled()(x, 0.5, y=1.0))
+    torch.testing.assert_close((bound + bound).given(y=1.0)(x, 0.5), 2 * (0.5 * x + 1))
+    assert bound.rows(slice(0, 2)).given(y=3.0)(x, 0.5).shape == x.shape
+
+
+def test_a_bare_score_says_what_is_missing() -> None:
+    with pytest.raises(NotImplementedError, match="Score must define __call__"):
+        Score()(torch.zeros(1), 0.5)
