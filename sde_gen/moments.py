@@ -48,6 +48,22 @@ class Moments:
                 f" floor, got {len(self.values)}"
             )
 
+    @classmethod
+    def of(cls, covariance: Tensor, mean: Tensor | None = None) -> Moments:
+        """From a covariance matrix (n, n): all its directions and a floor of 0.
+
+        Raises:
+            ValueError: not square, not symmetric, or with a negative eigenvalue.
+        """
+        c = covariance.double()
+        if c.ndim != 2 or c.shape != c.T.shape or not torch.allclose(c, c.T):
+            raise ValueError(f"covariance must be symmetric (n, n), got {tuple(c.shape)}")
+        values, basis = torch.linalg.eigh(c)
+        if values[0] < -1e-9 * values[-1]:
+            raise ValueError(f"covariance has a negative eigenvalue {float(values[0]):.3g}")
+        values = torch.cat([values.new_zeros(1), values.clamp_min(0)]).cpu()
+        return cls(values, None if mean is None else mean.flatten(), basis)
+
     def coefficient(self, f: np.ndarray) -> Coefficient:
         """Numbers f (m,) in the form that ``apply`` takes."""
         return float(f[0]) if len(f) == 1 else torch.from_numpy(np.array(f, dtype=np.float64))

@@ -90,29 +90,23 @@ class Gaussian(_Exact):
         check_finite(mean, "mean")
         self._know(sde, mean.shape)
         self.mean = self._where = _precise(mean).flatten()
-        self.basis: Tensor | None = None
         if covariance is not None:
-            c, n = _precise(covariance), self.mean.numel()
-            if c.shape != (n, n) or not torch.allclose(c, c.T):
-                raise ValueError(f"covariance must be symmetric {(n, n)}, got {(*c.shape,)}")
-            self.variance, self.basis = torch.linalg.eigh(c)
-            if self.variance.min() < -1e-9 * self.variance.max():
-                raise ValueError("covariance has a negative eigenvalue")
-            self.variance = self.variance.clamp_min(0)
+            n = self.mean.numel()
+            if covariance.shape != (n, n):
+                raise ValueError(f"covariance must be {(n, n)}, got {(*covariance.shape,)}")
+            self.moments = Moments.of(_precise(covariance), self.mean)
+            self.variance = self.moments.values[1:].to(self.mean)
         else:
             scale = torch.as_tensor(std, dtype=self.mean.dtype, device=self.mean.device)
             _check_std(scale)
             if scale.ndim and scale.shape != self.shape:
                 raise ValueError(f"std must be a number or {self.shape}, got {(*scale.shape,)}")
             self.variance = scale.expand(self.shape).flatten() ** 2
+            values = self.variance if scale.ndim else self.variance[:1]
+            self.moments = Moments(values.cpu(), self.mean)
+        self.basis = self.moments.basis
         self.singular = bool((self.variance == 0).any())
         self.data_std = float(self.variance.mean().sqrt())
-        values = self.variance.cpu()
-        floor = values[:1] if self.basis is None else torch.cat([values.new_zeros(1), values])
-        same = self.basis is None and bool((values == values[0]).all())
-        self.moments = Moments(
-            floor if same or self.basis is not None else values, self.mean, self.basis
-        )
 
     def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""
