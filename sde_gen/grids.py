@@ -154,6 +154,7 @@ def mixed(
     average of both counts reaches 0, 1/n, ..., 1.
     """
     start, end, n = _limits(sde, steps, start, end, to_zero)
+    _check_positive(data_std, "data_std")
     # The power and the shares were fitted to data of standard deviation 0.57.
     unit = 0.57 / data_std
     a, b = torch.log(_ends(sde, start, end) * unit).tolist()

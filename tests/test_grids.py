@@ -23,7 +23,13 @@ from sde_gen import (
 )
 
 PROCESSES = [VP(), VP(Cosine()), SubVP(), VE(), EDM(), Wiener(3.0), OrnsteinUhlenbeck()]
-KINDS: list[Callable[..., Any]] = [grids.uniform, grids.log_snr, grids.karras, grids.quadratic]
+KINDS: list[Callable[..., Any]] = [
+    grids.uniform,
+    grids.log_snr,
+    grids.karras,
+    grids.quadratic,
+    grids.mixed,
+]
 every_process = pytest.mark.parametrize("sde", PROCESSES, ids=repr)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)
 
@@ -66,12 +72,22 @@ def test_spacings_are_even_in_their_own_measure(sde: LinearSDE) -> None:
     assert even(sde.log_snr(grids.log_snr(sde, 10)))
     for rho in (1.0, 3.0, 7.0):
         assert even(ratio(sde, grids.karras(sde, 10, rho=rho)) ** (1 / rho))
+    # A mixture of densities is a mixture of their counts, in units of the data.
+    mixed, unit = grids.mixed(sde, 40, data_std=0.3), 0.57 / 0.3
+    r = ratio(sde, mixed) * unit
+    powers = VP().time_at(-2 * torch.log(r)) ** (1 / 2.2)
+    count = 0.8 * (powers[0] - powers) / (powers[0] - powers[-1])
+    count += 0.2 * torch.log(r[0] / r) / torch.log(r[0] / r[-1])
+    # It is read off a table of 4001 points by linear interpolation.
+    torch.testing.assert_close(
+        count, torch.arange(41) / 40.0, rtol=0, atol=1e-5, check_dtype=False
+    )
     # The same ratio under standard VP is reached at a time whose root is even.
     vp_times = VP().time_at(-2 * torch.log(ratio(sde, grids.quadratic(sde, 10))))
     assert even(torch.sqrt(vp_times))
 
 
-@pytest.mark.parametrize("kind", [grids.log_snr, grids.karras, grids.quadratic])
+@pytest.mark.parametrize("kind", KINDS[1:], ids=lambda f: f.__name__)
 def test_a_grid_serves_every_clock(kind: Callable[..., Any]) -> None:
     """Between the same ratios the ratios are the same, whatever the process."""
     top, low = 3.0, 0.01

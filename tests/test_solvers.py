@@ -48,9 +48,12 @@ from sde_gen.solvers import Midpoint
 
 
 def name(value: object) -> str:
-    if isinstance(value, Solver):
-        return "-".join([type(value).__name__, *(str(v) for v in vars(value).values())])
-    return str(value)
+    if isinstance(value, TorchSDE):
+        return f"TorchSDE {value.method} {value.substeps}"
+    if isinstance(value, Exponential):
+        c, rule = float(value.reference.values[0]), type(value.weights).__name__
+        return f"Exponential {value.nodes} C={c} {rule}"
+    return type(value).__name__ if isinstance(value, Solver) else str(value)
 
 
 def slopes(errors: list[float]) -> list[float]:

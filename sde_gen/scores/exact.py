@@ -106,7 +106,7 @@ class Gaussian(_Exact):
             self.moments = Moments(values.cpu(), self.mean)
         self.basis = self.moments.basis
         self.singular = bool((self.variance == 0).any())
-        self.data_std = float(self.variance.mean().sqrt())
+        self.data_std = math.sqrt(max(float(self.variance.mean()), 1e-12))
 
     def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""

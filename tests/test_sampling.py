@@ -1,0 +1,354 @@
+"""Running a solver: dtype, rank, batch, seeds, gradients, trajectories, and the one call."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from problems import F64, correlated, gaussian, gaussian_flow, grid25, mixture, ring, start
+from torch import Tensor
+
+from sde_gen import (
+    EDM,
+    VE,
+    VP,
+    BrownianPath,
+    Cosine,
+    Empirical,
+    EulerMaruyama,
+    Exponential,
+    Gaussian,
+    GaussianMixture,
+    Heun,
+    LinearSDE,
+    Noise,
+    OrnsteinUhlenbeck,
+    Reverse,
+    RungeKutta,
+    SciPy,
+    Score,
+    Solver,
+    Streams,
+    SubVP,
+    Tabulated,
+    TorchSDE,
+    grids,
+    sample,
+    solve,
+)
+from sde_gen.ops import Time, as_time
+
+STOCHASTIC: list[Solver] = [
+    EulerMaruyama(),
+    Heun(),
+    Exponential(1),
+    Exponential(3),
+    Exponential(2, reference=0.5),
+    TorchSDE("euler"),
+    TorchSDE("midpoint"),
+    TorchSDE("srk", 2),
+]
+DETERMINISTIC: list[Solver] = [RungeKutta(), SciPy("RK45")]
+EVERY = [(s, 1.0) for s in STOCHASTIC] + [(s, 0.0) for s in [*STOCHASTIC, *DETERMINISTIC]]
+
+
+def label(value: object) -> str:
+    if isinstance(value, Solver):
+        return f"{type(value).__name__}-{getattr(value, 'method', value.order)}"
+    return getattr(value, "__name__", str(value))
+
+
+every_solver = pytest.mark.parametrize(("solver", "eta"), EVERY, ids=label)
+
+
+def setting(eta: float) -> tuple[Reverse, Tensor, Tensor]:
+    sde = VP()
+    score = mixture(sde)
+    x = start(score, 7, 1.0)
+    return sde.reverse(score, eta), x, grids.quadratic(sde, 12, end=0.01)
+
+
+@every_solver
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_state_keeps_its_dtype(solver: Solver, eta: float, dtype: torch.dtype) -> None:
+    process, x, times = setting(eta)
+    exact = solve(process, x, times, solver, 1)
+    y = solve(process, x.to(dtype), times, solver, 1)
+    assert exact.dtype == F64
+    assert y.dtype == dtype
+    # Rounding of a step is eps times the state; the flow of this mixture stretches it.
+    assert float((y.double() - exact).abs().median()) < 50 * torch.finfo(dtype).eps
+
+
+@every_solver
+def test_rank_does_not_matter(solver: Solver, eta: float) -> None:
+    """(B, 12) and (B, 3, 2, 2) are the same problem."""
+    sde = VP()
+    means = torch.randn(3, 12, dtype=F64)
+    flat = GaussianMixture(sde, torch.ones(3), means, 0.4)
+    image = GaussianMixture(sde, torch.ones(3), means.reshape(3, 3, 2, 2), 0.4)
+    x, times = torch.randn(4, 12, dtype=F64), grids.quadratic(sde, 8)
+    y = solve(sde.reverse(flat, eta), x, times, solver, 2)
+    z = solve(sde.reverse(image, eta), x.reshape(4, 3, 2, 2), times, solver, 2)
+    assert z.shape == (4, 3, 2, 2)
+    torch.testing.assert_close(z.flatten(1), y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta", "kind"),
+    [
+        *((solver, eta, Streams) for solver, eta in EVERY if not isinstance(solver, SciPy)),
+        (EulerMaruyama(), 1.0, BrownianPath),
+        (TorchSDE("heun", 2), 1.0, BrownianPath),
+    ],
+    ids=label,
+)
+def test_a_sample_does_not_depend_on_its_batch(
+    solver: Solver, eta: float, kind: type[Streams | BrownianPath]
+) -> None:
+    process, x, times = setting(eta)
+    whole = solve(process, x, times, solver, kind(3))
+    # In chunks of any size, alone under its number, and among others in another order.
+    for chunk in (1, 3, 7, 100):
+        parts = solve(process, x, times, solver, kind(3), chunk=chunk)
+        torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-11)
+    alone = solve(process, x[4:5], times, solver, kind(3, samples=4))
+    torch.testing.assert_close(alone, whole[4:5], rtol=1e-11, atol=1e-11)
+    order = torch.tensor([6, 2, 2, 0])
+    mixed = solve(process, x[order], times, solver, kind(3, samples=order))
+    torch.testing.assert_close(mixed, whole[order], rtol=1e-11, atol=1e-11)
+
+
+def test_neighbours_do_not_change_a_sample() -> None:
+    """Not even one that is a thousand times larger (one step size a batch would)."""
+    process, x, times = setting(1.0)
+    wild = x.clone()
+    wild[1:] *= 1000
+    for solver in STOCHASTIC:
+        calm = solve(process, x, times, solver, 0)[0]
+        torch.testing.assert_close(
+            solve(process, wild, times, solver, 0)[0], calm, rtol=1e-9, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_chunks_of_a_trajectory(trajectory: bool) -> None:
+    process, x, times = setting(1.0)
+    whole = solve(process, x, times, Exponential(2), 5, trajectory=trajectory)
+    parts = solve(process, x, times, Exponential(2), 5, trajectory=trajectory, chunk=2)
+    assert parts.shape == whole.shape == ((13, 7, 2) if trajectory else (7, 2))
+    torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-11)
+
+
+@every_solver
+def test_a_trajectory_is_every_state(solver: Solver, eta: float) -> None:
+    process, x, times = setting(eta)
+    path = solve(process, x, times, solver, 4, trajectory=True)
+    assert path.shape == (len(times), *x.shape)
+    assert torch.equal(path[0], x)
+    assert torch.equal(path[-1], solve(process, x, times, solver, 4))
+    # Multistep solvers remember the same past either way.
+    half = solve(process, x, times[:7], solver, 4)
+    assert torch.equal(path[6], half)
+
+
+@every_solver
+def test_seeds(solver: Solver, eta: float) -> None:
+    process, x, times = setting(eta)
+    before = torch.get_rng_state()
+    one, two, other = (solve(process, x, times, solver, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, two)
+    assert torch.equal(one, solve(process, x, times, solver, Streams(1)))
+    assert torch.equal(one, other) == (eta == 0)
+
+
+def test_no_seed_draws_one_from_torch() -> None:
+    process, x, times = setting(1.0)
+    torch.manual_seed(5)
+    one = solve(process, x, times, EulerMaruyama())
+    other = solve(process, x, times, EulerMaruyama())
+    torch.manual_seed(5)
+    again = solve(process, x, times, EulerMaruyama())
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta"), [case for case in EVERY if not isinstance(case[0], SciPy)], ids=label
+)
+def test_gradients_flow_if_x_requires_them(solver: Solver, eta: float) -> None:
+    sde = VP()
+    score = gaussian(sde)
+    process, times = sde.reverse(score, eta), grids.quadratic(sde, 6, end=0.05)
+    x = start(score, 3, 1.0)
+    net_weight = torch.ones((), dtype=F64, requires_grad=True)
+    learned = sde.reverse(lambda x, t: net_weight * score(x, t), eta)
+    assert not solve(learned, x, times, solver, 0).requires_grad
+    y = solve(process, x.requires_grad_(), times, solver, 0)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    # Gaussian data: the solver is affine, so a difference quotient is its derivative.
+    with torch.no_grad():
+        rise = solve(process, x + 1, times, solver, 0) - solve(process, x - 1, times, solver, 0)
+        assert not solve(process, x, times, solver, 0).requires_grad
+    torch.testing.assert_close(gradient, rise / 2, rtol=1e-9, atol=1e-9)
+
+
+def test_forward_simulation_and_encoding() -> None:
+    """Rising time: the forward SDE has its own law at the end, and the flow encodes."""
+    sde, n = OrnsteinUhlenbeck(), 20_000
+    x = torch.full((n, 1), 2.0, dtype=F64)
+    y = solve(sde, x, torch.linspace(0, 1, 51, dtype=F64), Heun(), 1)
+    # Heun's bias at h = 1 / 50 is O(h^2) = 4e-4 of the value.
+    spread = float(sde.sigma(1.0))
+    assert abs(float(y.mean()) - 2 * math.exp(-1)) < 4 * spread / math.sqrt(n) + 1e-3
+    assert float(y.std()) == pytest.approx(spread, rel=4 * math.sqrt(0.5 / n) + 1e-3)
+    score = correlated(sde)
+    data = score.sample(5, torch.Generator().manual_seed(0))
+    up = torch.linspace(0, 5, 201, dtype=F64)
+    flow = sde.probability_flow(score)
+    code = solve(flow, data, up, RungeKutta())
+    torch.testing.assert_close(gaussian_flow(score, code, 5.0, 0.0), data, rtol=0, atol=1e-5)
+    back = solve(flow, code, up.flip(0), RungeKutta())
+    torch.testing.assert_close(back, data, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", [list, tuple, torch.tensor])
+def test_a_grid_may_be_any_sequence(source: type) -> None:
+    x = torch.ones(2, 1, dtype=F64)
+    y = solve(OrnsteinUhlenbeck(), x, source([0.0, 0.5, 1.0]), EulerMaruyama(), 0)
+    single = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.equal(y, solve(OrnsteinUhlenbeck(), x, single, EulerMaruyama(), 0))
+
+
+def test_the_progress_bar_shows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    process, x, times = setting(1.0)
+    plain = solve(process, x, times, EulerMaruyama(), 0)
+    assert capsys.readouterr().err == ""
+    assert torch.equal(solve(process, x, times, EulerMaruyama(), 0, progress=True), plain)
+    shown = capsys.readouterr().err
+    assert "sampling" in shown
+    assert re.search(r"\d+/12", shown)
+
+
+# The one call.
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("sde", [VP(), VP(Cosine()), SubVP(), VE(), EDM()], ids=repr)
+@pytest.mark.parametrize("make", [mixture, ring, grid25], ids=lambda f: f.__name__)
+def test_sample_draws_the_data(sde: LinearSDE, eta: float, make: type) -> None:
+    """By default, with no choice made: mean and covariance of the data, to sampling error."""
+    score, n = make(sde), 4000
+    x = sample(score, n, steps=50, seed=1, eta=eta)
+    assert x.shape == (n, *score.shape)
+    assert x.dtype == torch.float32
+    exact = score.sample(200_000, torch.Generator().manual_seed(0)).double()
+    scale = exact.std(0)
+    shift = (x.double().mean(0) - exact.mean(0)) / scale
+    # 4.5 deviations of the mean of n, and 3 percent for the solver and the prior at T.
+    assert float(shift.abs().max()) < 4.5 / math.sqrt(n) + 0.03
+    error = (torch.cov(x.double().T) - torch.cov(exact.T)) / torch.outer(scale, scale)
+    assert float(error.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
+    # And no sample far from all components.
+    log_p = score.log_prob(x.double())
+    typical = score.log_prob(exact).quantile(0.0005)
+    assert float((log_p < typical - 3).double().mean()) < 0.01
+
+
+def test_sample_i_is_a_function_of_the_seed_and_i() -> None:
+    score = mixture(VP())
+    whole = sample(score, 9, seed=3, eta=1.0)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(sample(score, 4, seed=3, eta=1.0), whole[:4], rtol=0, atol=1e-5)
+    chunked = sample(score, 9, seed=3, eta=1.0, chunk=2)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
+    assert not torch.allclose(sample(score, 9, seed=4, eta=1.0), whole)
+    assert torch.equal(torch.get_rng_state(), before)
+    precise = sample(score, 9, seed=3, eta=0.0, dtype=F64)
+    single = sample(score, 9, seed=3, eta=0.0)
+    assert precise.dtype == F64
+    torch.testing.assert_close(single.double(), precise, rtol=0, atol=1e-3)
+    torch.manual_seed(1)
+    one = sample(score, 3)
+    assert not torch.equal(sample(score, 3), one)
+    torch.manual_seed(1)
+    assert torch.equal(sample(score, 3), one)
+
+
+def test_sample_makes_as_many_calls_as_steps() -> None:
+    calls: list[float] = []
+
+    class Counting(Score):
+        def __init__(self) -> None:
+            self.inner = mixture(VP())
+            self.sde, self.shape = self.inner.sde, self.inner.shape
+
+        def __call__(self, x: Tensor, t: Time) -> Tensor:
+            calls.append(float(as_time(t)))
+            return self.inner(x, t)
+
+    for solver, steps in ((None, 10), (Exponential(1), 10), (EulerMaruyama(), 10)):
+        calls.clear()
+        sample(Counting(), 2, steps=steps, seed=0, solver=solver)
+        assert len(calls) == steps
+        assert calls[0] == 1.0
+        assert min(calls) > 0
+    calls.clear()
+    sample(Counting(), 2, seed=0, times=torch.tensor([0.9, 0.5, 0.1]), solver=Heun())
+    assert calls == pytest.approx([0.9, 0.5, 0.5, 0.1])
+    assert not sample(Counting(), 2, seed=0).requires_grad
+
+
+def test_sample_from_what_has_no_density() -> None:
+    """A finite data set: the last step to t = 0 is Tweedie's, and lands on the points."""
+    data = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    for sde in (VP(), EDM(), VP(Tabulated(torch.linspace(1e-4, 0.02, 1000)))):
+        for eta in (0.0, 1.0):
+            x = sample(Empirical(sde, data), 60, steps=60, seed=0, eta=eta)
+            nearest = torch.cdist(x, data).min(1)
+            assert float(nearest.values.max()) < 0.02
+            assert len(nearest.indices.unique()) == 6
+    point = torch.tensor([0.7, -0.2])
+    for eta in (0.0, 1.0):
+        x = sample(Gaussian(VP(), point, 0.0), 3, steps=5, seed=0, eta=eta)
+        torch.testing.assert_close(x, point.expand(3, 2), rtol=0, atol=1e-6)
+
+
+def test_sample_of_labels() -> None:
+    """Bound labels reach the score, in chunks too."""
+
+    class Labelled(Score):
+        def __init__(self) -> None:
+            self.sde, self.shape = EDM(), (1,)
+
+        def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
+            assert y is not None
+            # One point for each label.
+            return (y.unsqueeze(1).to(x) - x) / float(t) ** 2
+
+    y = torch.arange(5.0)
+    for chunk in (None, 2):
+        model = Labelled().given(y=y)
+        x = sample(model, 5, steps=5, seed=0, solver=Exponential(2), chunk=chunk)
+        torch.testing.assert_close(x.flatten(), y, rtol=0, atol=1e-4)
+
+
+def test_a_noise_of_ones_own() -> None:
+    """Anything with the three methods drives a solver."""
+
+    class Zero(Noise):
+        def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+            return torch.zeros_like(x)
+
+        def start(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+        def rows(self, index: slice | Tensor) -> Zero:
+            return self
+
+    process, x, times = setting(1.0)
+    one = solve(process, x, times, EulerMaruyama(), Zero())
+    assert torch.equal(solve(process, x, times, EulerMaruyama(), Zero(), chunk=2), one)
