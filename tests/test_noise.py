@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from problems import F64
 from scipy.stats import kstest
 
 from sde_gen import BrownianPath, Impulses, Noise, Streams
+from sde_gen.noise import philox
 
 ROWS = [Streams, BrownianPath]
 every_kind = pytest.mark.parametrize("kind", ROWS, ids=lambda k: k.__name__)
@@ -26,6 +28,18 @@ def test_draws_are_standard_normal(kind: type[Noise]) -> None:
     assert float(z.var()) == pytest.approx(1, abs=4 * math.sqrt(2 / n))
     # Kolmogorov-Smirnov: exceeded once in a thousand times.
     assert kstest(z.numpy(), "norm").statistic < 1.95 / math.sqrt(n)
+
+
+def test_bits_are_those_of_philox() -> None:
+    """Random123's known answer; and tensors, which make them on a GPU, against numpy in C."""
+    counter = torch.arange(20)
+    word = [f"{int(w) & (1 << 64) - 1:016x}" for w in philox(counter, (0, 0))[0]]
+    assert word == ["16554d9eca36314c", "db20fe9d672d0fdc", "d7e772cee186176b", "7e68b68aec7ba23b"]
+    key = (12345, (1 << 64) - 7)
+    # numpy steps its counter before it draws: started at 0 it begins with the block of 1.
+    reference = np.random.Philox(counter=0, key=key[0] | key[1] << 64).random_raw(4 * 19)
+    ours = philox(counter[1:], key).flatten().numpy().view(np.uint64)
+    assert (ours == reference).all()
 
 
 def test_draws_of_different_names_are_independent() -> None:

@@ -352,3 +352,23 @@ def test_a_noise_of_ones_own() -> None:
     process, x, times = setting(1.0)
     one = solve(process, x, times, EulerMaruyama(), Zero())
     assert torch.equal(solve(process, x, times, EulerMaruyama(), Zero(), chunk=2), one)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("solver", "eta"), EVERY, ids=label)
+def test_a_seed_gives_the_same_sample_on_a_gpu(solver: Solver, eta: float) -> None:
+    process, x, times = setting(eta)
+    assert isinstance(process.sde, LinearSDE)
+    here = solve(process, x, times, solver, 1)
+    score = mixture(process.sde)
+    there = GaussianMixture(
+        process.sde,
+        score.log_weights.exp().cuda(),
+        score.means.cuda(),
+        score.variance.sqrt().cuda(),
+    )
+    y = solve(process.sde.reverse(there, eta), x.cuda(), times, solver, 1)
+    assert y.device.type == "cuda"
+    # The normals are made in float32 from the same bits; sine and cosine may differ in the last.
+    torch.testing.assert_close(y.cpu(), here, rtol=1e-4, atol=1e-5)
+    assert sample(there, 3, seed=0).device.type == "cuda"
