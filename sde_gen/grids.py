@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -153,18 +154,56 @@ def mixed(
     of ``data_std``. Densities mix by mixing their distribution functions: times are where the
     average of both counts reaches 0, 1/n, ..., 1.
     """
-    start, end, n = _limits(sde, steps, start, end, to_zero)
     _check_positive(data_std, "data_std")
+    low, high, _ = _limits(sde, steps, start, end, to_zero)
     # The power and the shares were fitted to data of standard deviation 0.57.
     unit = 0.57 / data_std
-    a, b = torch.log(_ends(sde, start, end) * unit).tolist()
+    a, b = torch.log(_ends(sde, low, high) * unit).tolist()
     log_r = torch.linspace(a, b, 4001, dtype=torch.float64)
     root = _vp_time(torch.exp(log_r)) ** (1 / 2.2)
     even = torch.linspace(0, 1, 4001, dtype=torch.float64)
     share = 0.8 * (root[0] - root) / (root[0] - root[-1]) + 0.2 * even
-    at = np.interp(np.linspace(0, 1, n + 1), share.numpy(), log_r.numpy())
-    times = sde.time_at(-2 * (torch.from_numpy(at) - math.log(unit)))
-    return _finish(times, start, end, to_zero)
+    return Density(log_r - math.log(unit), share)(sde, steps, start, end, to_zero)
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """A grid for every number of steps: times where a rising curve reaches 0, 1/n, ..., 1.
+
+    Args:
+        log_ratios: log(sigma / alpha), falling, float64 (m,).
+        share: what part of the steps is done when that level is reached, rising (m,).
+
+    Outside the levels that it knows the curve goes on at its mean slope.
+
+    Raises:
+        ValueError: curves that do not fall and rise, or of different lengths.
+    """
+
+    log_ratios: Tensor
+    share: Tensor
+
+    def __post_init__(self) -> None:
+        falls, rises = self.log_ratios.diff() < 0, self.share.diff() > 0
+        if self.log_ratios.shape != self.share.shape or not bool((falls & rises).all()):
+            raise ValueError("log_ratios must fall and share must rise, strictly, hand in hand")
+
+    def __call__(
+        self,
+        sde: LinearSDE,
+        steps: int,
+        start: float | None = None,
+        end: float | None = None,
+        to_zero: bool = False,
+    ) -> Tensor:
+        start, end, n = _limits(sde, steps, start, end, to_zero)
+        log_r, share = -self.log_ratios.numpy(), self.share.numpy()
+        slope = (share[-1] - share[0]) / (log_r[-1] - log_r[0])
+        log_r = np.concatenate([[log_r[0] - 50], log_r, [log_r[-1] + 50]])
+        share = np.concatenate([[share[0] - 50 * slope], share, [share[-1] + 50 * slope]])
+        low, high = np.interp(-torch.log(_ends(sde, start, end)).numpy(), log_r, share)
+        at = np.interp(np.linspace(low, high, n + 1), share, log_r)
+        return _finish(sde.time_at(2 * torch.from_numpy(at)), start, end, to_zero)
 
 
 def from_table(
