@@ -16,15 +16,20 @@ import hashlib
 import math
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .ops import match
+
 _LOW = 0xFFFFFFFF
 _WORD = 0xFFFFFFFFFFFFFFFF
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_BUDGET = 1 << 22
+"""Numbers that are drawn at once for a path."""
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 
 Self = TypeVar("Self", bound="Noise")
@@ -46,15 +51,19 @@ def _multiply(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return high, a * _signed(m)
 
 
-def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
-    """Philox4x64 on counters (n,) int64 (the low word; the others are 0) -> words (n, 4) int64.
+def philox(
+    counter: Tensor, key: tuple[int, int], rounds: int = 10, second: Tensor | None = None
+) -> Tensor:
+    """Philox4x64 on counters (n,) int64 -> words (n, 4) int64.
+
+    ``counter`` is the low word of the counter, ``second`` (n,) the next; the others are 0.
 
     Integer tensor operations only: the same bits on every device, and one kernel under
     ``torch.compile``. Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as
     easy as 1, 2, 3".
     """
     c_0, c_2 = counter, torch.zeros_like(counter)
-    c_1, c_3 = c_2, c_2
+    c_1, c_3 = c_2 if second is None else second, c_2
     for r in range(rounds):
         k_0, k_1 = (_signed(k + r * w) for k, w in zip(key, _WEYL, strict=True))
         high_0, low_0 = _multiply(c_0, _MULTIPLIERS[0])
@@ -63,16 +72,18 @@ def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
     return torch.stack([c_0, c_1, c_2, c_3], -1)
 
 
-def _philox_host(start: int, count: int, key: tuple[int, int]) -> Tensor:
+def _philox_host(start: int, count: int, key: tuple[int, int], second: int = 0) -> Tensor:
     """The same words for the counters start .. start + count - 1, by numpy's C implementation."""
     # numpy advances the counter before it draws.
-    before = (start - 1) % (1 << 256)
+    before = (start - 1 + ((second & _WORD) << 64)) % (1 << 256)
     words = np.random.Philox(counter=before, key=key[0] | key[1] << 64).random_raw(4 * count)
     return torch.from_numpy(words.view(np.int64)).reshape(count, 4)
 
 
-def philox_normal(seed: int, samples: Tensor | range, stream: int, size: int) -> Tensor:
-    """Standard normals (len(samples), size), float32, a function of (seed, sample, stream).
+def philox_normal(
+    seed: int, samples: Tensor | range, stream: int, size: int, name: int | Tensor = 0
+) -> Tensor:
+    """Standard normals (len(samples), size), float32, a function of (seed, sample, stream, name).
 
     Box-Muller on 31-bit uniforms: no value lies beyond 6.7 standard deviations. On a CPU a run of
     consecutive samples is one call of numpy's Philox; elsewhere tensors make the same bits.
@@ -81,19 +92,28 @@ def philox_normal(seed: int, samples: Tensor | range, stream: int, size: int) ->
         seed, stream: the two 64-bit words of the key.
         samples: the samples' numbers, a range (CPU) or int64 (B,).
         size: how many numbers for each sample.
+        name: the second word of the counter, for all samples or int64 (B,), one for each.
     """
     key = (seed & _WORD, stream & _WORD)
     blocks = -(-size // 8)
-    if isinstance(samples, range):
-        words = _philox_host(samples.start * blocks, len(samples) * blocks, key)
-    elif samples.device.type == "cpu" and not torch.compiler.is_compiling():
-        runs = [_philox_host(i * blocks, blocks, key) for i in samples.tolist()]
+    if isinstance(name, int) and isinstance(samples, range):
+        words = _philox_host(samples.start * blocks, len(samples) * blocks, key, name)
+    elif isinstance(samples, range):
+        raise TypeError("a name for each sample needs the samples as a tensor")
+    elif isinstance(name, int) and _on_host(samples.device):
+        runs = [_philox_host(i * blocks, blocks, key, name) for i in samples.tolist()]
         words = torch.cat(runs) if runs else torch.empty(0, 4, dtype=torch.int64)
     else:
         index = torch.arange(blocks, device=samples.device)
-        words = philox((samples.unsqueeze(1) * blocks + index).flatten(), key)
+        counter = samples.unsqueeze(1) * blocks + index
+        second = torch.as_tensor(name, device=samples.device).unsqueeze(-1).expand_as(counter)
+        words = philox(counter.flatten(), key, second=second.flatten())
     halves = words.view(torch.int32).reshape(len(samples), 2, 4 * blocks)
     return _box_muller(halves[:, 0], halves[:, 1]).flatten(1)[:, :size]
+
+
+def _on_host(device: torch.device) -> bool:
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _box_muller(radius: Tensor, angle: Tensor) -> Tensor:
@@ -109,6 +129,10 @@ def _name(*parts: float) -> int:
     """A 64-bit name for a tuple of numbers, the same on every machine."""
     packed = struct.pack(f"<{len(parts)}d", *parts)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
+_PATH = _name(0.0)
+"""The stream of a path's normals, a name that no draw of ``Streams`` has."""
 
 
 class Noise(ABC):
@@ -142,7 +166,7 @@ class _Numbered(Noise):
             if len(self.samples) != len(x):
                 raise ValueError(f"noise for {len(self.samples)} samples, state of {len(x)}")
             return self.samples.to(x.device)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if _on_host(x.device):
             return range(self.samples, self.samples + len(x))
         return torch.arange(self.samples, self.samples + len(x), device=x.device)
 
@@ -185,8 +209,8 @@ class BrownianPath(_Numbered):
 
     (W(s) - W(t)) / sqrt|s - t|. A virtual Brownian tree: W at a dyadic time is drawn from the
     bridge between its two neighbours, and W anywhere from the bridge in its leaf, always from
-    the same named normals. So refining a grid refines the *same* path, whatever the order of the
-    questions (Li et al. 2020, appendix E; here every leaf is an exact bridge).
+    the same normals, named by their time. So refining a grid refines the *same* path, whatever
+    the order of the questions (Li et al. 2020, appendix E; here every leaf is an exact bridge).
 
     The path lives on [0, horizon]; times outside are an error. Times closer than
     horizon / 2^depth share a leaf and are bridged independently of each other.
@@ -204,35 +228,82 @@ class BrownianPath(_Numbered):
             raise ValueError("a Brownian path drives one increment an interval (k = 0)")
         return (self.at(x, s) - self.at(x, t)) / math.copysign(math.sqrt(abs(s - t)), s - t)
 
-    def at(self, x: Tensor, t: float) -> Tensor:
-        """W(t), shaped like x, with W(0) = 0."""
-        if not 0 <= t <= self.horizon:
-            raise ValueError(f"the path lives on [0, {self.horizon}], asked at {t}")
+    def at(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """W(t), shaped like x, with W(0) = 0; t a number, or float64 (B,), a time a sample."""
+        if isinstance(t, Tensor):
+            return self._at_each(x, t)
+        self._check(t, t)
         path = self._descend(x, t)
         a, b, w_a, w_b = path[-1]
         if t in (a, b):
             return w_a if t == a else w_b
-        return self._bridge(x, a, b, w_a, w_b, t)
+        return _bridge(a, b, w_a, w_b, t, self._node(x, t))
 
-    def _bridge(self, x: Tensor, a: float, b: float, w_a: Tensor, w_b: Tensor, t: float) -> Tensor:
-        u = (t - a) / (b - a)
-        return torch.lerp(w_a, w_b, u) + math.sqrt((t - a) * (1 - u)) * self._normal(x, t)
+    def _check(self, low: float, high: float) -> None:
+        if not 0 <= low <= high <= self.horizon:
+            raise ValueError(f"the path lives on [0, {self.horizon}], asked at {low} .. {high}")
+
+    def _node(self, x: Tensor, t: float) -> Tensor:
+        name = int.from_bytes(struct.pack("<d", t), "little", signed=True)
+        z = philox_normal(self.seed, self._numbers(x), _PATH, x[0].numel(), name)
+        return z.reshape(x.shape).to(x.dtype)
 
     def _descend(self, x: Tensor, t: float) -> list[tuple[float, float, Tensor, Tensor]]:
         """The nested dyadic intervals around t; those of the last question are used again."""
         path = [c for c in self._path if c[0] <= t <= c[1] and c[2].shape == x.shape]
         if not path or path[0][2].dtype != x.dtype or path[0][2].device != x.device:
-            end = math.sqrt(self.horizon) * self._normal(x, self.horizon)
+            end = math.sqrt(self.horizon) * self._node(x, self.horizon)
             path = [(0.0, self.horizon, torch.zeros_like(x), end)]
         while len(path) <= self.depth:
             a, b, w_a, w_b = path[-1]
             if t in (a, b):
                 break
             m = (a + b) / 2
-            w_m = self._bridge(x, a, b, w_a, w_b, m)
+            w_m = _bridge(a, b, w_a, w_b, m, self._node(x, m))
             path.append((a, m, w_a, w_m) if t <= m else (m, b, w_m, w_b))
         self._path = path
         return path
+
+    def _at_each(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same path at a time for each sample: all descend together, level by level."""
+        self._check(float(t.min()), float(t.max()))
+        a, b = torch.zeros_like(t), torch.full_like(t, self.horizon)
+        times = [b]
+        for _ in range(self.depth):
+            m = (a + b) / 2
+            times.append(m)
+            a, b = torch.where(t <= m, a, m), torch.where(t <= m, m, b)
+        normals = self._nodes(x, torch.stack([*times, t]))
+        a, b = torch.zeros_like(t), times[0]
+        w_a = torch.zeros_like(x)
+        w_b = math.sqrt(self.horizon) * next(normals)
+        for m in times[1:]:
+            w_m = _bridge(a, b, w_a, w_b, m, next(normals))
+            left = t <= m
+            a, b = torch.where(left, a, m), torch.where(left, m, b)
+            mask = left.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+            w_a, w_b = torch.where(mask, w_a, w_m), torch.where(mask, w_m, w_b)
+        return _bridge(a, b, w_a, w_b, t, next(normals))
+
+    def _nodes(self, x: Tensor, times: Tensor) -> Iterator[Tensor]:
+        """The normals of nodes at the times (L, B), one row after the other."""
+        samples, n = torch.as_tensor(self._numbers(x)).to(x.device), x[0].numel()
+        for part in times.split(max(1, _BUDGET // x.numel())):
+            names = part.view(torch.int64).flatten().to(x.device)
+            z = philox_normal(self.seed, samples.repeat(len(part)), _PATH, n, names)
+            yield from z.reshape(len(part), *x.shape).to(x.dtype)
+
+
+_T = TypeVar("_T", float, Tensor)
+
+
+def _bridge(a: _T, b: _T, w_a: Tensor, w_b: Tensor, t: _T, z: Tensor) -> Tensor:
+    """W(t) between W(a) and W(b) from the normal z; times are numbers or (B,)."""
+    u = (t - a) / (b - a)
+    spread = (t - a) * (1 - u)
+    if isinstance(u, Tensor) and isinstance(spread, Tensor):
+        return torch.lerp(w_a, w_b, match(u, z)) + match(spread.sqrt(), z) * z
+    return torch.lerp(w_a, w_b, u) + math.sqrt(spread) * z
 
 
 class Impulses(Noise):
