@@ -1,0 +1,201 @@
+"""The cases that the benchmarks run on: a data law with an exact score, and a range of noise.
+
+Three laws are those of ``tests/problems.py``. Three more are *held out*: they differ in scale,
+mean, dimension and smoothness, and no constant of the library was chosen on them. All states
+here are y = x / alpha, and the noise level is s = sigma / alpha, so that solvers written for any
+process start and end at the same points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_gen import EDM, VP, Gaussian, GaussianMixture, LinearSDE
+
+HERE = Path(__file__).parent
+CACHE = HERE / "results" / "cache"
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+import problems  # noqa: E402 (lives beside the tests, which share it)
+
+F64 = torch.float64
+Law: TypeAlias = Gaussian | GaussianMixture
+
+
+def spiral(sde: LinearSDE) -> GaussianMixture:
+    """Hold-out, 2-D: 60 unequal components along a spiral, spreads 0.03 to 0.3, off centre."""
+    u = torch.linspace(0.1, 1, 60, dtype=F64)
+    angle = 4 * math.pi * u
+    means = 3 * u.unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], 1)
+    return GaussianMixture(sde, 0.2 + u, means + torch.tensor([1.5, -1.0]), 0.03 + 0.27 * u**3)
+
+
+def rough(sde: LinearSDE) -> GaussianMixture:
+    """Hold-out, 24-D: 6 components whose spread falls as a power law, on one common subspace."""
+    generator = torch.Generator().manual_seed(2718)
+    k = torch.arange(1, 25, dtype=F64)
+    means = torch.randn(6, 24, generator=generator, dtype=F64) * 0.8 * k**-0.5
+    factor = 0.5 + torch.rand(6, 1, generator=generator, dtype=F64)
+    weights = 0.5 + torch.rand(6, generator=generator, dtype=F64)
+    return GaussianMixture(sde, weights, means, 0.6 * factor * k**-1)
+
+
+def patches(sde: LinearSDE) -> GaussianMixture:
+    """Hold-out, 64-D real data: spread 0.08 around 1000 grey 8 x 8 patches of a photograph."""
+    from sklearn.datasets import load_sample_image
+
+    grey = torch.from_numpy(load_sample_image("china.jpg").astype(np.float64)).mean(2) / 127.5 - 1
+    tiles = grey[:424, :640].unfold(0, 8, 8).unfold(1, 8, 8).reshape(-1, 64)
+    index = torch.randperm(len(tiles), generator=torch.Generator().manual_seed(31))[:1000]
+    return GaussianMixture(sde, torch.ones(1000), tiles[index], 0.08)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A law, how many trajectories are judged, and whether it is a hold-out."""
+
+    law: Callable[[LinearSDE], Law]
+    n: int
+    held_out: bool = False
+
+
+PROBLEMS = {
+    "grid25": Problem(problems.grid25, 1024),
+    "digits": Problem(problems.digits, 128),
+    "powerlaw": Problem(problems.powerlaw, 256),
+    "spiral": Problem(spiral, 1024, held_out=True),
+    "rough": Problem(rough, 512, held_out=True),
+    "patches": Problem(patches, 128, held_out=True),
+}
+
+RANGES: dict[str, tuple[LinearSDE, float]] = {"edm": (EDM(80.0), 0.002), "vp": (VP(), 1e-3)}
+"""The process, and the time at which everyone ends."""
+
+
+@dataclass
+class Case:
+    """One problem on one range: the score, the starting points and the exact endpoints."""
+
+    problem: str
+    range: str
+    seed: int = 0
+    n: int | None = None
+    calls: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.sde, self.end = RANGES[self.range]
+        self.score = PROBLEMS[self.problem].law(self.sde)
+        self._sigma_score = PROBLEMS[self.problem].law(EDM(1e3))
+        self.s_max, self.s_min = (self.level(t) for t in (self.sde.T, self.end))
+        n = self.n or PROBLEMS[self.problem].n
+        self.x = problems.start(self.score, n, self.sde.T, self.seed)
+        self.y = self.x / float(self.sde.alpha(self.sde.T))
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem}-{self.range}"
+
+    def level(self, t: float) -> float:
+        """sigma / alpha at time t."""
+        return float(self.sde.sigma(t) / self.sde.alpha(t))
+
+    def denoise(self, y: Tensor, s: Tensor | float) -> Tensor:
+        """E[x_0 | y] in float64 at the noise level s; counts the call."""
+        self.calls += 1
+        y, w, law = y.double(), float(s) ** 2, self.score
+        if isinstance(law, GaussianMixture) and law.variance.numel() == 1:
+            # One matrix product each way: the sweep makes a hundred thousand calls.
+            c = float(law.variance)
+            scaled = law.means / (c + w)
+            bias = law.log_weights - 0.5 * (law.means * scaled).sum(1)
+            posterior = torch.softmax(torch.addmm(bias, y, scaled.T), 1)
+            return (c / (c + w)) * y + (w / (c + w)) * (posterior @ law.means)
+        return y + w * self._sigma_score(y, float(s))
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Exact mean (D,) and covariance (D, D) of the data."""
+        law = self.score
+        if isinstance(law, Gaussian):
+            basis = torch.eye(law.mean.numel(), dtype=F64) if law.basis is None else law.basis
+            return law.mean, basis * law.variance @ basis.T
+        p = law.log_weights.exp()
+        mean = p @ law.means
+        v = law.variance.expand(len(p), mean.numel()) if law.variance.ndim > 1 else law.variance
+        centred = law.means - mean
+        return mean, (centred.T * p) @ centred + torch.diag(p @ v)
+
+    @property
+    def variance(self) -> float:
+        """Mean variance of the data over the coordinates."""
+        return float(self.moments[1].diagonal().mean())
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of the starting points."""
+        return hashlib.blake2b(self.y.numpy().tobytes(), digest_size=6).hexdigest()
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Endpoints of the exact probability flow, kept on disk."""
+        path = CACHE / f"{self.name}-{self.seed}-{self.key}.npy"
+        if path.exists():
+            return torch.from_numpy(np.load(path))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        y = self.flow()
+        np.save(path, y.numpy())
+        return y
+
+    def flow(self, rtol: float = 1e-12, score_calls: list[int] | None = None) -> Tensor:
+        """Probability flow: closed form for a Gaussian, otherwise DOP853 in lambda = -log s.
+
+        On z = (y - m) / sqrt(V + s^2) the flow is dz/dlambda = s^2 / (V + s^2) z + ..., which is
+        of order one everywhere.
+        """
+        if isinstance(self.score, Gaussian):
+            end = problems.gaussian_flow(self.score, self.x, self.sde.T, self.end)
+            return end / float(self.sde.alpha(self.end))
+        from scipy.integrate import solve_ivp
+
+        mean, v = self.moments[0], self.variance
+        shape = self.y.shape
+
+        def rate(lam: float, z: np.ndarray) -> np.ndarray:
+            w = math.exp(-2 * lam)
+            r = math.sqrt(v + w)
+            y = mean + r * torch.from_numpy(z).view(shape)
+            drift = (self.denoise(y, math.exp(-lam)) - y) / r + w / r**3 * (y - mean)
+            return drift.flatten().numpy()
+
+        a, b = (math.sqrt(v + s**2) for s in (self.s_max, self.s_min))
+        z = ((self.y - mean) / a).flatten().numpy()
+        run = solve_ivp(
+            rate,
+            (-math.log(self.s_max), -math.log(self.s_min)),
+            z,
+            method="DOP853",
+            rtol=rtol,
+            atol=rtol,
+        )
+        if score_calls is not None:
+            score_calls.append(run.nfev)
+        return mean + b * torch.from_numpy(run.y[:, -1]).view(shape)
+
+
+def errors(y: Tensor, reference: Tensor) -> tuple[float, float]:
+    """RMSE over samples and coordinates, and the same without the worst 5 % of samples."""
+    if not bool(torch.isfinite(y).all()):
+        return math.inf, math.inf
+    e = ((y - reference) ** 2).flatten(1).mean(1).sort().values
+    return float(e.mean().sqrt()), float(e[: math.ceil(0.95 * len(e))].mean().sqrt())

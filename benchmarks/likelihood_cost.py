@@ -1,0 +1,128 @@
+"""What does a log-likelihood cost, in calls and in seconds, for a given accuracy?
+
+log p_0(x) by the probability flow of an exact score, against the exact density. The error is the
+root mean square over samples, in bits per dimension. The trace of the Jacobian is exact (n
+backward passes a call) or Hutchinson's estimate with 1 or 16 random probes; the ODE is solved by
+SciPy's RK45 over tolerances, or by the classical Runge-Kutta method over steps. A call is one
+evaluation of the score for the whole batch, with whatever backward passes it takes. Seconds are
+CPU seconds of one thread for the batch. (grid25 is absent: its Jacobian is diagonal, on which
+random signs make no error.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from typing import Any
+
+import _report
+import torch
+from _problems import HERE, PROBLEMS
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sde_gen import VP, RungeKutta, SciPy, Score, Solver, grids, log_prob
+
+PROBES = {"exact trace": None, "16 probes": 16, "1 probe": 1}
+BATCH = {"spiral": 64, "digits": 16, "powerlaw": 16}
+
+
+class Counted(Score):
+    """An exact score that counts its calls."""
+
+    def __init__(self, law: Any) -> None:
+        self.law, self.sde, self.shape, self.calls = law, law.sde, law.shape, 0
+        self.log_prob = law.log_prob
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        self.calls += 1
+        return self.law(x, t)
+
+
+def runs(quick: bool) -> list[tuple[str, Solver, Tensor | None]]:
+    """Name, solver and rising grid (None: two times)."""
+    powers = (3, 5) if quick else (2, 3, 4, 5, 6, 7)
+    steps = (10, 20) if quick else (5, 10, 20, 40, 80)
+    found: list[tuple[str, Solver, Tensor | None]] = [
+        (f"RK45 1e-{k}", SciPy("RK45", 10.0**-k, 10.0**-k), None) for k in powers
+    ]
+    for n in steps:
+        times = grids.uniform(VP(), n, end=0.0, power=2.0).flip(0)
+        found.append((f"RK4 {n} steps", RungeKutta(), times))
+    return found
+
+
+def measure(problem: str, quick: bool) -> list[dict[str, Any]]:
+    """Every solver with every kind of trace on one problem."""
+    sde = VP()
+    law = PROBLEMS[problem].law(sde)
+    x = law.sample(BATCH[problem], torch.Generator().manual_seed(0))
+    exact = law.log_prob(x)
+    unit = math.log(2) * x[0].numel()
+    log_prob(sde, law, x, probes=1, solver=RungeKutta(), times=torch.tensor([0.0, 1.0]))  # warm up
+    rows = []
+    table = [(k, p, *run) for k, p in PROBES.items() for run in runs(quick)]
+    for kind, probes, name, solver, times in tqdm(table, desc=problem, leave=False):
+        score = Counted(law)
+        start = time.thread_time()
+        value = log_prob(sde, score, x, probes=probes, solver=solver, times=times)
+        spent = time.thread_time() - start
+        error = float((value - exact).square().mean().sqrt()) / unit
+        rows.append(
+            {
+                "trace": kind,
+                "solver": name,
+                "calls": score.calls,
+                "seconds": spent,
+                "bits/dim": error,
+            }
+        )
+    return rows
+
+
+def draw(results: dict[str, list[dict[str, Any]]], path: Any) -> None:
+    """Error against seconds: one line a kind of trace and of solver."""
+    fig, axes = _report.panels(len(results), columns=3)
+    for ax, (name, rows) in zip(axes, results.items(), strict=True):
+        for color, kind in zip(_report.COLORS, PROBES, strict=False):
+            for dash, solver in (("o-", "RK45"), ("s--", "RK4 ")):
+                part = [r for r in rows if r["trace"] == kind and r["solver"].startswith(solver)]
+                seconds, error = ([r[k] for r in part] for k in ("seconds", "bits/dim"))
+                label = f"{kind}, {solver.strip()}"
+                ax.plot(seconds, error, dash, color=color, ms=3.5, lw=1.3, label=label)
+        ax.set(xscale="log", yscale="log", title=name)
+    _report.finish(fig, axes, "CPU seconds for the batch", "RMS error, bits / dimension", path)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one problem, four solves a trace")
+    parser.add_argument("--problems", nargs="+", choices=list(BATCH), default=list(BATCH))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    names = ["spiral"] if args.quick else args.problems
+    results = {name: measure(name, args.quick) for name in tqdm(names, desc="problems")}
+    for name, rows in results.items():
+        print(f"\n{name}, {BATCH[name]} samples")
+        cells = [
+            [
+                r["trace"],
+                r["solver"],
+                str(r["calls"]),
+                f"{r['seconds']:.2f}",
+                f"{r['bits/dim']:.1e}",
+            ]
+            for r in rows
+        ]
+        _report.table(["trace", "solver", "calls", "seconds", "RMS error, bits/dim"], cells)
+    stem = HERE / "results" / f"likelihood_cost{'_quick' if args.quick else ''}"
+    draw(results, stem.with_suffix(".png"))
+    _report.write_json(
+        stem.with_suffix(".json"), {"batch": BATCH, **results, "versions": _report.versions()}
+    )
+
+
+if __name__ == "__main__":
+    main()
