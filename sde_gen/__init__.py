@@ -16,18 +16,17 @@ from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Si
 from .scores import Empirical, Gaussian, GaussianMixture, Score, ScoreNetwork
 from .sdes import EDM, SDE, VE, VP, Langevin, LinearSDE, OrnsteinUhlenbeck, Reverse, SubVP, Wiener
 from .solvers import EulerMaruyama, Exponential, Heun, RungeKutta, SciPy, Solver, TorchSDE
+from .training import Recipe, Trainer, dsm_loss, load, save, train
+from .tuning import tune_grid
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM",
-    "SDE",
-    "VE",
-    "VP",
     "BrownianPath",
     "Classifier",
     "ClassifierFree",
     "Cosine",
+    "EDM",
     "Empirical",
     "EulerMaruyama",
     "Exponential",
@@ -44,8 +43,10 @@ __all__ = [
     "OrnsteinUhlenbeck",
     "Power",
     "Quadratic",
+    "Recipe",
     "Reverse",
     "RungeKutta",
+    "SDE",
     "Schedule",
     "SciPy",
     "Score",
@@ -56,12 +57,20 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "TorchSDE",
+    "Trainer",
+    "VE",
+    "VP",
     "Wiener",
     "bits_per_dim",
     "classifier_loss",
     "data_moments",
+    "dsm_loss",
     "grids",
+    "load",
     "log_prob",
     "sample",
+    "save",
     "solve",
+    "train",
+    "tune_grid",
 ]

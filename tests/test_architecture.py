@@ -19,10 +19,11 @@ FLOORS = [
     {"scores", "networks"},
     {"solvers", "grids"},
     {"sampling"},
-    {"inverse", "guidance", "mcmc"},
+    {"inverse", "guidance", "mcmc", "tuning"},
     {"training"},
     {"likelihood", "latent", "chain"},
     {"plots", "data", "metrics"},
+    {"demo"},
     {"cli"},
     {"__init__", "__main__"},
 ]
