@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen import EDM, VP, Gaussian, GaussianMixture, LinearSDE
+from sde_gen import EDM, VP, Gaussian, GaussianMixture, LinearSDE, Moments, Score
 
 HERE = Path(__file__).parent
 CACHE = HERE / "results" / "cache"
@@ -191,6 +191,22 @@ class Case:
         if score_calls is not None:
             score_calls.append(run.nfev)
         return mean + b * torch.from_numpy(run.y[:, -1]).view(shape)
+
+
+class Model(Score):
+    """What sde_gen is given: the exact score, and of the data only the standard deviation, or
+    (``covariance``) mean and covariance. Counts its calls on the case."""
+
+    def __init__(self, case: Case, covariance: bool = False) -> None:
+        self.case, self.sde, self.shape = case, case.sde, case.score.shape
+        self.data_std = math.sqrt(case.variance)
+        if covariance:
+            mean, matrix = case.moments
+            self.moments = Moments.of(matrix, mean)
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        alpha, sigma = (float(f(t)) for f in (self.sde.alpha, self.sde.sigma))
+        return (alpha * self.case.denoise(x / alpha, sigma / alpha) - x) / sigma**2
 
 
 def errors(y: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -18,19 +18,19 @@ import json
 import math
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import _peers
 import _report
 import torch
-from _problems import HERE, PROBLEMS, RANGES, Case, errors
+from _problems import HERE, PROBLEMS, RANGES, Case, Model, errors
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_gen import Exponential, Moments, Score, Solver, grids, solve
-from sde_gen.solvers import Spectral
+from sde_gen import Exponential, Solver, grids, solve, tune_grid
+from sde_gen.sampling import default_solver
 
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 LEAST = 0.01
@@ -40,40 +40,44 @@ Cell = tuple[float, float]
 Row = dict[str, Cell]
 
 
-class Counted(Score):
-    """A score that counts its calls on the case."""
-
-    def __init__(self, case: Case) -> None:
-        self.case, self.sde, self.shape = case, case.sde, case.score.shape
-
-    def __call__(self, x: Tensor, t: Any) -> Tensor:
-        self.case.calls += 1
-        return self.case.score(x, t)
-
-
-def flow(case: Case, calls: int, solver: Solver, grid: Callable[..., Tensor]) -> Tensor:
-    """sde_gen's own loop on the probability flow, from x to x / alpha."""
+def flow(
+    case: Case,
+    calls: int,
+    solver: Solver | None = None,
+    grid: Callable[..., Tensor] | None = None,
+    covariance: bool = False,
+) -> Tensor:
+    """sde_gen's own loop on the probability flow, from x to x / alpha; by default its defaults."""
+    model = Model(case, covariance)
+    grid = grid or partial(grids.mixed, data_std=model.data_std)
     times = grid(case.sde, calls, end=case.end)
-    process = case.sde.probability_flow(Counted(case))
-    return solve(process, case.x, times, solver, noise=0) / case.sde.alpha(case.end)
+    process = case.sde.probability_flow(model)
+    return solve(process, case.x, times, solver or default_solver(model)) / case.sde.alpha(
+        case.end
+    )
 
 
-def default(variance: float) -> tuple[Solver, Callable[..., Tensor]]:
-    """What ``sample`` takes for a model that knows its standard deviation only."""
-    solver = Exponential(4, 2 * variance, corrector=True, weights=Spectral(variance))
-    return solver, partial(grids.mixed, data_std=math.sqrt(variance))
+@cache
+def _tuned(name: str, seed: int, covariance: bool) -> Callable[..., Tensor]:
+    case = Case(*name.split("-"), seed)
+    return tune_grid(Model(case, covariance), end=case.end, seed=1000 + seed).grid
+
+
+def tuned(case: Case, calls: int, covariance: bool) -> Tensor:
+    """The default solver on the grid that ``tune_grid`` fits once to the problem; the
+    trajectories that it is fitted, chosen and judged on are none of those measured here."""
+    return flow(case, calls, None, _tuned(case.name, case.seed, covariance), covariance)
 
 
 OURS: dict[str, _peers.Run] = {
     "DDIM": lambda c, n: flow(c, n, Exponential(1), grids.quadratic),
-    "data, order 2": lambda c, n: flow(c, n, Exponential(2), grids.quadratic),
-    "data, order 3": lambda c, n: flow(c, n, Exponential(3), grids.quadratic),
+    "DPM-Solver++": lambda c, n: flow(c, n, Exponential(2), grids.quadratic),
     "std, order 3": lambda c, n: flow(c, n, Exponential(3, c.variance), grids.quadratic),
-    "std, UniPC-like": lambda c, n: flow(c, n, Exponential(3, c.variance, True), grids.quadratic),
-    "default (std)": lambda c, n: flow(c, n, *default(c.variance)),
-    "covariance": lambda c, n: flow(
-        c, n, Exponential(3, Moments.of(c.moments[1]), corrector=True), default(c.variance)[1]
-    ),
+    "std, order 3c": lambda c, n: flow(c, n, Exponential(3, c.variance, True), grids.quadratic),
+    "default (std)": flow,
+    "tuned grid (std)": lambda c, n: tuned(c, n, covariance=False),
+    "covariance": lambda c, n: flow(c, n, covariance=True),
+    "tuned grid (covariance)": lambda c, n: tuned(c, n, covariance=True),
 }
 """The configurations of sde_gen: a name, and a function of the case and the number of calls."""
 
