@@ -135,6 +135,8 @@ def damage(folder, how):
         config.write_text(text.replace('"format": 1', '"format": 0'))
     elif how == "unknown process":
         config.write_text(text.replace('"VP"', '"Popen"'))
+    elif how == "another class":
+        config.write_text(text.replace('"VP"', '"Perturbed"'))
     elif how == "abstract process":
         config.write_text(text.replace('"VP"', '"LinearSDE"'))
     elif how == "unknown argument":
@@ -163,7 +165,8 @@ DAMAGES = {
     "binary config": "cannot be read",
     "a list": "format None",
     "old format": "format 0",
-    "unknown process": "'Popen'",
+    "unknown process": "unknown process or clock: 'Popen'",
+    "another class": "unknown process or clock: 'Perturbed'",
     "abstract process": "does not describe a model",
     "unknown argument": "beta_top",
     "bad argument": "does not describe a model",

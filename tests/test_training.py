@@ -294,12 +294,12 @@ def test_learns_the_score_of_a_gaussian():
 
     model = train(small(), DATA, recipe=recipe, transform=fresh, progress=False, device="cpu")
     x = exact.sample(2000, seeded(3)).float()
-    for t in (0.05, 0.2, 0.5):
+    for t, most in ((0.05, 0.15), (0.2, 0.06), (0.5, 0.01)):
         t = torch.tensor(t)
         x_t = VP().perturb(x, t, seeded(4)).x
         error = model(x_t, t) - exact(x_t, t)
         relative = (error.square().mean() / exact(x_t, t).square().mean()).sqrt()
-        assert relative < 0.08
+        assert relative < most
     drawn = sample(model, 2000, seed=0)
     torch.testing.assert_close(drawn.std(0), torch.tensor([0.8, 0.3]), rtol=0.1, atol=0)
 
