@@ -1,10 +1,4 @@
-"""Pictures of samples, paths, fields and clocks. Each function returns a matplotlib ``Figure``.
-
-The figures belong to nobody's global state: save one with ``figure.savefig("name.png")``, or name
-it in the last line of a notebook's cell after ``%matplotlib inline``. A plot of one panel also
-draws into an ``ax`` of yours, and then returns that one's figure. Colours are perceptually uniform
-(magma, viridis) or safe for colour-blind readers (Okabe and Ito 2008).
-"""
+"""Stills: one matplotlib ``Figure`` each."""
 
 from __future__ import annotations
 
@@ -122,6 +116,60 @@ def trajectories_1d(times: Tensor | Sequence[float], paths: Tensor, title: str =
     ax.set_ylim(x.min() - margin, x.max() + margin)
     _plain(ax)
     return figure
+
+
+def density_over_time(
+    log_density: Callable[[Tensor, Tensor], Tensor],
+    times: Tensor | Sequence[float],
+    paths: Tensor | None = None,
+    extent: tuple[float, float] = (-3, 3),
+    shown: int = 40,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """The law of one coordinate over time as an image, with paths on it.
+
+    Time runs from left to right in the order of ``times``. Brightness is the square root of the
+    density, so that tails show, and saturates where the law is narrow.
+
+    Args:
+        log_density: (x (M, 1) float32, t) -> (M,), in nats: the ``log_prob`` of an exact score.
+        times: (N,), monotone.
+        paths: (N, B) or (N, B, 1) to lay over it, one state a time.
+        extent: the part of the line that is shown.
+        shown: how many paths to trace.
+        title: above the plot.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: an extent without length, or paths that do not fit the times.
+    """
+    t = _array(torch.as_tensor(times))
+    low, high = extent
+    if not low < high:
+        raise ValueError(f"extent must be (low, high), rising, got {extent}")
+    x = (torch.arange(300) + 0.5).unsqueeze(1) / 300 * (high - low) + low
+    columns = np.linspace(t[0], t[-1], 240)
+    with torch.no_grad():
+        p = np.stack([_array(log_density(x, torch.tensor(u)).exp()) for u in columns], 1)
+    ax = ax or _axes(8, 3.8)
+    root = np.sqrt(p)
+    ax.imshow(
+        root,
+        origin="lower",
+        aspect="auto",
+        extent=(t[0], t[-1], low, high),
+        cmap="magma",
+        vmin=0,
+        vmax=1.5 * float(np.quantile(root.max(0), 0.5)),
+    )
+    if paths is not None:
+        lines = _array(paths.reshape(paths.shape[0], -1)[:, :shown])
+        if len(lines) != len(t):
+            raise ValueError(f"paths must have one state a time, {len(t)}, got {len(lines)}")
+        ax.plot(t, lines, color="white", lw=0.6, alpha=0.6)
+    ax.set(xlabel="time $t$", ylabel="state $x$", xlim=(t[0], t[-1]), ylim=extent)
+    return _titled(ax, title)
 
 
 def trajectories_2d(
