@@ -92,6 +92,7 @@ class Case:
     seed: int = 0
     n: int | None = None
     calls: int = field(default=0, init=False)
+    rows: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.sde, self.end = RANGES[self.range]
@@ -110,9 +111,14 @@ class Case:
         """sigma / alpha at time t."""
         return float(self.sde.sigma(t) / self.sde.alpha(t))
 
+    def count(self, y: Tensor) -> None:
+        """One call of the network, on the rows of y."""
+        self.calls += 1
+        self.rows += len(y)
+
     def denoise(self, y: Tensor, s: Tensor | float) -> Tensor:
         """E[x_0 | y] in float64 at the noise level s; counts the call."""
-        self.calls += 1
+        self.count(y)
         y, w, law = y.double(), float(s) ** 2, self.score
         if isinstance(law, GaussianMixture) and law.variance.numel() == 1:
             # One matrix product each way: the sweep makes a hundred thousand calls.
@@ -205,6 +211,9 @@ class Model(Score):
             self.moments = Moments.of(matrix, mean)
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:
+        if isinstance(t, Tensor) and t.ndim:
+            self.case.count(x)
+            return self.case.score(x, t)
         alpha, sigma = (float(f(t)) for f in (self.sde.alpha, self.sde.sigma))
         return (alpha * self.case.denoise(x / alpha, sigma / alpha) - x) / sigma**2
 

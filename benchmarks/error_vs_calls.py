@@ -80,6 +80,8 @@ OURS: dict[str, _peers.Run] = {
     "tuned grid (covariance)": lambda c, n: tuned(c, n, covariance=True),
 }
 """The configurations of sde_gen: a name, and a function of the case and the number of calls."""
+DRAWN = ("DPM-Solver++", "default (std)", "tuned grid (std)", "covariance")
+"""Those in the figure."""
 
 
 def run_ours(case: Case, calls: tuple[int, ...], names: list[str]) -> dict[str, Row]:
@@ -255,16 +257,17 @@ def draw(results: dict[str, Any], calls: tuple[int, ...], rank: list[Any], path:
     popular = [n for n in (peer, "diffusers DPM++2M K7", "diffusers UniPC-3 exp") if n]
     for ax, (name, known) in zip(axes, results.items(), strict=True):
         envelope = [best_peer(known, n, 0)[0] for n in calls]
-        ax.fill_between(calls, envelope, max(envelope) * 30, color="0.93", lw=0)
+        ax.fill_between(calls, envelope, max(envelope) * 30, color="0.95", lw=0)
         ax.plot(calls, envelope, color="0.35", lw=1.5, label="best peer, picked per cell")
         for color, dash, key in zip(_report.GREYS, (":", "--", "-."), popular, strict=False):
             values = [known["peers"][key][str(n)][0] for n in calls]
             ax.plot(calls, values, dash, color=color, lw=1.2, label=key)
-        for color, (key, row) in zip(_report.COLORS, known["sde_gen"].items(), strict=False):
-            values = [row[str(n)][0] for n in calls]
-            ax.plot(calls, values, "o-", ms=3, color=color, lw=1.5, label=key)
+        for color, key in zip(_report.COLORS, DRAWN, strict=False):
+            if row := known["sde_gen"].get(f"sde_gen {key}"):
+                values = [row[str(n)][0] for n in calls]
+                ax.plot(calls, values, "o-", ms=3, color=color, lw=1.5, label=f"sde_gen {key}")
         ax.set(xscale="log", yscale="log", title=name)
-        ax.set_ylim(top=max(envelope) * 12)
+        ax.set_ylim(min(envelope) / 40, max(envelope) * 12)
         _report.call_ticks(ax, calls)
     _report.finish(fig, axes, "network calls", "endpoint RMSE", path)
 
