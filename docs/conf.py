@@ -1,0 +1,69 @@
+"""Settings of the documentation: `make docs`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import sde_gen
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "sde_gen"
+author = "sde_gen contributors"
+release = version = sde_gen.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "mathml",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+# Pages with code run when the documentation is built; notebooks keep the outputs they came with.
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_execution_excludepatterns = ["notebooks/*"]
+
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = "sde_gen"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+exclude_patterns = ["_build", "README.md", "**/.ipynb_checkpoints"]
+
+
+def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings write shapes and moduli, (B, *D) and |x|, which are markup to Sphinx.
+
+    Tables in them are shown as they stand.
+    """
+    for i in range(len(lines) - 1, -1, -1):
+        if lines[i].startswith("|"):
+            first = i == 0 or not lines[i - 1].startswith("|")
+            lines[i : i + 1] = (["::", ""] if first else []) + ["    " + lines[i]]
+    lines[:] = [
+        line
+        if line.startswith("    |")
+        else "``".join(
+            part if literal % 2 else re.sub(r"([*|])(?=\S)", r"\\\1", part)
+            for literal, part in enumerate(line.split("``"))
+        )
+        for line in lines
+    ]
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", escape_formulas, priority=100)
