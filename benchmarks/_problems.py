@@ -30,6 +30,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import problems  # noqa: E402 (lives beside the tests, which share it)
 
 F64 = torch.float64
+BLOCK = 1 << 18
+"""Posterior weights computed at once: they stay in the cache."""
 Law: TypeAlias = Gaussian | GaussianMixture
 
 
@@ -125,8 +127,11 @@ class Case:
             c = float(law.variance)
             scaled = law.means / (c + w)
             bias = law.log_weights - 0.5 * (law.means * scaled).sum(1)
-            posterior = torch.softmax(torch.addmm(bias, y, scaled.T), 1)
-            return (c / (c + w)) * y + (w / (c + w)) * (posterior @ law.means)
+            parts = [
+                torch.softmax(torch.addmm(bias, rows, scaled.T), 1) @ law.means
+                for rows in y.split(max(1, BLOCK // len(law.means)))
+            ]
+            return (c / (c + w)) * y + (w / (c + w)) * torch.cat(parts)
         return y + w * self._sigma_score(y, float(s))
 
     @cached_property
