@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import grids
 from .guidance import Classifier, ClassifierFree, classifier_loss
 from .likelihood import bits_per_dim, log_prob
+from .mcmc import BAOAB, MALA, OBABO, ULA, Chains, annealed_langevin, langevin
 from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
 from .sampling import sample, solve
@@ -22,7 +23,9 @@ from .tuning import tune_grid
 __version__ = "0.1.0"
 
 __all__ = [
+    "BAOAB",
     "BrownianPath",
+    "Chains",
     "Classifier",
     "ClassifierFree",
     "Cosine",
@@ -38,8 +41,10 @@ __all__ = [
     "Langevin",
     "Linear",
     "LinearSDE",
+    "MALA",
     "Moments",
     "Noise",
+    "OBABO",
     "OrnsteinUhlenbeck",
     "Power",
     "Quadratic",
@@ -57,15 +62,18 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "TorchSDE",
+    "ULA",
     "Trainer",
     "VE",
     "VP",
     "Wiener",
+    "annealed_langevin",
     "bits_per_dim",
     "classifier_loss",
     "data_moments",
     "dsm_loss",
     "grids",
+    "langevin",
     "load",
     "log_prob",
     "sample",
