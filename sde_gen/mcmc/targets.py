@@ -44,9 +44,10 @@ class Target(ABC):
 
     def enter(self, x: Tensor) -> Tensor:
         """The caller's coordinates to those of the run; the state is a copy."""
+        rows = torch.contiguous_format
         if not self.by_columns:
-            return x.clone(memory_format=torch.contiguous_format)
-        return x.flatten(1).T.contiguous().T.unflatten(1, x.shape[1:])
+            return x.clone(memory_format=rows)
+        return x.flatten(1).T.clone(memory_format=rows).T.unflatten(1, x.shape[1:])
 
     def leave(self, u: Tensor) -> Tensor:
         """The coordinates of the run to the caller's."""
@@ -99,6 +100,8 @@ class Mixture(Target):
         l_k = b_k + a_k . x - 1/2 (q_k - q) . x^2,      r = softmax(l),
         s = sum_k r_k a_k - x sum_k r_k q_k,
         log p = logsumexp(l) - 1/2 q . x^2.
+
+    Exponents are kept in units of log 2: the power of two is the fastest exponential.
     """
 
     by_columns = True
@@ -115,30 +118,35 @@ class Mixture(Target):
         self.shared = bool((q == q[:1]).all())
         ones = torch.ones(len(m), 1, dtype=q.dtype, device=where)
         sums = [a, ones] if self.shared else [a, q, ones]
-        parts = (a, b.unsqueeze(1), q, torch.cat(sums, 1).T)
-        self.a, self.b, self.q, self.sums = (p.to(self.dtype).contiguous() for p in parts)
-        self.work = self.a.new_empty(0)
+        bits = 1 / math.log(2)
+        self.linear, self.constant = self._keep(bits * a), self._keep(bits * b.unsqueeze(1))
+        self.square, self.q = self._keep(-0.5 * bits * q), self._keep(q[:1].T)
+        self.sums = self._keep(torch.cat(sums, 1).T)
+        self.work = self.linear.new_empty(0)
+
+    def _keep(self, c: Tensor) -> Tensor:
+        return c.to(self.dtype).contiguous()
 
     def _columns(self, x: Tensor) -> Tensor:
         return x.flatten(1).T.to(self.dtype)
 
     def _sums(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """max_k l_k (1, C), and sum_k r_k (a_k, q_k unless shared, 1) before normalising."""
+        """max_k l_k / log 2 (1, C), and sum_k r_k (a_k, q_k unless shared, 1), not normalised."""
         if self.work.shape[1:] != y.shape[1:]:
-            self.work = self.a.new_empty(len(self.a), y.shape[1])
-        r = torch.addmm(self.b, self.a, y, out=self.work)
+            self.work = self.linear.new_empty(len(self.linear), y.shape[1])
+        r = torch.addmm(self.constant, self.linear, y, out=self.work)
         if not self.shared:
-            r.addmm_(self.q, y * y, alpha=-0.5)
+            r.addmm_(self.square, y * y)
         top = r.amax(0, keepdim=True)
-        # exp is several times slower where its result is subnormal.
-        r.sub_(top).clamp_(min=-80.0).exp_()
+        # Exponentials are several times slower where their result is subnormal.
+        r.sub_(top).clamp_(min=-115.0).exp2_()
         return top, self.sums @ r
 
     def _score(self, y: Tensor, sums: Tensor, like: Tensor) -> Tensor:
         n = len(y)
         s = sums[:-1] / sums[-1]
         if self.shared:
-            s.addcmul_(y, self.q[:1].T, value=-1)
+            s.addcmul_(y, self.q, value=-1)
         else:
             s = s[:n] - y * s[n:]
         return s.to(like.dtype).T.unflatten(1, like.shape[1:])
@@ -150,9 +158,9 @@ class Mixture(Target):
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self._columns(x)
         top, sums = self._sums(y)
-        log_p = top[0] + torch.log(sums[-1])
+        log_p = math.log(2) * top[0] + torch.log(sums[-1])
         if self.shared:
-            log_p = log_p - 0.5 * (self.q[0] @ (y * y))
+            log_p = log_p - 0.5 * (self.q[:, 0] @ (y * y))
         return log_p.to(x.dtype), self._score(y, sums, x)
 
 
