@@ -143,6 +143,35 @@ def test_brownian_covariance() -> None:
     assert bool((path.at(state(4, 2), 0.0) == 0).all())
 
 
+class Shallow(BrownianPath):
+    """Leaves of a quarter: nearly every time is bridged inside one."""
+
+    horizon, depth = 1.0, 2
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one time", "a time each"])
+def test_a_leaf_is_an_exact_bridge(each: bool) -> None:
+    """Var W(t) = t inside a leaf, off its middle too, and Cov with its ends is min(s, t)."""
+    n, path = 20_000, Shallow(4)
+    for t in (0.02, 0.1, 0.24, 0.3, 0.9):
+        times = torch.full((n,), t, dtype=F64)
+        w = path.at(state(n, 1), times if each else t).flatten()
+        assert float(w.var() / t) == pytest.approx(1, abs=4 * math.sqrt(2 / n))
+        for end in (0.25, 0.5, 1.0):
+            w_end = path.at(state(n, 1), end).flatten()
+            exact = min(t, end)
+            spread = math.sqrt((exact**2 + t * end) / n)
+            assert abs(float((w * w_end).mean()) - exact) < 4 * spread
+
+
+def test_a_time_for_each_sample_reads_the_same_path() -> None:
+    x, path = state(6, 2), BrownianPath(9, torch.tensor([5, 0, 3, 3, 11, 2]))
+    times = torch.tensor([0.3, 0.0, 64.0, 0.3001, 128.0, 1e-7], dtype=F64)
+    together = path.at(x, times)
+    for i, t in enumerate(times.tolist()):
+        torch.testing.assert_close(path.at(x, t)[i], together[i], rtol=1e-13, atol=1e-13)
+
+
 def test_brownian_increments_are_normalised_both_ways() -> None:
     path, x = BrownianPath(3), state(5, 2)
     w_t, w_s = path.at(x, 0.3), path.at(x, 0.8)
@@ -172,11 +201,11 @@ def test_a_path_does_not_depend_on_who_asked_first() -> None:
 
 
 def test_quadratic_variation_is_time() -> None:
-    times = torch.linspace(0.2, 1.2, 401, dtype=F64).tolist()
+    times = torch.linspace(0.2, 1.2, 201, dtype=F64).tolist()
     path, x = BrownianPath(0), state(8, 1)
     w = torch.stack([path.at(x, t) for t in times])
     variation = (w.diff(dim=0) ** 2).sum(0).mean()
-    assert float(variation) == pytest.approx(1, abs=4 * math.sqrt(2 / (400 * 8)))
+    assert float(variation) == pytest.approx(1, abs=4 * math.sqrt(2 / (200 * 8)))
 
 
 @pytest.mark.parametrize("t", [-0.1, 128.5])
