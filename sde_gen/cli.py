@@ -174,11 +174,8 @@ def _train(options: argparse.Namespace) -> None:
     from .training import Recipe, train
 
     data = _read(options)
-    steps = options.steps
-    if steps is None and options.minutes is None:
-        steps = 10_000
     recipe = Recipe(
-        steps=steps,
+        steps=options.steps,
         minutes=options.minutes,
         batch=options.batch,
         lr=options.lr,

@@ -247,12 +247,16 @@ def test_average_has_the_width_that_was_asked_for(width):
     assert math.sqrt(square - mean**2) == pytest.approx(width, rel=0.02)
 
 
+def test_recipe_has_an_end():
+    assert Recipe().steps == 10_000
+    assert Recipe(minutes=1.0).steps is None
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
-        ({"steps": None}, "end"),
         ({"minutes": -1.0}, "minutes"),
         ({"batch": 0}, "batch"),
         ({"lr": 0.0}, "lr"),
@@ -376,7 +380,7 @@ def test_gradients_are_clipped():
 
 
 def test_time_ends_a_run():
-    recipe = Recipe(steps=None, minutes=0.5 / 60, batch=16, every=2)
+    recipe = Recipe(minutes=0.5 / 60, batch=16, every=2)
     trainer = Trainer(small(), DATA, recipe=recipe, device="cpu")
     trainer.run(progress=False)
     assert trainer.step > 2
@@ -562,7 +566,7 @@ from sde_gen.training import Recipe, Trainer
 data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)
 model = ScoreNetwork(MLP((2,), width=16, depth=1), VP())
-recipe = Recipe(steps=None, minutes=0.02, batch=32)
+recipe = Recipe(minutes=0.02, batch=32)
 trainer = Trainer(model, data, recipe=recipe, folder=sys.argv[1])
 average = trainer.run(progress=False)
 flat = torch.cat([p.flatten() for p in average.parameters()])

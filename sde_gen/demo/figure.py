@@ -12,12 +12,13 @@ from ..data import Labelled
 from ..noise import Streams
 from ..sampling import solve
 from ..scores import ScoreNetwork
+from .judge import to_levels
 from .rows import FLOW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-COLUMNS, LABEL = 10, 3
+COLUMNS, LABEL = 10, 5
 
 
 def by_class(x: Tensor, y: Tensor, each: int) -> Tensor:
@@ -53,13 +54,16 @@ def digits_figure(
         seed: of the path.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     wide, each = 1 + len(samples), min(COLUMNS, len(y) // 10)
-    figure = Figure(figsize=(3.4 * wide, 5.6), layout="constrained", dpi=120)
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.05)
+    figure = Figure(figsize=(3.4 * wide, 5.6), layout=layout, dpi=120)
     parts = figure.subfigures(2, 1, height_ratios=[3.6, 1.9])
+
     top, bottom = cast("list[SubFigure]", parts)
     panels = {"real digits": by_class(train.x, train.y, each)}
-    panels |= {title: by_class(x, y, each) for title, x in samples.items()}
+    panels |= {title: by_class(to_levels(x), y, each) for title, x in samples.items()}
     axes = top.subplots(1, wide)
     for i, (title, x) in enumerate(panels.items()):
         plots.image_grid(x, 10, list(range(10)) if i == 0 else None, title, axes[i])

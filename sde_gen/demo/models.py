@@ -22,24 +22,31 @@ SHARE = 0.1
 class NoisyClassifier(nn.Module):
     """Logits of the ten digits from a noisy image and its noise level: (B, 1, 8, 8) -> (B, 10).
 
-    A perceptron of one hidden layer on the pixels, with the noise level scaling and shifting the
-    hidden units.
+    Two convolutions, the noise level scaling and shifting the first one's features, and a
+    perceptron.
     """
 
     shape = (1, 8, 8)
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self, channels: int = 32) -> None:
         super().__init__()
-        self.pixels = nn.Linear(64, width)
-        self.level = nn.Sequential(Sinusoidal(32), nn.Linear(32, 2 * width))
-        self.hidden = nn.Sequential(nn.SiLU(), nn.Dropout(0.1), nn.Linear(width, width), nn.SiLU())
-        self.logits = nn.Linear(width, 10)
+        self.near = nn.Conv2d(1, channels, 3, padding=1)
+        self.level = nn.Sequential(Sinusoidal(32), nn.Linear(32, 2 * channels))
+        self.far = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(32 * channels, 128),
+            nn.SiLU(),
+            nn.Linear(128, 10),
+        )
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, 1, 8, 8), c () or (B,) -> (B, 10)."""
-        scale, shift = self.level(c.reshape(-1)).chunk(2, 1)
-        h: Tensor = self.hidden(self.pixels(x.flatten(1)) * (1 + scale) + shift)
-        logits: Tensor = self.logits(h)
+        scale, shift = self.level(c.reshape(-1))[..., None, None].chunk(2, 1)
+        logits: Tensor = self.far(self.near(x) * (1 + scale) + shift)
         return logits
 
 
@@ -63,14 +70,14 @@ def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool =
     scorer = Trainer(
         ScoreNetwork(unet, sde, data_std=data_std),
         *data,
-        Recipe(steps=None, minutes=(1 - SHARE) * minutes, lr=4e-3, seed=seed),
+        Recipe(minutes=(1 - SHARE) * minutes, lr=4e-3, seed=seed),
         transform=dequantise,
         device="cpu",
     )
     guide = Trainer(
         classifier,
         *data,
-        Recipe(steps=None, minutes=SHARE * minutes, lr=2e-3, every=50, seed=seed),
+        Recipe(minutes=SHARE * minutes, lr=2e-3, every=50, seed=seed),
         objective=Classification(sde, data_std, times),
         transform=dequantise,
         device="cpu",

@@ -62,7 +62,7 @@ def demo(
     """
     if samples < 10:
         raise ValueError(f"need at least 10 samples, one of each class, got {samples}")
-    Recipe(steps=None, minutes=minutes)
+    Recipe(minutes=minutes)
     clock = time.perf_counter()
     folder = Path(out)
     train, test = data.digits("train"), data.digits("test")

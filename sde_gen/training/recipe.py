@@ -19,7 +19,7 @@ class Recipe:
     """How long, how fast, how smoothly.
 
     Args:
-        steps: the most steps to take, or None when only ``minutes`` limits the run.
+        steps: the most steps to take; 10,000 where neither it nor ``minutes`` is given.
         minutes: the most minutes to take; a run that it ends depends on the machine's speed.
         batch: samples in a step, in all processes together, drawn with replacement.
         lr: peak learning rate of Adam, betas (0.9, 0.99).
@@ -32,10 +32,10 @@ class Recipe:
         seed: of batches, noise, times and dropout.
 
     Raises:
-        ValueError: a number out of its range; neither steps nor minutes.
+        ValueError: a number out of its range.
     """
 
-    steps: int | None = 10_000
+    steps: int | None = None
     minutes: float | None = None
     batch: int = 256
     lr: float = 2e-3
@@ -59,7 +59,7 @@ class Recipe:
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if self.steps is None and self.minutes is None:
-            raise ValueError("a run needs an end: give steps or minutes")
+            object.__setattr__(self, "steps", 10_000)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         power_of_width(self.ema)

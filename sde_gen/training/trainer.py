@@ -227,7 +227,7 @@ class Trainer(Generic[M]):
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "little")
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.default_generators[_index(self.device)].manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
         return torch.Generator(self.device).manual_seed(seed)
@@ -354,13 +354,17 @@ def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None) -> None
         )
 
 
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @contextmanager
 def _forked(device: torch.device) -> Iterator[None]:
     """Give the global generators back as they were."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
+    mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng(devices=[_index(device)] if device.type == "cuda" else []):
             yield
-    else:
-        index = device.index or 0
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
-            yield
+    finally:
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
