@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from .stills import COLOURS, Extent, _array, _contours, _plain
 class Movie:
     """An animated GIF: shown where it is a notebook cell's last value, or saved."""
 
-    gif: bytes
+    gif: bytes = field(repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
@@ -59,7 +59,7 @@ def movie_2d(
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(4.4, 4.4), layout="constrained", dpi=90)
+    figure = Figure(figsize=(4.4, 4.4), layout="constrained", dpi=72)
     canvas, ax = FigureCanvasAgg(figure), figure.subplots()
     if log_density is not None:
         _contours(ax, log_density, extent)
@@ -69,12 +69,14 @@ def movie_2d(
     cloud = ax.scatter(u, v, s=6, c=colours, lw=0, alpha=0.8)
     ax.set(aspect="equal", xlim=extent[:2], ylim=extent[2:])
     _plain(ax)
-    frames = []
+    frames: list[Image.Image] = []
     for i, state in enumerate(x):
         cloud.set_offsets(state)
         ax.set_title(captions[i] if captions else "", fontsize="medium")
         canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(32))
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        palette = frames[0] if frames else None
+        frames.append(picture.quantize(48, palette=palette, dither=Image.Dither.NONE))
     file = io.BytesIO()
     duration = [round(1000 / fps)] * (len(frames) - 1) + [1000]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
