@@ -432,6 +432,23 @@ def test_failure_keeps_the_last_good_weights(how, tmp_path):
     assert torch.isfinite(weights(trainer.average)).all()
 
 
+def test_a_broken_gradient_is_seen_at_its_step():
+    # The loss stays finite, and the step is the last of its window.
+    def sharp(model, x, y, generator):
+        sharp.calls = getattr(sharp, "calls", 0) + 1
+        loss = Denoising()(model, x, y, generator)
+        broken = (0 * next(model.parameters())).abs().sqrt().sum()
+        return loss + broken if sharp.calls == 10 else loss
+
+    model = small()
+    trainer = Trainer(
+        model, DATA, recipe=Recipe(steps=50, batch=16), objective=sharp, device="cpu"
+    )
+    with pytest.raises(TrainingError, match="step 9: the gradient's norm is nan"):
+        trainer.run(progress=False)
+    assert torch.isfinite(weights(model)).all()
+
+
 def test_failure_leaves_a_checkpoint(tmp_path):
     def late(model, x, y, generator):
         late.calls = getattr(late, "calls", 0) + 1
@@ -599,5 +616,6 @@ def test_copies_of_a_model_do_not_share_weights():
     start = copy.deepcopy(model)
     average = train(model, DATA, recipe=Recipe(steps=20, batch=16), progress=False, device="cpu")
     assert not average.training
+    assert all(p.requires_grad for p in average.parameters())
     assert not torch.equal(weights(model), weights(start))
     assert not torch.equal(weights(average), weights(model))

@@ -92,7 +92,7 @@ class Trainer(Generic[M]):
         self.data = data.to(self.device)
         self.labels = None if labels is None else labels.to(self.device)
         self.objective, self.transform = objective or Denoising(), transform
-        self.average = AveragedModel(model, multi_avg_fn=self._average).requires_grad_(False)
+        self.average = AveragedModel(model, multi_avg_fn=self._average)
         self.optimizer = torch.optim.Adam(
             model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
         )
@@ -114,7 +114,7 @@ class Trainer(Generic[M]):
             progress: show a bar with the loss.
 
         Raises:
-            TrainingError: the loss is not finite, or the objective raised.
+            TrainingError: a loss or gradient is not finite, or the objective raised.
         """
         wrapped = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
         saved = time.perf_counter()
@@ -177,23 +177,25 @@ class Trainer(Generic[M]):
         start, clock = self.step, time.perf_counter()
         generator = self._generator()
         budget = self.recipe.steps or math.inf
-        losses: list[Tensor] = []
-        while len(losses) < min(self.recipe.every, budget - start):
+        reports: list[Tensor] = []
+        while len(reports) < min(self.recipe.every, budget - start):
             try:
-                losses.append(self._step(model, generator))
+                reports.append(self._step(model, generator))
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise self._failure(self.step, f"{type(error).__name__}: {error}") from error
             self.step += 1
-        values = self._mean(torch.stack(losses)).tolist()
-        for i, loss in enumerate(values):
+        losses, norms = self._mean(torch.stack(reports, 1)).tolist()
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(loss):
                 raise self._failure(start + i, f"the loss is {loss}")
+            if not math.isfinite(norm):
+                raise self._failure(start + i, f"the gradient's norm is {norm}")
         seconds = torch.tensor(time.perf_counter() - clock, device=self.device)
         self.elapsed, self._measured = self.elapsed + float(self._mean(seconds)), self.step
-        return sum(values) / len(values)
+        return sum(losses) / len(losses)
 
     def _step(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        """One step; returns the loss on the device, without waiting for it."""
+        """One step; returns loss and gradient norm, on the device, without waiting for them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * learning_rate(self._progress(0.5), self.recipe.warmup)
         n = self.recipe.batch // self.processes
@@ -205,10 +207,10 @@ class Trainer(Generic[M]):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             loss = self.objective(model, x, y, generator).mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return torch.stack([loss.detach().float(), norm.float()])
 
     def _progress(self, ahead: float = 0.0) -> float:
         """The part of the budget used ``ahead`` steps from here, in [0, 1]."""
