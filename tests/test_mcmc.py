@@ -292,6 +292,17 @@ def test_mala_accepts_0574_at_the_optimal_scale(d: int) -> None:
     assert -4 * error < float(run.acceptance.mean()) - exact < 0.01 + 4 * error
 
 
+def test_0574_is_where_mala_moves_the_farthest() -> None:
+    d, chains = 200, 200
+    x = torch.randn(chains, d, dtype=F64)
+    jumps = []
+    for ell in (0.75 * 1.6503, 1.6503, 1.3 * 1.6503):
+        run = langevin(harmonic, x, 30, ell**2 * d ** (-1 / 3) / 2, MALA(), noise=1)
+        jumps.append(float(run.samples.diff(dim=0).square().sum(2).mean()))
+    # In the limit 2 l^2 Phi(-l^3 / 8): 1.24, 1.56 and 1.00 to each other.
+    assert jumps[1] > 1.1 * max(jumps[0], jumps[2])
+
+
 @pytest.mark.parametrize("factor", [1e-3, 30.0])
 def test_warm_up_finds_the_optimal_step(factor: float) -> None:
     d, chains = 100, 40
@@ -299,9 +310,10 @@ def test_warm_up_finds_the_optimal_step(factor: float) -> None:
     x = torch.randn(chains, d)
     run = langevin(harmonic, x, 150, factor * best, MALA(), warmup=500, noise=4)
     assert run.acceptance is not None
-    # A chain's own step settles within a few per cent of the best.
     assert abs(float(run.acceptance.mean()) - 0.574) < 0.015
-    assert float((run.h / best - 1).abs().max()) < 0.25
+    # Each chain finds its own step: the mean of log h spreads by 0.045, the last one by 0.085.
+    assert float((run.h / best).std()) < 0.062
+    assert abs(float(run.h.mean()) / best - 1) < 0.06
     fixed = langevin(harmonic, x, 10, best, MALA(), noise=4)
     assert bool((fixed.h == best).all())
 
@@ -350,7 +362,7 @@ def test_a_mixture_by_columns_is_its_exact_score(
     log_p_slow, s_slow = slow.evaluate(x)
     torch.testing.assert_close(s, s_slow, rtol=rtol, atol=rtol)
     torch.testing.assert_close(fast.score(u), s_slow, rtol=rtol, atol=rtol)
-    torch.testing.assert_close(log_p, log_p_slow, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(log_p.double(), log_p_slow, rtol=rtol, atol=rtol)
 
 
 def test_a_narrow_mixture_in_float32_is_computed_in_float64() -> None:

@@ -119,7 +119,7 @@ class MALA(Method):
         ratio = log_p_y - log_p - moved
         # log Phi(z) is the logarithm of a uniform number.
         taken = torch.special.log_ndtr(z[1]) < ratio
-        state.accept = torch.nan_to_num(ratio.clamp(max=0.0).exp(), nan=0.0)
+        state.accept = torch.nan_to_num(ratio.clamp(max=0.0).exp(), nan=0.0).to(x.dtype)
         state.accepts += state.accept
         rows = taken.reshape(-1, *(1,) * (x.ndim - 1))
         state.x, state.score = torch.where(rows, y, x), torch.where(rows, s_y, s)

@@ -65,7 +65,7 @@ class AtTime(Target):
         return self.of(x, self.t)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.of.log_prob(x, self.t).to(x.dtype), self.score(x)  # type: ignore[attr-defined]
+        return self.of.log_prob(x, self.t), self.score(x)  # type: ignore[attr-defined]
 
 
 class Density(Target):
@@ -161,7 +161,7 @@ class Mixture(Target):
         log_p = math.log(2) * top[0] + torch.log(sums[-1])
         if self.shared:
             log_p = log_p - 0.5 * (self.q[:, 0] @ (y * y))
-        return log_p.to(x.dtype), self._score(y, sums, x)
+        return log_p, self._score(y, sums, x)
 
 
 class Whitened(Target):
