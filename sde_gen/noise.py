@@ -131,6 +131,10 @@ def _name(*parts: float) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
+# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler.
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 _PATH = _name(0.0)
 """The stream of a path's normals, a name that no draw of ``Streams`` has."""
 

@@ -43,7 +43,8 @@ class _Numbers:
     """Coefficients of one step, in terms of x, for the state x and the values Q, latest first.
 
     q: Q from (x, score). correct: x from (Q, older Q ...). again: Q from the correction of x.
-    a, b, std: the next x from x, (Q ...) and the normal z.
+    a, b, std: the next x from x, (Q, older Q ...) and the normal z; without corrector the
+    latest Q is written out in x and the score, which saves a pass over the state.
     """
 
     q: tuple[Coefficient, Coefficient]
@@ -170,12 +171,15 @@ class Exponential(Solver):
         correct: tuple[Coefficient, ...] = ()
         if self.corrector and i > 0:
             correct = tuple(f(alpha[i] * row) for row in self._correct(lam, i, table[i - 1], c))
+        a, b = alpha[i + 1] / alpha[i] * a, alpha[i + 1] * b
+        if not self.corrector:
+            a, b = a + b[0] * q[0], np.concatenate([b[:1] * q[1], b[1:]])
         return _Numbers(
             q=(f(q[0]), f(q[1])),
             correct=correct,
             again=f(again) if again.any() else None,
-            a=f(alpha[i + 1] / alpha[i] * a),
-            b=tuple(f(alpha[i + 1] * row) for row in b),
+            a=f(a),
+            b=tuple(f(row) for row in b),
             std=f(alpha[i + 1] * spread) if spread.any() else None,
         )
 
@@ -192,15 +196,27 @@ class Exponential(Solver):
         assert isinstance(process, Reverse)
         k: _Numbers = step.numbers
         apply = self.reference.apply
-        q = apply(k.q, (x, process.score(x, as_time(step.t))))
+        latest = process.score(x, as_time(step.t))
+        past, older = memory, memory[: len(k.b) - 1]
+        if self.nodes > 1 or self.corrector:
+            q = apply(k.q, (x, latest))
+            memory = (q, *memory[: self.nodes - 1])
         if k.correct:
-            change = apply(k.correct, (q, *memory[: len(k.correct) - 1]))
-            x = x + change
-            # The denoised state is kept; only the part of Q that is linear in x is new.
-            if k.again is not None:
-                q = q + apply((k.again,), (change,))
-        memory = (q, *memory)[: self.nodes]
-        x_s = apply((k.a, *k.b), (x, *memory[: len(k.b)]))
-        if k.std is not None:
-            x_s = x_s + apply((k.std,), (noise(x, step.t, step.s),))
-        return x_s, memory
+            x, memory = self._corrected(k, x, past, memory)
+        if self.corrector:
+            latest = memory[0]
+        if k.std is None:
+            return apply((k.a, *k.b), (x, latest, *older)), memory
+        z = noise(x, step.t, step.s)
+        return apply((k.a, *k.b, k.std), (x, latest, *older, z)), memory
+
+    def _corrected(
+        self, k: _Numbers, x: Tensor, past: Memory, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        """x and Q once Q at x is known. The denoised state is kept as it was evaluated; only the
+        part of Q that is linear in x is new."""
+        q, *older = memory
+        change = self.reference.apply(k.correct, (q, *past[: len(k.correct) - 1]))
+        if k.again is not None:
+            q = q + self.reference.apply((k.again,), (change,))
+        return x + change, (q, *older)
