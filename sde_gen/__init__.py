@@ -16,16 +16,30 @@ from .sampling import sample, solve
 from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
 from .scores import Empirical, Gaussian, GaussianMixture, Score, ScoreNetwork
 from .sdes import EDM, SDE, VE, VP, Langevin, LinearSDE, OrnsteinUhlenbeck, Reverse, SubVP, Wiener
-from .solvers import EulerMaruyama, Exponential, Heun, RungeKutta, SciPy, Solver, TorchSDE
+from .solvers import (
+    SRA,
+    Adaptive,
+    Churn,
+    EulerMaruyama,
+    Exponential,
+    Heun,
+    PredictorCorrector,
+    RungeKutta,
+    SciPy,
+    Solver,
+    TorchSDE,
+)
 from .training import Recipe, Trainer, dsm_loss, load, save, train
 from .tuning import tune_grid
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "BAOAB",
     "BrownianPath",
     "Chains",
+    "Churn",
     "Classifier",
     "ClassifierFree",
     "Cosine",
@@ -47,11 +61,13 @@ __all__ = [
     "OBABO",
     "OrnsteinUhlenbeck",
     "Power",
+    "PredictorCorrector",
     "Quadratic",
     "Recipe",
     "Reverse",
     "RungeKutta",
     "SDE",
+    "SRA",
     "Schedule",
     "SciPy",
     "Score",

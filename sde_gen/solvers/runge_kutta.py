@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ..noise import Noise
@@ -43,12 +46,72 @@ class Heun(Solver):
         return (x_s + jump if step.numbers else x_s), ()
 
 
-class RungeKutta(Solver):
-    """The classical Runge-Kutta method (Kutta 1901): ODE order 4, four calls a step."""
+@dataclass(frozen=True)
+class Tableau:
+    """Coefficients of an explicit method (Butcher 1964), b being the last row of ``a``.
 
-    order = 4
-    calls = 4
+        k_i = b(x + h sum_j a_ij k_j, t + c_i h),      x_s = x + h sum_j b_j k_j.
+
+    ``error``: weights of the difference to an embedded method of one order less.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    error: tuple[float, ...] = ()
+
+
+CLASSICAL = Tableau(
+    c=(0, 1 / 2, 1 / 2, 1),
+    a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+)
+"""Kutta 1901."""
+
+DORMAND_PRINCE = Tableau(
+    c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1),
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    error=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+"""Dormand & Prince 1980, 5(4): the error takes the drift at the end as a seventh value."""
+
+
+def slope(row: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    """sum_j row_j k_j, without the terms that are zero."""
+    (a, first), *rest = [(a, v) for a, v in zip(row, k, strict=True) if a]
+    total = first * a
+    for a, v in rest:
+        total = total.add(v, alpha=a)
+    return total
+
+
+class RungeKutta(Solver):
+    """Explicit Runge-Kutta methods for ODEs, in fixed steps.
+
+    Order 4 is the classical method (Kutta 1901), four calls a step; order 5 that of Dormand &
+    Prince (1980), six calls. ``Adaptive`` steps the latter by its own error.
+
+    Raises:
+        ValueError: an order that is not 4 or 5.
+    """
+
     evaluates_end = True
+
+    def __init__(self, order: int = 4) -> None:
+        if order not in (4, 5):
+            raise ValueError(f"order must be 4 or 5, got {order!r}")
+        self.order = order
+        self.calls = len(self._table.c)
+
+    @property
+    def _table(self) -> Tableau:
+        return CLASSICAL if self.order == 4 else DORMAND_PRINCE
 
     def check(self, process: SDE) -> None:
         require_ode(self, process)
@@ -56,10 +119,9 @@ class RungeKutta(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        t, s, h = step.t, step.s, step.h
-        m = (t + s) / 2
-        k_1 = process.drift(x, t)
-        k_2 = process.drift(x.add(k_1, alpha=h / 2), m)
-        k_3 = process.drift(x.add(k_2, alpha=h / 2), m)
-        k_4 = process.drift(x.add(k_3, alpha=h), s)
-        return x.add(k_1 + 2 * (k_2 + k_3) + k_4, alpha=h / 6), ()
+        table, h = self._table, step.h
+        k = [process.drift(x, step.t)]
+        for c, row in zip(table.c[1:], table.a[1:], strict=False):
+            t = step.s if c == 1 else step.t + c * h
+            k.append(process.drift(x.add(slope(row, k), alpha=h), t))
+        return x.add(slope(table.a[-1], k), alpha=h), ()

@@ -1,0 +1,354 @@
+"""Adaptive steps: every sample has its own, and accepts or rejects it alone.
+
+A pair of methods of different order, which share their calls, gives with each trial an estimate of
+its local error. Its root mean square over the numbers of *one* sample decides on that sample, so
+what a sample becomes does not depend on its neighbours; samples that have arrived leave the batch.
+
+The reversals of linear processes are stepped where they are tame. With y = x / alpha,
+w = (sigma / alpha)^2 and C the variance of the data,
+
+    z = y / sqrt(C + w),      u = log(1 + w / C)^(1/4),
+    dz = -2 u^3 [z + (1 + eta^2) sqrt(C + w) alpha s(x)] du + 2 eta u^(3/2) dW,
+
+s being the score. For Gaussian data of mean 0 that is z' = 2 eta^2 u^3 z with unit variance: a
+stationary Ornstein-Uhlenbeck process, and for eta = 0 a point at rest. Errors in z count alike at
+all times, and the clock u spreads the work evenly: it is the square root of VP's time.
+
+An SDE reads one Brownian path per sample that is fixed before the first step. A rejected trial
+has seen a piece of the path; the next one sees the same piece, bridged at a finer time. So
+rejection cannot bend the law, and tightening the tolerance converges to the same paths.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..noise import BrownianPath, Noise, Streams
+from ..ops import Time, as_time, match
+from ..sdes import SDE, LinearSDE, Reverse
+from .base import Memory, Solver, Step
+from .runge_kutta import DORMAND_PRINCE, slope
+
+
+class _Standard(SDE):
+    """The reversal of a linear process in z and u (see above), from time t to time s."""
+
+    def __init__(self, process: Reverse, variance: float, t: float, s: float) -> None:
+        assert isinstance(process.sde, LinearSDE)
+        self.process, self.sde, self.variance, self.ends = process, process.sde, variance, (t, s)
+        self.direction = process.direction
+
+    def clock(self, t: float) -> float:
+        ratio = math.exp(-float(self.sde.log_snr(t))) if t else 0.0
+        return math.log1p(ratio / self.variance) ** 0.25
+
+    def scale(self, t: float) -> float:
+        """x = scale z."""
+        alpha, sigma = float(self.sde.alpha(t)), float(self.sde.sigma(t))
+        return math.sqrt(alpha**2 * self.variance + sigma**2)
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        u = as_time(t)
+        w = self.variance * torch.expm1(u**4)
+        time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
+        scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
+        score = self.process.score(match(scale, x) * x, time)
+        kappa = 1 + self.process.eta**2
+        return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return 2 * self.process.eta * as_time(t) ** 1.5
+
+    def rows(self, index: slice | Tensor) -> _Standard:
+        return _Standard(self.process.rows(index), self.variance, *self.ends)
+
+
+class _Trial(NamedTuple):
+    """A step tried: the state, the estimate of its error, and what the next step needs."""
+
+    x: Tensor
+    error: Tensor
+    carry: Tensor
+
+
+class _Pair(Protocol):
+    """Two methods that share their calls; the local error of the lower falls like h^rate.
+
+    ``gains``: exponents of the controller, times rate, and the most that a step may grow.
+    """
+
+    rate: float
+    gains: tuple[float, float, float]
+
+    def start(self, process: SDE, x: Tensor, t: Tensor, path: Noise) -> Tensor:
+        """What a step needs beside the state, (B, *D): the drift, or the path."""
+
+    def speed(self, carry: Tensor) -> Tensor:
+        """How fast the state moves at the start (B,), as far as it is known for nothing."""
+
+    def trial(
+        self, process: SDE, x: Tensor, t: Tensor, s: Tensor, carry: Tensor, path: Noise
+    ) -> _Trial:
+        """A step from t (B,) to s (B,)."""
+
+
+class _DormandPrince:
+    """Order 5 with an error estimate of order 4; six calls, as the last is the next's first."""
+
+    rate, gains = 5.0, (0.7, 0.4, 3.0)
+
+    def start(self, process: SDE, x: Tensor, t: Tensor, path: Noise) -> Tensor:
+        return process.drift(x, t)
+
+    def speed(self, carry: Tensor) -> Tensor:
+        return _rms(carry)
+
+    def trial(
+        self, process: SDE, x: Tensor, t: Tensor, s: Tensor, carry: Tensor, path: Noise
+    ) -> _Trial:
+        table, k, h = DORMAND_PRINCE, [carry], match(s - t, x)
+        for c, row in zip((*table.c[1:], 1.0), table.a[1:], strict=True):
+            x_s = x + h * slope(row, k)
+            k.append(process.drift(x_s, s if c == 1 else t + c * (s - t)))
+        return _Trial(x_s, h * slope(table.error, k), k[-1])
+
+
+class _HeunEuler:
+    """Heun's method (weak order 2) with Euler-Maruyama inside it, on a Brownian path; two calls.
+
+    int g dW is read as sqrt(mean of g^2) times the increment, the mean by Simpson's rule.
+    """
+
+    # The estimate is as random as the noise: a controller that follows it closely is often wrong.
+    rate, gains = 1.5, (0.3, 0.0, 1.5)
+
+    def start(self, process: SDE, x: Tensor, t: Tensor, path: Noise) -> Tensor:
+        assert isinstance(path, BrownianPath)
+        return path.at(x, t)
+
+    def speed(self, carry: Tensor) -> Tensor:
+        return torch.zeros(len(carry), dtype=torch.float64)
+
+    def trial(
+        self, process: SDE, x: Tensor, t: Tensor, s: Tensor, carry: Tensor, path: Noise
+    ) -> _Trial:
+        assert isinstance(path, BrownianPath)
+        w_s, h = path.at(x, s), match(s - t, x)
+        square = sum(c * process.diffusion(v) ** 2 for c, v in _simpson(t, s))
+        # A path is walked back as it is walked forth: time that falls takes W(t) - W(s).
+        g = torch.sqrt(torch.as_tensor(square)) * torch.sign(s - t)
+        jump = match(g, x) * (w_s - carry)
+        b_t = process.drift(x, t)
+        end = x + h * b_t + jump
+        half = h / 2 * (process.drift(end, s) - b_t)
+        return _Trial(end + half, half, w_s)
+
+
+def _simpson(t: Tensor, s: Tensor) -> list[tuple[float, Tensor]]:
+    return [(1 / 6, t), (4 / 6, (t + s) / 2), (1 / 6, s)]
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample, float64 (B,) on the CPU."""
+    y = x.detach().flatten(1) if x.ndim > 1 else x.detach().unsqueeze(1)
+    return (torch.linalg.vector_norm(y, dim=1).cpu().double()) / math.sqrt(y.shape[1])
+
+
+class _Samples(NamedTuple):
+    """The samples under way, a row each: number in the batch, state, time, the step to try, the
+    last error accepted, and what the pair carries."""
+
+    number: Tensor
+    x: Tensor
+    t: Tensor
+    h: Tensor
+    error: Tensor
+    carry: Tensor
+
+    def rows(self, index: Tensor) -> _Samples:
+        return _Samples(*(v[index] for v in self))
+
+
+class Adaptive(Solver):
+    """Steps of a size of its own for each sample, from an estimate of the local error.
+
+    ODEs: Dormand & Prince 1980, 5(4), six calls a trial and one at the start. SDEs: Heun's method
+    with Euler-Maruyama, two calls a trial, on a ``BrownianPath`` (made of the seed where the noise
+    is ``Streams``). A trial is accepted where
+
+        rms(error) <= atol + rtol max(rms(x_t), rms(x_s)),
+
+    the root mean squares running over one sample; a PI controller (Gustafsson 1991) sets the
+    next step. Errors are those of z (see the module's text) where the process is the reversal of
+    a linear one that knows ``time_at`` in closed form, of x for every other process; there a
+    typical size of x other than 1 calls for its own atol.
+
+    The grid gives the times at which all samples are to arrive: two for the end alone, more for
+    a trajectory. ``order`` 5, ``weak`` and ``strong`` are in the mean number of steps; ``calls``
+    are those of one trial on an ODE.
+
+    Args:
+        rtol, atol: relative and absolute tolerance of one step.
+        max_steps: how many trials an interval of the grid may take.
+
+    Raises:
+        ValueError: a tolerance that is not positive, max_steps < 1.
+        TypeError: on an SDE, a noise that has no path (``Impulses``).
+        RuntimeError: some samples have not arrived after max_steps trials.
+        FloatingPointError: drift or error are not finite, however short the step.
+    """
+
+    order = 5
+    weak = 2
+    strong = 1.0
+    calls = 6
+    evaluates_end = True
+
+    def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 10_000) -> None:
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number > 0, got {value}")
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ValueError(f"max_steps must be an integer >= 1, got {max_steps!r}")
+        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        pair: _Pair = _DormandPrince() if process.direction == 0 else _HeunEuler()
+        path = noise if process.direction == 0 else _path(noise)
+        standard = _standard(process, step)
+        if standard is None:
+            return self._run(pair, process, x, step.t, step.s, path, memory)
+        z = x / standard.scale(step.t)
+        t, s = standard.clock(step.t), standard.clock(step.s)
+        z, memory = self._run(pair, standard, z, t, s, path, memory)
+        return z * standard.scale(step.s), memory
+
+    def _run(
+        self,
+        pair: _Pair,
+        process: SDE,
+        x: Tensor,
+        t: float,
+        s: float,
+        path: Noise,
+        memory: Memory,
+    ) -> tuple[Tensor, Memory]:
+        """From time t to time s, all samples."""
+        way, arrived = self._start(pair, process, x, t, s, path, memory), list[_Samples]()
+        for _ in range(self.max_steps):
+            way, there = self._try(pair, process, way, s, path)
+            if bool(there.any()):
+                arrived.append(way.rows(there.nonzero().flatten()))
+                left = (~there).nonzero().flatten()
+                way, process, path = way.rows(left), process.rows(left), path.rows(left)
+            if not len(way.number):
+                order = torch.cat([v.number for v in arrived]).argsort()
+                _, x, _, *memory_ = (torch.cat(v)[order] for v in zip(*arrived, strict=True))
+                return x, tuple(memory_)
+        last = int(way.number[((way.t - s).abs()).argmax()])
+        raise RuntimeError(
+            f"{len(way.number)} of {len(x)} samples have not arrived after max_steps ="
+            f" {self.max_steps} trials, the last of them sample {last}: raise rtol and atol, or"
+            " max_steps"
+        )
+
+    def _start(
+        self,
+        pair: _Pair,
+        process: SDE,
+        x: Tensor,
+        t: float,
+        s: float,
+        path: Noise,
+        memory: Memory,
+    ) -> _Samples:
+        n = len(x)
+        times = torch.full((n,), t, dtype=torch.float64)
+        number = torch.arange(n)
+        if memory:
+            h, error, carry = memory
+            return _Samples(number, x, times, h, error, carry)
+        carry = pair.start(process, x, times, path)
+        size = _rms(x)
+        scale = (self.atol + self.rtol * size) / (self.atol + size)
+        length = torch.minimum(
+            torch.tensor(abs(s - t)), (self.atol + size) / pair.speed(carry).clamp_min(1e-300)
+        )
+        h = scale ** (1 / pair.rate) * length
+        return _Samples(number, x, times, h, torch.ones_like(h), carry)
+
+    def _try(
+        self, pair: _Pair, process: SDE, way: _Samples, s: float, path: Noise
+    ) -> tuple[_Samples, Tensor]:
+        """One trial of every sample; the samples after it, and which of them have arrived."""
+        rest = s - way.t
+        # What is left is cut into equal steps, so that none is a sliver.
+        parts = (rest.abs() / way.h - 0.05).ceil().clamp_min(1)
+        t_s = torch.where(parts == 1, s, way.t + rest / parts)
+        h = (t_s - way.t).abs()
+        trial = pair.trial(process, way.x, way.t, t_s, way.carry, path)
+        size = torch.maximum(_rms(way.x), _rms(trial.x))
+        error = _rms(trial.error) / (self.atol + self.rtol * size)
+        error = error.where(torch.isfinite(error) & torch.isfinite(size), math.inf)
+        accepted = error <= 1
+        self._check(process, way, h, error, path)
+        mask = accepted.to(way.x.device).reshape(-1, *(1,) * (way.x.ndim - 1))
+        way = _Samples(
+            way.number,
+            torch.where(mask, trial.x, way.x),
+            torch.where(accepted, t_s, way.t),
+            h * _factor(pair, error, way.error, accepted),
+            torch.where(accepted, error.clamp_min(1e-4), way.error),
+            torch.where(mask, trial.carry, way.carry),
+        )
+        return way, accepted & (parts == 1)
+
+    def _check(self, process: SDE, way: _Samples, h: Tensor, error: Tensor, path: Noise) -> None:
+        """Raise where a step is rejected and can hardly be shorter."""
+        least = 1e-12 * way.t.abs().clamp_min(1e-6)
+        if isinstance(path, BrownianPath) and process.direction != 0:
+            least = least.clamp_min(path.horizon / 2**path.depth)
+        stuck = (error > 1) & (h <= least)
+        if bool(stuck.any()):
+            i = int(stuck.nonzero()[0])
+            what = "is still too large" if math.isfinite(float(error[i])) else "is not finite"
+            raise FloatingPointError(
+                f"the error of sample {int(way.number[i])} {what} in a step of {float(h[i]):.3g}:"
+                " the drift is NaN, infinite or not smooth there, or the tolerance too small for"
+                f" the precision of {way.x.dtype}"
+            )
+
+
+def _factor(pair: _Pair, error: Tensor, last: Tensor, accepted: Tensor) -> Tensor:
+    """How much longer the next step is: by this error and the last when accepted."""
+    k_i, k_p, most = pair.gains
+    forth = 0.9 * error ** (-k_i / pair.rate) * last ** (k_p / pair.rate)
+    back = 0.9 * error ** (-1 / pair.rate)
+    return torch.where(accepted, forth.clamp(0.2, most), back.clamp(0.1, 0.9))
+
+
+def _standard(process: SDE, step: Step) -> _Standard | None:
+    """The process in z and u where that is possible and cheap."""
+    if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
+        return None
+    if type(process.sde).time_at is LinearSDE.time_at:
+        return None
+    std = float(getattr(process.score, "data_std", 1.0))
+    return _Standard(process, std**2 if std > 0 else 1.0, step.t, step.s)
+
+
+def _path(noise: Noise) -> BrownianPath:
+    if isinstance(noise, BrownianPath):
+        return noise
+    if isinstance(noise, Streams):
+        return BrownianPath(noise.seed, noise.samples)
+    raise TypeError(
+        "Adaptive reads a Brownian path between any two times: give a seed, Streams or"
+        f" BrownianPath, got {type(noise).__name__}"
+    )

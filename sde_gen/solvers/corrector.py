@@ -1,0 +1,274 @@
+"""Noise between the steps: churn before a step of the flow, Langevin dynamics after a step.
+
+In the law of x_t a sampler may do two things for nothing: noise the state to a higher time t' by
+the forward kernel, which turns the law of t into that of t', and run Langevin dynamics at the
+frozen time t, which keeps the law of t. Both wash out what earlier steps did wrong. Either, on top
+of the probability flow, at a rate of eta^2 in lambda = log(alpha / sigma), becomes in fine
+steps the reversal of noise level eta (the splitting of its drift into flow and Langevin part).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..moments import Coefficient, Moments, isotropic
+from ..noise import Noise
+from ..ops import as_time, match
+from ..sdes import SDE, LinearSDE, Reverse
+from .base import Memory, Solver, Step, describe
+from .exponential import Exponential
+from .runge_kutta import Heun
+
+_MOST = math.sqrt(2) - 1
+_CORRECTOR = 8
+"""The corrector's draws are numbered from here: the predictor has those before."""
+
+
+def _require_reversal(solver: Solver, process: SDE) -> None:
+    if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
+        raise TypeError(
+            f"{type(solver).__name__} needs the reversal of a LinearSDE, sde.reverse(score, eta)"
+            f" or sde.probability_flow(score); got {describe(process)}"
+        )
+
+
+def _require_one_step(outer: str, solver: Solver) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(f"{outer} needs a Solver such as Heun(), got {solver!r}")
+    if isinstance(solver, Exponential) and (solver.nodes > 1 or solver.corrector):
+        raise TypeError(
+            f"{outer} needs a one-step solver (Heun(), RungeKutta(), Exponential(1)): the past"
+            " values of a multistep method do not belong to a state that noise has moved"
+        )
+
+
+def _falling(solver: Solver, times: Tensor) -> None:
+    if times[0] < times[-1]:
+        raise ValueError(f"{type(solver).__name__} adds noise: times must fall")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kick:
+    """x -> scale x + std z from t to a higher time; then a step of the flow from there."""
+
+    scale: float
+    std: float
+    flow: Step
+
+
+class Churn(Solver):
+    """Noise the state exactly to a higher time, then step the probability flow from there.
+
+        s' = (1 + gamma) s,      s = sigma / alpha (at most that of T),
+        x' = (alpha' / alpha) x + alpha' sqrt(s'^2 - s^2) z,      x_next = flow(x', t', t_next).
+
+    Algorithm 2 of Karras et al. 2022 on any linear process. Noising is exact and the flow has the
+    order of ``solver``, so the *weak* order is that order: with ``RungeKutta(4)`` this samples
+    a reversal at weak order 4, where stochastic Runge-Kutta methods have 2.
+
+    Args:
+        solver: a one-step ODE solver.
+        amount: their S_churn: on a probability flow, gamma = min(S_churn / steps, sqrt(2) - 1).
+            None: as much noise as the process asks for, 1 + gamma = (s_t / s_next)^(eta^2), so
+            that fine steps are the reversal of noise level eta.
+        low, high: with ``amount``, churn only where low <= sigma / alpha <= high (S_tmin, S_tmax).
+        inflate: their S_noise, a factor of z; any other value than 1 bends the law.
+
+    Raises:
+        TypeError: a multistep solver; a process that is no reversal of a linear one; with
+            ``amount``, one that is no probability flow.
+        ValueError: a negative amount; rising times.
+    """
+
+    def __init__(
+        self,
+        solver: Solver | None = None,
+        amount: float | None = None,
+        low: float = 0.0,
+        high: float = math.inf,
+        inflate: float = 1.0,
+    ) -> None:
+        self.solver = Heun() if solver is None else solver
+        _require_one_step("Churn", self.solver)
+        if amount is not None and not amount >= 0:
+            raise ValueError(f"amount must be a number >= 0 or None, got {amount}")
+        if not (0 <= low < high and inflate > 0):
+            raise ValueError(f"need 0 <= low < high and inflate > 0: {low}, {high}, {inflate}")
+        self.amount, self.low, self.high, self.inflate = amount, low, high, inflate
+        self.order = self.weak = self.solver.order
+        self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
+
+    def check(self, process: SDE) -> None:
+        _require_reversal(self, process)
+        if self.amount is not None and process.direction != 0:
+            raise TypeError(
+                "Churn with an amount steps a probability flow; leave the amount out to follow"
+                f" the eta of {describe(process)}"
+            )
+        self.solver.check(_flow(process))
+
+    def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        assert isinstance(process, Reverse)
+        assert isinstance(process.sde, LinearSDE)
+        _falling(self, times)
+        sde, flow = process.sde, _flow(process)
+        top = float(sde.log_snr(sde.T))
+        steps = []
+        for step, gain in zip(
+            super().plan(process, times), self._gains(process, times), strict=True
+        ):
+            up, kick = step.t, (1.0, 0.0)
+            if gain > 0:
+                log_snr = max(float(sde.log_snr(step.t)) - 2 * gain, top)
+                up = min(max(float(sde.time_at(log_snr)), step.t), sde.T)
+                kick = _kernel(sde, step.t, up)
+            (inner,) = self.solver.plan(flow, torch.tensor([up, step.s], dtype=torch.float64))
+            steps.append(Step(step.t, step.s, _Kick(kick[0], kick[1] * self.inflate, inner)))
+        return steps
+
+    def _gains(self, process: Reverse, times: Tensor) -> list[float]:
+        """log(1 + gamma) of each step."""
+        assert isinstance(process.sde, LinearSDE)
+        log_ratio = -process.sde.log_snr(times) / 2
+        if self.amount is None:
+            # A step to t = 0 is infinitely long in lambda; what counts is where it starts.
+            fall = -log_ratio.diff()
+            return [process.eta**2 * v if math.isfinite(v) else 0.0 for v in fall.tolist()]
+        gain = math.log1p(min(self.amount / (len(times) - 1), _MOST))
+        ratio = log_ratio[:-1].exp()
+        inside = (self.low <= ratio) & (ratio <= self.high)
+        return [gain if v else 0.0 for v in inside.tolist()]
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        k: _Kick = step.numbers
+        if k.std:
+            x = (x * k.scale).add(noise(x, step.t, step.s), alpha=k.std)
+        x, _ = self.solver.step(_flow(process), x, k.flow, noise, ())
+        return x, ()
+
+
+def _flow(process: SDE) -> Reverse:
+    assert isinstance(process, Reverse)
+    return Reverse(process.sde, process.score, 0.0)
+
+
+def _kernel(sde: LinearSDE, t: float, up: float) -> tuple[float, float]:
+    """x_up given x_t: the factor of x_t and the spread of the noise."""
+    a = float(sde.alpha(up)) / float(sde.alpha(t))
+    return a, math.sqrt(max(float(sde.sigma(up)) ** 2 - (a * float(sde.sigma(t))) ** 2, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a step keeps for its corrections: the predictor's step; a = eta^2 sigma^2 dlambda."""
+
+    predictor: Step
+    a: float
+    sigma: float
+    score: Coefficient = 0.0
+    noise: Coefficient = 0.0
+
+
+class PredictorCorrector(Solver):
+    """A step of any one-step solver, then Langevin dynamics at the frozen time s.
+
+        x <- x + (1 - c) v score(x, s) + sqrt(v (1 - c^2)) z,
+        c = exp(-eta^2 (sigma^2 / v) dlambda),      v = alpha^2 C + sigma^2,
+
+    the Ornstein-Uhlenbeck step that is exact, at any length, where p_s = N(alpha m, v): Gaussian
+    data of covariance C keep their law exactly. On other data one correction changes the law by
+    O((1 - c)^2), which makes fine grids converge at weak order 1. The corrector of Song et al.
+    2021 (algorithms 4 and 5) is its Euler form with 1 - c = 2 r^2, r their signal-to-noise ratio.
+
+    Args:
+        predictor: a one-step solver of the process; ``Heun()`` by default.
+        eta: noise level of the corrections alone; on a probability flow, that of the whole.
+        corrections: how many a step, each one call and an equal part of the length.
+        reference: the covariance C. None: each sample has its own v = n / |score|^2 (n numbers in
+            a sample), where Song et al. average over the batch; for n > 100 or so.
+
+    Raises:
+        TypeError: a multistep predictor; a process that is no reversal of a linear one.
+        ValueError: eta not positive, corrections < 1, a negative reference; rising times.
+    """
+
+    weak = 1
+    evaluates_end = True
+
+    def __init__(
+        self,
+        predictor: Solver | None = None,
+        eta: float = 1.0,
+        corrections: int = 1,
+        reference: float | Moments | None = None,
+    ) -> None:
+        self.predictor = Heun() if predictor is None else predictor
+        _require_one_step("PredictorCorrector", self.predictor)
+        if not (math.isfinite(eta) and eta > 0):
+            raise ValueError(f"eta must be a finite number > 0, got {eta}")
+        if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 1:
+            raise ValueError(f"corrections must be an integer >= 1, got {corrections!r}")
+        if isinstance(reference, float | int):
+            if not (math.isfinite(reference) and reference >= 0):
+                raise ValueError(f"reference must be a finite variance >= 0, got {reference}")
+            reference = isotropic(float(reference))
+        self.eta, self.corrections, self.reference = eta, corrections, reference
+        self.order = self.predictor.order
+        self.calls = self.predictor.calls + corrections
+
+    def check(self, process: SDE) -> None:
+        _require_reversal(self, process)
+        self.predictor.check(process)
+
+    def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        assert isinstance(process, Reverse)
+        assert isinstance(process.sde, LinearSDE)
+        _falling(self, times)
+        alpha, sigma = process.sde.alpha(times).tolist(), process.sde.sigma(times).tolist()
+        length = (process.sde.log_snr(times).diff() / 2).tolist()
+        steps = []
+        for i, step in enumerate(self.predictor.plan(process, times)):
+            s = sigma[i + 1]
+            a = self.eta**2 * s**2 * length[i] / self.corrections if s else 0.0
+            kept = _Kept(step, a, s)
+            if self.reference is not None:
+                f, c = self.reference.coefficient, self.reference.values.numpy()
+                v = alpha[i + 1] ** 2 * c + s**2
+                gain, spread = -v * np.expm1(-a / v), np.sqrt(-v * np.expm1(-2 * a / v))
+                kept = _Kept(step, a, s, f(gain), f(spread))
+            steps.append(Step(step.t, step.s, kept))
+        return steps
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        assert isinstance(process, Reverse)
+        k: _Kept = step.numbers
+        x, _ = self.predictor.step(process, x, k.predictor, noise, ())
+        if k.a == 0:
+            return x, ()
+        for j in range(self.corrections):
+            score = process.score(x, as_time(step.s))
+            z = noise(x, step.t, step.s, _CORRECTOR + j)
+            if self.reference is not None:
+                x = self.reference.apply((1.0, k.score, k.noise), (x, score, z))
+            else:
+                gain, spread = _own_step(score, k)
+                x = x + gain * score + spread * z
+        return x, ()
+
+
+def _own_step(score: Tensor, k: _Kept) -> tuple[Tensor, Tensor]:
+    """(1 - c) v and sqrt(v (1 - c^2)) for the variance v = n / |score|^2 of each sample."""
+    square = score.flatten(1).square().mean(1) if score.ndim > 1 else score.square()
+    # Bounded, so that a vanishing score is a long but plain Langevin step.
+    v = 1 / square.clamp_min(1e-6 / k.sigma**2)
+    gain, spread = -v * torch.expm1(-k.a / v), torch.sqrt(-v * torch.expm1(-2 * k.a / v))
+    return match(gain, score), match(spread, score)

@@ -1,0 +1,53 @@
+"""Stochastic Runge-Kutta for additive noise, of strong order 1.5 (Roessler 2010).
+
+Where the noise does not depend on the state, order 1.5 needs beside the increment
+I_1 = int dW only its time integral I_10 = int (W_u - W_t) du: two normals a step.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from torch import Tensor
+
+from ..noise import Noise
+from ..sdes import SDE
+from .base import Memory, Solver, Step
+
+
+class SRA(Solver):
+    """The method SRA1 of Roessler 2010: strong order 1.5, two calls a step.
+
+        x' = x + 3/4 h b(x, t) + 3/2 g_s J,
+        x_s = x + h / 3 [b(x, t) + 2 b(x', t + 3/4 h)] + g_s I_1 + (g_t - g_s) J,
+        I_1 = sqrt|h| z_0,      J = I_10 / |h| = I_1 / 2 + sqrt(|h| / 12) z_1.
+
+    ODE order 2, weak order 2. The normals are the draws k = 0 and k = 1 of the step, so a noise
+    that gives one draw an interval (``BrownianPath``) is refused. Where nothing is drawn (an
+    ODE) it is Ralston's method.
+    """
+
+    order = 2
+    weak = 2
+    strong = 1.5
+    calls = 2
+
+    def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        g = process.diffusion(times).tolist()
+        steps = super().plan(process, times)
+        return [Step(k.t, k.s, ends) for k, ends in zip(steps, pairwise(g), strict=True)]
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        t, s, h = step.t, step.s, step.h
+        g_t, g_s = step.numbers
+        b_t = process.drift(x, t)
+        middle, end = x.add(b_t, alpha=3 / 4 * h), x.add(b_t, alpha=h / 3)
+        if g_t or g_s:
+            w = noise(x, t, s) * math.sqrt(abs(h))
+            j = (w / 2).add(noise(x, t, s, 1), alpha=math.sqrt(abs(h) / 12))
+            middle = middle.add(j, alpha=3 / 2 * g_s)
+            end = end.add(w, alpha=g_s).add(j, alpha=g_t - g_s)
+        return end.add(process.drift(middle, t + 3 / 4 * h), alpha=2 / 3 * h), ()
