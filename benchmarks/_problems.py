@@ -132,6 +132,10 @@ class Case:
                 for rows in y.split(max(1, BLOCK // len(law.means)))
             ]
             return (c / (c + w)) * y + (w / (c + w)) * torch.cat(parts)
+        if isinstance(law, Gaussian):
+            shrink, z = law.variance / (law.variance + w), y - law.mean
+            z = z * shrink if law.basis is None else (z @ law.basis * shrink) @ law.basis.T
+            return law.mean + z
         return y + w * self._sigma_score(y, float(s))
 
     @cached_property
@@ -179,8 +183,8 @@ class Case:
             return end / float(self.sde.alpha(self.end))
         from scipy.integrate import solve_ivp
 
-        mean, v = self.moments[0], self.variance
-        shape = self.y.shape
+        shape, v = self.y.shape, self.variance
+        mean = self.moments[0].reshape(shape[1:])
 
         def rate(lam: float, z: np.ndarray) -> np.ndarray:
             w = math.exp(-2 * lam)
