@@ -11,7 +11,7 @@ import sde_gen as sg
 from sde_gen.data import Dequantise, digits
 from sde_gen.demo import Judge, demo
 from sde_gen.demo.models import NoisyClassifier, Trained
-from sde_gen.demo.rows import CLASSIFIER_WEIGHT, FREE_WEIGHT, SAMPLERS, guided
+from sde_gen.demo.rows import SAMPLERS, WEIGHT, guided
 from sde_gen.networks import UNet
 from sde_gen.training import load
 
@@ -61,7 +61,7 @@ def test_gaussian_fit_has_the_moments_of_the_data(judge):
     assert (one.T.cov() - x.T.cov()).abs().max() < 5 * x.T.cov().max() * (2 / n) ** 0.5
 
 
-def test_guidance_is_bayes_rule():
+def test_guidance_adds_what_it_says():
     torch.manual_seed(0)
     net = UNet.digits()
     for p in net.parameters():
@@ -71,13 +71,13 @@ def test_guidance_is_bayes_rule():
     ways = {k: s(x, t) for k, s in guided(Trained(score, classifier, {}), y).items()}
     given, free = score(x, t, y=y), score(x, t)
     assert torch.equal(ways["none"], given)
-    torch.testing.assert_close(ways["classifier-free"], given + FREE_WEIGHT * (given - free))
+    torch.testing.assert_close(ways["classifier-free"], given + WEIGHT * (given - free))
     z = x.clone().requires_grad_()
     c = 0.25 * torch.log(score.sde.sigma(t) / score.sde.alpha(t)).float()
     c_in = 1 / torch.sqrt(score.sde.alpha(t) ** 2 + score.sde.sigma(t) ** 2).float()
     log_p = torch.log_softmax(classifier(c_in * z, c), 1)[torch.arange(6), y].sum()
     (gradient,) = torch.autograd.grad(log_p, z)
-    torch.testing.assert_close(ways["classifier"], free + CLASSIFIER_WEIGHT * gradient)
+    torch.testing.assert_close(ways["classifier"], given + WEIGHT * gradient)
 
 
 def test_results_hold_every_row(small):

@@ -12,7 +12,7 @@ from ..networks import UNet
 from ..networks.embeddings import Sinusoidal
 from ..scores import ScoreNetwork
 from ..sdes import VP
-from ..training import Classification, LogNormalTimes, Recipe, Trainer
+from ..training import Classification, Denoising, LogNormalTimes, Recipe, Trainer
 
 LEVELS = 17
 SHARE = 0.1
@@ -71,6 +71,7 @@ def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool =
         ScoreNetwork(unet, sde, data_std=data_std),
         *data,
         Recipe(minutes=(1 - SHARE) * minutes, lr=4e-3, seed=seed),
+        objective=Denoising(times=times, label_dropout=0.2),
         transform=dequantise,
         device="cpu",
     )

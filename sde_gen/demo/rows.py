@@ -19,7 +19,8 @@ from ..solvers import EulerMaruyama, Exponential, SciPy, Solver, TorchSDE
 from .judge import Judge
 from .models import Trained
 
-CLASSIFIER_WEIGHT, FREE_WEIGHT = 2.0, 0.5
+WEIGHT = 0.5
+"""Of both kinds of guidance: they aim at p(x | y) p(y | x)^(1/2)."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,17 @@ class Counted(Score):
 
 
 def guided(trained: Trained, y: Tensor) -> dict[str, Score]:
-    """The conditional score; the unconditional one guided by a classifier; classifier-free."""
-    score, sde = trained.score, trained.score.sde
-    term = Classifier(trained.classifier, y, sde, score.data_std)
+    """The class-conditional score, alone and with each kind of guidance.
+
+    The classifier is a network of its own (Dhariwal & Nichol 2021); classifier-free guidance
+    takes the difference of the conditional and the unconditional score for its gradient.
+    """
+    given = trained.score.given(y=y)
+    term = Classifier(trained.classifier, y, trained.score.sde, trained.score.data_std)
     return {
-        "none": score.given(y=y),
-        "classifier": score + CLASSIFIER_WEIGHT * term,
-        "classifier-free": ClassifierFree(score, y, FREE_WEIGHT),
+        "none": given,
+        "classifier": given + WEIGHT * term,
+        "classifier-free": ClassifierFree(trained.score, y, WEIGHT),
     }
 
 

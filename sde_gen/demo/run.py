@@ -21,7 +21,7 @@ from ..training.checkpoints import write
 from .figure import digits_figure
 from .judge import Judge
 from .models import LEVELS, Trained, train_models
-from .rows import FLOW, rows
+from .rows import FLOW, WEIGHT, rows
 
 RESULTS, FIGURE = "results.json", "digits.png"
 TITLES = {
@@ -142,6 +142,7 @@ def _report(results: dict[str, Any], say: Say) -> None:
     near, bits = results["nearest_neighbour"], results["bits_per_dim"]
     mine, real = near["samples"], near["real test images"]
     say(
+        f"\nguidance  of the class-conditional score, with weight {WEIGHT}"
         "\ncalls     evaluations of the score, guidance included"
         "\naccuracy  samples that a support vector machine takes for the digit asked for"
         "\nfrechet   distance in its decision values; like the energy distance, to real images"
