@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import sde_gen
 
-sys.path.insert(0, str(Path(__file__).parent))
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+# Sphinx wants its sources under one roof; links in the pages point at the originals.
+(DOCS / "notebooks").mkdir(exist_ok=True)
+for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
+    shutil.copy2(notebook, DOCS / "notebooks" / notebook.name)
 
 project = "sde_gen"
 author = "sde_gen contributors"
@@ -64,6 +71,12 @@ def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
     ]
 
 
+def point_at_copies(app, name: str, source: list[str]) -> None:
+    """Let links to the notebooks lead to their pages."""
+    source[0] = source[0].replace("](../notebooks/", "](notebooks/")
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", point_at_copies)
     app.connect("autodoc-process-docstring", escape_formulas, priority=100)
