@@ -120,14 +120,18 @@ class ClassifierFree(Score):
         t = as_time(t)
         y = _labels(self.y, x, None)
         w = self.weight(t) if callable(self.weight) else self.weight
-        score: Any = self.score
         if not isinstance(w, Tensor) and w == 0:
-            return score(x, t, y=y)
+            return self.score.given(y=y)(x, t)
         both = torch.cat([y, torch.full_like(y, -1)])
         times = torch.cat([t, t]) if t.ndim else t
-        given, free = score(torch.cat([x, x]), times, y=both).chunk(2)
+        # Whatever else is bound per sample is needed twice as well.
+        score = self.score.rows(torch.arange(len(x)).repeat(2)).given(y=both)
+        given, free = score(torch.cat([x, x]), times).chunk(2)
         w = match(w, x) if isinstance(w, Tensor) else w
         return given + w * (given - free)
+
+    def given(self, **context: Any) -> ClassifierFree:
+        return ClassifierFree(self.score.given(**context), self.y, self.weight)
 
     def rows(self, index: slice | Tensor) -> ClassifierFree:
         y = self.y[index] if self.y.ndim else self.y

@@ -216,6 +216,28 @@ def test_guidance_follows_the_rows_of_a_batch() -> None:
         assert torch.allclose(solve(flow, x, times, Heun(), chunk=3), whole, rtol=0, atol=1e-10)
 
 
+def test_labels_guide_beside_other_context() -> None:
+    """What else is bound to the score follows into both halves, bound before or after."""
+
+    class Shifted(ExactConditional):
+        def __call__(
+            self, x: Tensor, t: Time, y: Tensor | None = None, shift: Tensor | None = None
+        ) -> Tensor:
+            assert shift is not None
+            return super().__call__(x, t, y) + shift
+
+    sde, y, shift = VP(), torch.tensor([0, 1, 2, 1]), torch.randn(4, 2, dtype=F64)
+    x, t = states(sde, 4)
+    plain = ClassifierFree(ExactConditional(sde), y, 1.5)(x, t)
+    before = ClassifierFree(Shifted(sde).given(shift=shift), y, 1.5)
+    after = ClassifierFree(Shifted(sde), y, 1.5).given(shift=shift)
+    for guided in (before, after):
+        torch.testing.assert_close(guided(x, t), plain + shift)
+        torch.testing.assert_close(guided.rows(slice(1, 3))(x[1:3], t[1:3]), (plain + shift)[1:3])
+    unguided = ClassifierFree(Shifted(sde).given(shift=shift), y, 0.0)
+    torch.testing.assert_close(unguided(x, t), ExactConditional(sde)(x, t, y) + shift)
+
+
 def test_guided_gaussians_have_their_closed_form() -> None:
     """The guided flow of Gaussians is linear: its gain is known, and is not that of a product.
 
