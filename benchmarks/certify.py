@@ -54,6 +54,8 @@ ENTRIES = [
     Entry("EulerMaruyama()", sg.EulerMaruyama(), "Maruyama 1955"),
     Entry("Heun()", sg.Heun(), "Kloeden & Platen 1992"),
     Entry("RungeKutta()", sg.RungeKutta(), "Kutta 1901", ode=320),
+    Entry("RungeKutta(5)", sg.RungeKutta(5), "Dormand & Prince 1980", ode=640),
+    Entry("SRA()", sg.SRA(), "Roessler 2010, SRA1"),
     Entry("Exponential(1), ddim(), ddpm()", Exponential(1), "Song et al. 2021; Ho et al. 2020"),
     Entry("Exponential(2)", Exponential(2), "Lu et al. 2022; Xue et al. 2023"),
     Entry("Exponential(3)", Exponential(3), "Xue et al. 2023"),
@@ -280,6 +282,7 @@ fails when this page says something else. Do not edit it by hand.
 
 Where a method has `C` it is the variance of the data (here 0.4). `SciPy(method)` runs any flow
 with scipy's own error control, one step size for the batch.
+Orders above 4 end in rounding before they settle.
 """
 
 
