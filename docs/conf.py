@@ -51,6 +51,11 @@ html_css_files = ["style.css"]
 exclude_patterns = ["_build", "README.md", "**/.ipynb_checkpoints"]
 
 
+def escape(match: re.Match[str]) -> str:
+    """Emphasis stays, a lone star or bar is text."""
+    return match[0] if len(match[0]) > 1 else "\\" + match[0]
+
+
 def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
     """Docstrings write shapes and moduli, (B, *D) and |x|, which are markup to Sphinx.
 
@@ -64,7 +69,7 @@ def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
         line
         if line.startswith("    |")
         else "``".join(
-            part if literal % 2 else re.sub(r"([*|])(?=\S)", r"\\\1", part)
+            part if literal % 2 else re.sub(r"\*[a-z]+\*|[*|](?=\S)", escape, part)
             for literal, part in enumerate(line.split("``"))
         )
         for line in lines

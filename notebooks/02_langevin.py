@@ -9,7 +9,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 2. Langevin dynamics
 #
 # **Every path of it moves for ever. Why does its law stand still, and what does a finite step do

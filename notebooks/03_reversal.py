@@ -9,7 +9,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 3. Forward and back
 #
 # **Noise destroys data. How can it be run backwards, and in how many ways?**

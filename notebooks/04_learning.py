@@ -9,7 +9,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 4. The score from data
 #
 # **Nobody knows the density of images. How does one learn its score, and why must one not learn

@@ -9,7 +9,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 5. Samplers compared
 #
 # **What does another network call buy, and which sampler buys most with it?**

@@ -9,7 +9,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 6. Guidance
 #
 # **Add a gradient to the score: which law do you sample then?**
