@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -174,3 +175,43 @@ plots.trajectories_1d([0, 1], torch.randn(2, 9))
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_density_over_time_shows_the_law_and_the_paths() -> None:
+    def moving(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(t, 0.2).log_prob(x[:, 0])
+
+    times = torch.linspace(1, -1, 11)
+    paths = times[:, None, None] + 0.1 * torch.randn(11, 60, 1)
+    ax = rendered(plots.density_over_time(moving, times, paths, (-2, 2), shown=7)).axes[0]
+    image = np.asarray(ax.images[0].get_array())
+    ridge = (image.argmax(0) + 0.5) / image.shape[0] * 4 - 2
+    assert np.abs(ridge - np.linspace(1, -1, image.shape[1])).max() < 0.02
+    assert len(ax.lines) == 7
+    assert np.allclose(ax.lines[3].get_ydata(), paths[:, 3, 0].numpy())
+    with pytest.raises(ValueError, match="rising"):
+        plots.density_over_time(moving, times, extent=(1, 1))
+    with pytest.raises(ValueError, match="one state a time"):
+        plots.density_over_time(moving, times, paths[:5])
+
+
+def test_movie_holds_a_frame_a_state(tmp_path: Path) -> None:
+    from PIL import Image
+
+    paths = torch.zeros(5, 1, 2) + torch.linspace(-1, 1, 5)[:, None, None]
+    movie = plots.movie_2d(paths, captions=list("abcde"), groups=torch.tensor([1]), fps=10)
+    movie.save(tmp_path / "movie.gif")
+    red = np.array([int(plots.COLOURS[1][i : i + 2], 16) for i in (1, 3, 5)])
+    columns = []
+    with Image.open(tmp_path / "movie.gif") as picture:
+        assert picture.n_frames == 5
+        for i in range(5):
+            picture.seek(i)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+            columns.append(np.nonzero(np.abs(pixels - red).max(-1) < 60)[1].mean())
+    assert np.all(np.diff(columns) > 20), "the point moves to the right"
+    assert 'src="data:image/gif;base64,' in movie._repr_html_()
+    with pytest.raises(ValueError, match="captions"):
+        plots.movie_2d(paths, captions=["one"])
+    with pytest.raises(ValueError, match=r"\(N, B, 2\)"):
+        plots.movie_2d(paths[0])

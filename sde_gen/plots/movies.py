@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .stills import COLOURS, Extent, _array, _contours, _plain
+from .stills import COLOURS, QUIET, Extent, _array, _contours, _plain
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,23 @@ def movie_2d(
     cloud = ax.scatter(u, v, s=6, c=colours, lw=0, alpha=0.8)
     ax.set(aspect="equal", xlim=extent[:2], ylim=extent[2:])
     _plain(ax)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_shades())
     frames: list[Image.Image] = []
     for i, state in enumerate(x):
         cloud.set_offsets(state)
         ax.set_title(captions[i] if captions else "", fontsize="medium")
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        palette = frames[0] if frames else None
-        frames.append(picture.quantize(48, palette=palette, dither=Image.Dither.NONE))
+        frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
     file = io.BytesIO()
     duration = [round(1000 / fps)] * (len(frames) - 1) + [1000]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
     return Movie(file.getvalue())
+
+
+def _shades() -> list[int]:
+    """Every colour, and a quiet grey, in ten shades towards white, then white: r, g, b, r, ..."""
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (*COLOURS, QUIET)])
+    shades = 255 + np.linspace(0.1, 1, 10)[:, None, None] * (colours - 255)
+    return [*shades.round().astype(int).flatten().tolist(), 255, 255, 255]
