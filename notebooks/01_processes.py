@@ -194,12 +194,12 @@ paths = sg.solve(fast, data, grid, sg.EulerMaruyama(), 0, trajectory=True)
 plots.density_over_time(law.log_prob, grid, paths, title="thirty paths, one law")
 
 # %% [markdown]
-# In the plane, in motion: eight blobs forget which blob they were.
+# In the plane, in motion: seven blobs forget which blob they were.
 
 # %%
-angle = torch.arange(8) * torch.pi / 4
+angle = torch.arange(7) * 2 * torch.pi / 7
 means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-ring = sg.GaussianMixture(fast, torch.ones(8), means, 0.12)
+ring = sg.GaussianMixture(fast, torch.ones(7), means, 0.12)
 x = ring.sample(1200, torch.Generator().manual_seed(2))
 group = torch.cdist(x, means).argmin(1)
 frames = torch.linspace(0, 1, 41)
