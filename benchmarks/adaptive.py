@@ -10,6 +10,7 @@ rtol 1e-3, and the largest change is printed, in units of the data.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -105,6 +106,12 @@ def calls_for(rows: list[dict[str, float]], target: float, which: str) -> float:
     return math.nan
 
 
+def redraw(path: Any) -> None:
+    """The figure again, from the JSON file."""
+    known = json.loads(path.with_suffix(".json").read_text())
+    draw({k: v for k, v in known.items() if k != "versions"}, path)
+
+
 def draw(results: dict[str, Any], path: Any) -> None:
     """Error against calls, a panel a case."""
     fig, axes = _report.panels(len(results))
@@ -114,6 +121,8 @@ def draw(results: dict[str, Any], path: Any) -> None:
             width = 2 if key.startswith("sde_gen") else 1.2
             ax.plot(calls, rmse, "o-", ms=3, lw=width, color=color, label=key)
         ax.set(xscale="log", yscale="log", title=name)
+        _report.call_ticks(ax, (10, 20, 50, 100, 200, 500))
+        ax.set_ylim(1e-7, 1)
     _report.finish(fig, axes, "network calls a sample", "endpoint RMSE, best 95 %", path)
 
 
@@ -125,8 +134,8 @@ def main() -> None:
     parser.add_argument("--ranges", nargs="+", choices=list(RANGES), default=list(RANGES))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = args.problems or (["rough"] if args.quick else ["grid25", "digits", "rough"])
-    powers = [1.0, 2.0, 3.0, 4.0] if args.quick else [0.5 * k for k in range(1, 15)]
+    names = args.problems or (["rough"] if args.quick else ["grid25", "digits", "spiral"])
+    powers = [1.0, 2.0, 3.0, 4.0] if args.quick else [0.5 * k for k in range(1, 13)]
     results: dict[str, Any] = {}
     pairs = [(p, r) for p in names for r in (args.ranges[:1] if args.quick else args.ranges)]
     for problem, kind in pairs:

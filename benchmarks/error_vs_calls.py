@@ -6,7 +6,7 @@ against a reference flow (tolerance 1e-12), and the same without the worst 5 % o
 is a problem, a range and a number of calls; *best* is the peer with the lowest error in that cell
 among all of ``_peers.table()``, so a ratio of 1 is what picking the best peer by hand would give.
 
-    python benchmarks/error_vs_calls.py                 everything (about 20 minutes, 2 processes)
+    python benchmarks/error_vs_calls.py                 everything (about half an hour)
     python benchmarks/error_vs_calls.py --only sde_gen  sde_gen again, beside the stored peers
     python benchmarks/error_vs_calls.py --quick         a minute: three call counts, small problems
 """
@@ -129,9 +129,9 @@ def run_peers(case: Case, calls: tuple[int, ...]) -> dict[str, Row]:
 
 
 def rounded(rows: dict[str, Row]) -> dict[str, dict[str, list[float]]]:
-    """Four digits: what a file keeps."""
+    """Three digits: what a file keeps."""
     return {
-        k: {n: [float(f"{e:.4g}") for e in v] for n, v in row.items()} for k, row in rows.items()
+        k: {n: [float(f"{e:.3g}") for e in v] for n, v in row.items()} for k, row in rows.items()
     }
 
 
@@ -150,9 +150,10 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
     if args.only != "peers":
         known["sde_gen"] = rounded(run_ours(case, args.calls, args.ours))
     folder.mkdir(parents=True, exist_ok=True)
+    compact = partial(json.dumps, separators=(",", ":"))
     lines = [f'"key": {json.dumps(known["key"])}']
     for part in ("peers", "sde_gen"):
-        rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in known[part].items())
+        rows = ",\n".join(f"{json.dumps(k)}: {compact(v)}" for k, v in known[part].items())
         lines.append(f'"{part}": {{\n{rows}\n}}')
     (folder / f"{case.name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return known
@@ -309,9 +310,15 @@ def main() -> None:
         if part:
             rank = ranking(part, args.calls)
             print_ranking(title, rank)
-            summary[title] = rank
+            summary[title] = [r for r in rank if r["name"].startswith("sde_gen")] + [
+                r for r in rank if not r["name"].startswith("sde_gen")
+            ][:20]
             tag = "_held_out" if held_out else ""
             draw(part, args.calls, rank, folder.with_name(f"{name}{tag}.png"))
+    summary["best peers"] = {
+        case: {n: best_peer(known, n, 0) for n in args.calls} for case, known in results.items()
+    }
+    summary["peers"] = len(next(iter(results.values()))["peers"])
     _report.write_json(folder.with_suffix(".json"), summary)
 
 

@@ -2,8 +2,8 @@
 
 Every sampler starts from the exact law at the first noise level and ends at the last one, where
 the exact law is known: a problem's own marginal. The distance is sliced Wasserstein-2 (512
-directions) between n outputs and n fresh exact samples, and the energy distance on a part of
-them. The *floor* is the same between fresh exact samples and that set. Each cell is repeated over seeds
+directions) between n outputs and n exact samples, and the energy distance on a part of them. The
+*floor* is the same between fresh exact samples and those. Each cell is repeated over seeds
 (starting points, noise, exact set), so mean and standard deviation over seeds are given: a sampler
 is at the floor when its mean lies within two standard errors of the floor's, or below it.
 """
