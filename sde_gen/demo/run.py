@@ -158,5 +158,6 @@ def _report(results: dict[str, Any], say: Say) -> None:
         f" samples {mine['median']:.2f} ({mine['least']:.2f}),"
         f" real test images {real['median']:.2f} ({real['least']:.2f})"
         "\nHeld-out digits, bits a pixel:"
-        f" {bits['given_class']:.3f} +- {bits['standard_error']:.3f} given the class, {bits['with_class']:.3f} with it (uniform: {log2(LEVELS):.2f})"
+        f" {bits['given_class']:.3f} +- {bits['standard_error']:.3f} given the class,"
+        f" {bits['with_class']:.3f} with it (uniform: {log2(LEVELS):.2f})"
     )
