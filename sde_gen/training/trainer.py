@@ -263,10 +263,13 @@ class Trainer(Generic[M]):
             save(self.average.module, folder)
 
     def _bar(self, show: bool) -> Any:
-        from tqdm.auto import tqdm
+        hide = not (show and self.is_main)
+        if hide:  # tqdm.auto looks for a notebook and may warn that it found none
+            from tqdm import tqdm
+        else:
+            from tqdm.auto import tqdm
 
         form = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}"
-        hide = not (show and self.is_main)
         return tqdm(total=100, desc="training", bar_format=form, disable=hide, leave=True)
 
 
