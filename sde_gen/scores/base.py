@@ -115,8 +115,7 @@ class Sum(Score):
                 raise TypeError(f"a term must be callable as score(x, t), got {score!r}")
             if not (callable(weight) or isinstance(weight, float | int | Tensor)):
                 raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
-        scores = [score for score, _ in terms]
-        inherit(self, scores)
+        inherit(self, [score for score, _ in terms])
 
     @property
     def device(self) -> torch.device:
@@ -144,9 +143,12 @@ class Sum(Score):
 
 
 def inherit(child: Score, parents: Sequence[ScoreFunction]) -> None:
-    """What is known of a score made of others: the first that knows it says it."""
+    """What is known of a score made of others: the first that knows it says it.
+
+    Moments are not passed on: a sum, or a score given its label, is the score of another law.
+    """
     known = [s for s in parents if isinstance(s, Score)]
-    for name in ("sde", "shape", "moments"):
+    for name in ("sde", "shape"):
         setattr(child, name, next((v for s in known if (v := getattr(s, name)) is not None), None))
     child.singular = any(s.singular for s in known)
     if known:

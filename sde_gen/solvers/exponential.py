@@ -197,6 +197,10 @@ class Exponential(Solver):
         k: _Numbers = step.numbers
         apply = self.reference.apply
         latest = process.score(x, as_time(step.t))
+        if latest.shape != x.shape:
+            raise ValueError(
+                f"the score returned shape {tuple(latest.shape)} for a state {tuple(x.shape)}"
+            )
         past, older = memory, memory[: len(k.b) - 1]
         if self.nodes > 1 or self.corrector:
             q = apply(k.q, (x, latest))
