@@ -7,11 +7,21 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, correlated, gaussian, grid25, line, quantile_flow, start
+from problems import (
+    F64,
+    correlated,
+    gaussian,
+    gaussian_reversal,
+    grid25,
+    line,
+    quantile_flow,
+    start,
+)
 from torch import Tensor
 
 from sde_gen import (
     EDM,
+    SDE,
     VE,
     VP,
     Churn,
@@ -24,6 +34,7 @@ from sde_gen import (
     Impulses,
     Langevin,
     LinearSDE,
+    Noise,
     PredictorCorrector,
     Reverse,
     RungeKutta,
@@ -34,6 +45,8 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
+from sde_gen.solvers import Step
+from sde_gen.solvers.base import Memory
 
 
 def slopes(errors: list[float]) -> list[float]:
@@ -202,6 +215,31 @@ def test_what_churn_refuses() -> None:
         solve(sde.probability_flow(score), x, [0.1, 0.9], Churn(amount=1.0))
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.5])
+@pytest.mark.parametrize("kind", ["churn", "corrector"])
+def test_fine_steps_are_the_reversal_of_that_noise_level(kind: str, eta: float) -> None:
+    """Not the law at one time alone but what joins two: the gain from x_t to x_s."""
+    sde, t, s = VP(), 0.6, 0.2
+    score = gaussian(sde)
+    if kind == "churn":
+        solver, process = Churn(RungeKutta(4)), sde.reverse(score, eta)
+    else:
+        solver = PredictorCorrector(RungeKutta(4), eta, reference=score.moments)
+        process = sde.probability_flow(score)
+    exact, *_ = gaussian_reversal(score, t, s, eta)
+    errors = []
+    for n in (50, 100, 200):
+        times = grids.log_snr(sde, n, t, s)
+        runs = [
+            solve(process, torch.full((n + 1, 3), v, dtype=F64), times, solver, Impulses())[-1]
+            for v in (0.0, 1.0)
+        ]
+        errors.append(float((runs[1] - runs[0] - exact).norm()))
+    # A splitting of the drift into two parts that do not commute: order 1.
+    for slope in slopes(errors):
+        assert slope == pytest.approx(1, abs=0.2)
+
+
 # Langevin corrections
 
 
@@ -237,6 +275,17 @@ def test_corrections_keep_the_law_of_gaussian_data_exactly(
     assert float(draw.abs().min()) > 0.05
 
 
+class Still(Solver):
+    """A predictor that leaves the state where it is: the corrector alone."""
+
+    order = 1
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        return x, ()
+
+
 def correct(score: GaussianMixture, x: Tensor, z: float, eta: float, own: bool) -> Tensor:
     """The corrector alone at t = 0.3: its state from x and one value z of its normal."""
 
@@ -244,13 +293,7 @@ def correct(score: GaussianMixture, x: Tensor, z: float, eta: float, own: bool) 
         def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
             return torch.full_like(x, z)
 
-    class Stay(Solver):
-        order = 1
-
-        def step(self, process, x, step, noise, memory):  # type: ignore[no-untyped-def]
-            return x, ()
-
-    solver = PredictorCorrector(Stay(), eta, reference=None if own else 0.4)
+    solver = PredictorCorrector(Still(), eta, reference=None if own else 0.4)
     return solve(score.sde.probability_flow(score), x, [0.4, 0.3], solver, Constant(0))
 
 
@@ -425,3 +468,6 @@ def test_what_the_corrector_refuses() -> None:
         solve(sde.probability_flow(score), x, [0.1, 0.9], PredictorCorrector())
     with pytest.raises(TypeError, match="RungeKutta solves ODEs"):
         solve(sde.reverse(score), x, [0.9, 0.1], PredictorCorrector(RungeKutta()))
+    with pytest.raises(ValueError, match=r"returned shape \(2, 1\) for a state \(2, 3\)"):
+        flow = sde.probability_flow(lambda x, t: -x[:, :1])
+        solve(flow, x, [0.9, 0.1], PredictorCorrector(Still()))

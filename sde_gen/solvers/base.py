@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..noise import Noise
-from ..sdes import SDE
+from ..sdes import SDE, Reverse
 
 Memory = tuple[Tensor, ...]
 
@@ -75,6 +75,16 @@ def require_ode(solver: Solver, process: SDE) -> None:
             f"{type(solver).__name__} solves ODEs: it needs a probability flow"
             f" (Reverse with eta = 0), got {describe(process)}"
         )
+
+
+def read_score(process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+    """The score of a reversal, of the shape of x: a wrong one would be broadcast in silence."""
+    score = process.score(x, t)
+    if score.shape != x.shape:
+        raise ValueError(
+            f"the score returned shape {tuple(score.shape)} for a state {tuple(x.shape)}"
+        )
+    return score
 
 
 def describe(process: SDE) -> str:

@@ -20,7 +20,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
 from ..ops import as_time, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe
+from .base import Memory, Solver, Step, describe, read_score
 from .exponential import Exponential
 from .runge_kutta import Heun
 
@@ -117,15 +117,14 @@ class Churn(Solver):
         assert isinstance(process.sde, LinearSDE)
         _falling(self, times)
         sde, flow = process.sde, _flow(process)
-        top = float(sde.log_snr(sde.T))
         steps = []
         for step, gain in zip(
             super().plan(process, times), self._gains(process, times), strict=True
         ):
             up, kick = step.t, (1.0, 0.0)
             if gain > 0:
-                log_snr = max(float(sde.log_snr(step.t)) - 2 * gain, top)
-                up = min(max(float(sde.time_at(log_snr)), step.t), sde.T)
+                up = float(sde.time_at(sde.log_snr(step.t) - 2 * gain))
+                up = min(max(up, step.t), sde.T)
                 kick = _kernel(sde, step.t, up)
             (inner,) = self.solver.plan(flow, torch.tensor([up, step.s], dtype=torch.float64))
             steps.append(Step(step.t, step.s, _Kick(kick[0], kick[1] * self.inflate, inner)))
@@ -255,7 +254,7 @@ class PredictorCorrector(Solver):
         if k.a == 0:
             return x, ()
         for j in range(self.corrections):
-            score = process.score(x, as_time(step.s))
+            score = read_score(process, x, as_time(step.s))
             z = noise(x, step.t, step.s, _CORRECTOR + j)
             if self.reference is not None:
                 x = self.reference.apply((1.0, k.score, k.noise), (x, score, z))
