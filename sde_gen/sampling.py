@@ -131,7 +131,8 @@ def sample(
         model: any score that knows its ``sde`` and ``shape``, exact or learned; bind labels
             first, ``model.given(y=labels)``.
         n: how many.
-        steps: network calls, where the solver makes one a step.
+        steps: network calls, where the solver makes one a step; a solver that chooses its
+            steps itself (``Adaptive``, ``SciPy``) goes to the end in one.
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
         eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
         solver: ``default_solver(model, eta)`` by default.
@@ -158,6 +159,7 @@ def sample(
         solver = default_solver(model, eta)
     if times is None:
         to_zero = not solver.evaluates_end
+        steps = 1 if solver.own_steps else steps
         times = grids.mixed(sde, steps, data_std=model.data_std, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")

@@ -40,6 +40,8 @@ from sde_gen import (
     Score,
     Streams,
     SubVP,
+    grids,
+    sample,
     solve,
 )
 from sde_gen.ops import Time, as_time, match
@@ -179,6 +181,19 @@ def test_a_smooth_flow_may_end_at_zero() -> None:
     torch.testing.assert_close(y, gaussian_flow(score, x, 80.0, 0.0), rtol=0, atol=1e-6)
     back = solve(sde.probability_flow(score), y, [0.0, 80.0], Adaptive(1e-8, 1e-8))
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+
+
+def test_sample_leaves_the_steps_to_it() -> None:
+    """Not 25 intervals: from the start to the end, the same as solving between these two."""
+    model = Counting(line(VP()))
+    model.shape = (1,)
+    end = grids.default_end(VP())
+    y = sample(model, 40, seed=3, solver=Adaptive(1e-3, 1e-3), dtype=F64)
+    calls = model.count / 40
+    x = VP().sigma(1.0) * Streams(3).start(torch.empty(40, 1, dtype=F64))
+    exact = quantile_flow(line(VP()), x, 1.0, end)
+    assert rms(y - exact) < 0.02
+    assert calls < 60
 
 
 class Bare(LinearSDE):

@@ -468,6 +468,6 @@ def test_what_the_corrector_refuses() -> None:
         solve(sde.probability_flow(score), x, [0.1, 0.9], PredictorCorrector())
     with pytest.raises(TypeError, match="RungeKutta solves ODEs"):
         solve(sde.reverse(score), x, [0.9, 0.1], PredictorCorrector(RungeKutta()))
+    flow = sde.probability_flow(lambda x, t: -x[:, :1])
     with pytest.raises(ValueError, match=r"returned shape \(2, 1\) for a state \(2, 3\)"):
-        flow = sde.probability_flow(lambda x, t: -x[:, :1])
         solve(flow, x, [0.9, 0.1], PredictorCorrector(Still()))

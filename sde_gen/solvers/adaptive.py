@@ -209,6 +209,7 @@ class Adaptive(Solver):
     strong = 1.0
     calls = 6
     evaluates_end = True
+    own_steps = True
 
     def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 10_000) -> None:
         for name, value in (("rtol", rtol), ("atol", atol)):

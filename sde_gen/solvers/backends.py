@@ -56,6 +56,7 @@ class SciPy(Solver):
     """
 
     evaluates_end = True
+    own_steps = True
 
     def __init__(self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-6) -> None:
         if method not in _SCIPY_ORDERS:

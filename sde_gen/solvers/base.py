@@ -43,6 +43,8 @@ class Solver(ABC):
         strong: order of convergence of paths on an SDE with additive noise.
         calls: evaluations of the score in a step.
         evaluates_end: whether a step evaluates the score at its end s.
+        own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
+            is only the times at which states are wanted.
     """
 
     order: int
@@ -50,6 +52,7 @@ class Solver(ABC):
     strong: float | None = None
     calls: int = 1
     evaluates_end: bool = False
+    own_steps: bool = False
 
     def check(self, process: SDE) -> None:  # noqa: B027 (most solvers take every process)
         """Raise TypeError unless the solver can step this process."""
