@@ -60,7 +60,7 @@ def measure(problem: str, quick: bool) -> list[dict[str, Any]]:
     x = law.sample(BATCH[problem], torch.Generator().manual_seed(0))
     exact = law.log_prob(x)
     unit = math.log(2) * x[0].numel()
-    log_prob(sde, law, x, probes=1, solver=RungeKutta(), times=torch.tensor([0.0, 1.0]))  # warm up
+    log_prob(sde, law, x[:2], solver=SciPy("RK45", 0.1, 0.1))  # imports and first traces
     rows = []
     table = [(k, p, *run) for k, p in PROBES.items() for run in runs(quick)]
     for kind, probes, name, solver, times in tqdm(table, desc=problem, leave=False):
@@ -83,7 +83,7 @@ def measure(problem: str, quick: bool) -> list[dict[str, Any]]:
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Any) -> None:
     """Error against seconds: one line a kind of trace and of solver."""
-    fig, axes = _report.panels(len(results), columns=3)
+    fig, axes = _report.panels(len(results), 3, (3.9, 3.3))
     for ax, (name, rows) in zip(axes, results.items(), strict=True):
         for color, kind in zip(_report.COLORS, PROBES, strict=False):
             for dash, solver in (("o-", "RK45"), ("s--", "RK4 ")):
@@ -92,6 +92,9 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Any) -> None:
                 label = f"{kind}, {solver.strip()}"
                 ax.plot(seconds, error, dash, color=color, ms=3.5, lw=1.3, label=label)
         ax.set(xscale="log", yscale="log", title=name)
+        low, high = (f(r["seconds"] for r in rows) for f in (min, max))
+        ticks = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+        _report.call_ticks(ax, [s for s in ticks if low / 2 < s < high * 2])
     _report.finish(fig, axes, "CPU seconds for the batch", "RMS error, bits / dimension", path)
 
 
