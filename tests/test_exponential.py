@@ -389,6 +389,23 @@ def test_sample_of_a_gaussian_model_has_the_exact_law(eta: float) -> None:
     assert ((second - covariance).abs() < 5 * spread).all()
 
 
+def test_moments_are_not_those_of_a_sum_or_of_a_class() -> None:
+    sde = sg.VP()
+    p = sg.Gaussian(sde, torch.zeros(2, dtype=F64), 0.5)
+    q = sg.Gaussian(sde, torch.ones(2, dtype=F64), 0.3)
+    assert p.moments is not None
+    assert (p + q).moments is None
+    assert (2.0 * p).moments is None
+    assert p.given(y=1).moments is None
+
+
+def test_a_misshapen_score_is_refused() -> None:
+    sde = sg.VP()
+    flow = sde.probability_flow(lambda x, t: -x[:, :1])
+    with pytest.raises(ValueError, match="shape"):
+        sg.solve(flow, torch.zeros(3, 2), [1.0, 0.5], Exponential(2))
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="order"):
         Exponential(5)

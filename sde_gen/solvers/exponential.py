@@ -34,7 +34,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
 from ..ops import as_time
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe
+from .base import Memory, Solver, Step, describe, read_score
 from .weights import Polynomial, Weights
 
 
@@ -196,11 +196,7 @@ class Exponential(Solver):
         assert isinstance(process, Reverse)
         k: _Numbers = step.numbers
         apply = self.reference.apply
-        latest = process.score(x, as_time(step.t))
-        if latest.shape != x.shape:
-            raise ValueError(
-                f"the score returned shape {tuple(latest.shape)} for a state {tuple(x.shape)}"
-            )
+        latest = read_score(process, x, as_time(step.t))
         past, older = memory, memory[: len(k.b) - 1]
         if self.nodes > 1 or self.corrector:
             q = apply(k.q, (x, latest))
