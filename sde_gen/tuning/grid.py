@@ -18,14 +18,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import grids
-from .grids import Density
-from .noise import Streams
-from .ops import Time
-from .sampling import default_solver, solve
-from .scores import Score
-from .sdes import LinearSDE
-from .solvers import Exponential
+from .. import grids
+from ..grids import Density
+from ..noise import Streams
+from ..ops import Time
+from ..sampling import default_solver, solve
+from ..scores import Score
+from ..sdes import LinearSDE
+from ..solvers import Exponential
 
 Grid = Callable[..., Tensor]
 
