@@ -1,0 +1,187 @@
+"""Forward processes dX = b(X, t) dt + g(t) dW on [0, T], and their time reversal.
+
+Data sit at t = 0 and noise at t = T, for every process. With the score s(x, t) of the marginal
+law p_t, each process has a whole family of partners with the *same* marginals, one for every
+noise level eta >= 0 (Anderson 1982; Song et al. 2021, section 4; Huang et al. 2021):
+
+    dX = [b - (1 + eta^2) / 2 g^2 s] dt + eta g dW,      time running from T to 0.
+
+eta = 1 is Anderson's reverse-time SDE, eta = 0 the probability-flow ODE. That family is itself an
+``SDE`` (``Reverse``), so whatever steps a process steps its reversal.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import Time, as_time, check_state, check_time, match
+from ..schedules import Schedule
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) -> grad_x log p_t(x): x (B, *D), t () or (B,), result (B, *D)."""
+
+
+class Perturbed(NamedTuple):
+    """A noised state and the Gaussian N(mean, std^2) that it was drawn from: x = mean + std z.
+
+    For a linear process this is the law of x_t given x_0; for any other, the law of the last
+    simulated step. Either way ``score`` is an unbiased target for denoising score matching
+    (Vincent 2011).
+    """
+
+    x: Tensor
+    mean: Tensor
+    std: Tensor
+    noise: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """grad log N(x; mean, std^2) = -noise / std."""
+        return -self.noise / self.std
+
+
+class SDE(ABC):
+    """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X."""
+
+    T: float
+    direction: int = 1
+    """+1: only makes sense with time rising; -1: only falling; 0: an ODE, both ways."""
+    singular: bool = False
+    """Whether the drift cannot be read at t = 0."""
+    steps: int = 100
+    """Euler-Maruyama steps from 0 to t that ``perturb`` takes where no kernel is known."""
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """b(x, t), (B, *D) -> (B, *D)."""
+
+    @abstractmethod
+    def diffusion(self, t: Time) -> Tensor:
+        """g(t), of the shape of t, float64."""
+
+    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+        """Draw x_t given x_0 = x by Euler-Maruyama; the law returned is that of the last step.
+
+        Args:
+            x: clean data (B, *D).
+            t: time () or (B,), positive.
+            generator: source of the noise, on the device of x.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: a time outside [0, T], or neither one nor B of them.
+        """
+        t = check_input(self, x, t)
+        h = t / self.steps
+        g_h = torch.sqrt(h)
+        for k in range(self.steps):
+            mean = x + match(h, x) * self.drift(x, k * h)
+            std = match(self.diffusion(k * h) * g_h, x)
+            z = randn_like(x, generator)
+            x = mean + std * z
+        return Perturbed(x, mean, std, z)
+
+    def reverse(self, score: ScoreFunction, eta: float = 1.0) -> Reverse:
+        """The process with the same marginals that runs from T to 0 with noise level eta."""
+        return Reverse(self, score, eta)
+
+    def probability_flow(self, score: ScoreFunction) -> Reverse:
+        """The ODE with the same marginals (eta = 0): runs both ways."""
+        return Reverse(self, score, 0.0)
+
+    def rows(self, index: slice | Tensor) -> SDE:
+        """The same process for a selection of the batch: what is bound per sample follows."""
+        return self
+
+
+@dataclass(frozen=True)
+class Reverse(SDE):
+    """b - (1 + eta^2) / 2 g^2 s as drift, eta g as diffusion; the marginals of ``sde``.
+
+    Time still runs in the units of ``sde`` and a solver steps it from T to 0. For eta > 0 the
+    drift is the one of falling time, so a rising grid is refused (encode with eta = 0).
+
+    Raises:
+        ValueError: eta is negative or not finite.
+        TypeError: ``sde`` is already a reversal, or ``score`` cannot be called.
+    """
+
+    sde: SDE
+    score: ScoreFunction
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sde, Reverse):
+            raise TypeError("the process is already a Reverse; reverse its .sde instead")
+        if not callable(self.score):
+            raise TypeError(f"score must be callable as score(x, t), got {self.score!r}")
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta must be a finite number >= 0, got {self.eta}")
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        return self.sde.T
+
+    @property
+    def direction(self) -> int:  # type: ignore[override]
+        return -1 if self.eta > 0 else 0
+
+    @property
+    def singular(self) -> bool:  # type: ignore[override]
+        return getattr(self.score, "singular", False)
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        t = as_time(t)
+        c = (1 + self.eta**2) / 2 * self.sde.diffusion(t) ** 2
+        s = self.score(x, t)
+        if s.shape != x.shape:
+            raise ValueError(
+                f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}"
+            )
+        return self.sde.drift(x, t) - match(c, x) * s
+
+    def diffusion(self, t: Time) -> Tensor:
+        return self.eta * self.sde.diffusion(t)
+
+    def rows(self, index: slice | Tensor) -> Reverse:
+        return Reverse(self.sde.rows(index), rows_of(self.score, index), self.eta)
+
+
+class Clocked(SDE):
+    """A process that runs on a clock, up to the clock's end."""
+
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule such as Linear(), got {self.schedule!r}")
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        return self.schedule.T
+
+
+def rows_of(score: ScoreFunction, index: slice | Tensor) -> ScoreFunction:
+    """The score for a selection of the batch, whatever kind of function it is."""
+    rows = getattr(score, "rows", None)
+    return score if rows is None else rows(index)
+
+
+def check_input(sde: SDE, x: Tensor, t: Time) -> Tensor:
+    """The time as a tensor, after a look at state and time."""
+    check_state(x)
+    t = as_time(t)
+    check_time(t, sde.T)
+    return t
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normals of the shape, dtype and device of x."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -1,0 +1,49 @@
+"""Langevin dynamics: a process that leaves its target where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..ops import Time, as_time, match
+from ..schedules import Power, Schedule
+from .base import Clocked, ScoreFunction, rows_of
+
+
+@dataclass(frozen=True)
+class Langevin(Clocked):
+    """dX = 1/2 beta s(X) dt + sqrt(beta) dW for the score s of a target law.
+
+    Started at its target it does not move in law: its reversal is itself and its probability
+    flow stands still. VP is the Langevin process of N(0, I).
+
+    Args:
+        score: any score; it is read at the fixed time ``at`` (0: the data's own score; a small
+            positive time for a network, whose score is singular at 0).
+        schedule: the clock.
+
+    Raises:
+        ValueError: ``at`` is 0 where the score says that it is singular.
+    """
+
+    score: ScoreFunction
+    schedule: Schedule = field(default_factory=Power)
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at == 0 and getattr(self.score, "singular", False):
+            raise ValueError(
+                "the score is singular at t = 0: give Langevin a small positive time, at=..."
+            )
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        return match(0.5 * self.schedule.beta(t), x) * self.score(x, as_time(self.at))
+
+    def diffusion(self, t: Time) -> Tensor:
+        return torch.sqrt(self.schedule.beta(t))
+
+    def rows(self, index: slice | Tensor) -> Langevin:
+        return replace(self, score=rows_of(self.score, index))

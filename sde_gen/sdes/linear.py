@@ -1,0 +1,223 @@
+"""Linear processes whose coefficients are numbers: dX = f(t) X dt + g(t) dW."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..ops import Time, as_time, bisect, integrate, match, sum_rest
+from ..schedules import Geometric, Linear, Power, Schedule
+from .base import SDE, Clocked, Perturbed, ScoreFunction, check_input, randn_like
+
+
+class LinearSDE(SDE):
+    """dX = f(t) X dt + g(t) dW, with the Gaussian kernel x_t = alpha_t x_0 + sigma_t z.
+
+        alpha_t = exp int_0^t f,      sigma_t^2 = int_0^t (alpha_t / alpha_u)^2 g_u^2 du.
+
+    A subclass gives ``rate`` (f) and ``diffusion`` (g); all else follows by Gauss-Legendre
+    quadrature in float64. Closed forms are overrides for speed, tested against this base.
+    """
+
+    @abstractmethod
+    def rate(self, t: Time) -> Tensor:
+        """f(t), in 1 / time."""
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        return match(self.rate(as_time(t)), x) * x
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """log alpha_t = int_0^t f(u) du."""
+        return integrate(self.rate, 0.0, t)
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal level alpha_t: the factor that x_0 has shrunk by at time t."""
+        return torch.exp(self.log_alpha(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise level sigma_t: the standard deviation of x_t given x_0."""
+        t = as_time(t)
+
+        def variance_rate(u: Tensor) -> Tensor:
+            decay = 2 * (self.log_alpha(t).unsqueeze(-1) - self.log_alpha(u))
+            return torch.exp(decay) * self.diffusion(u) ** 2
+
+        return torch.sqrt(integrate(variance_rate, 0.0, t))
+
+    def log_snr(self, t: Time) -> Tensor:
+        """log of the signal-to-noise ratio alpha^2 / sigma^2; falls with t, infinite at 0."""
+        return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        """The time at which the log signal-to-noise ratio has the given value."""
+        return bisect(lambda t: -self.log_snr(t), -as_time(log_snr), 0.0, self.T)
+
+    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+        """Draw x_t = alpha_t x + sigma_t z exactly, for t () or (B,)."""
+        t = check_input(self, x, t)
+        mean, std = match(self.alpha(t), x) * x, match(self.sigma(t), x)
+        z = randn_like(x, generator)
+        return Perturbed(mean + std * z, mean, std, z)
+
+    def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
+        """Tweedie's formula E[x_0 | x_t] = (x_t + sigma_t^2 s(x_t, t)) / alpha_t."""
+        t = as_time(t)
+        return (x + match(self.sigma(t) ** 2, x) * score(x, t)) / match(self.alpha(t), x)
+
+    def prior(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw a state at t = T from N(0, sigma_T^2): the law that p_T tends to."""
+        z = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+        return float(self.sigma(self.T)) * z
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; 0, sigma_T^2 I) in nats, (B, *D) -> (B,)."""
+        std = float(self.sigma(self.T))
+        constant = math.log(std) + 0.5 * math.log(2 * math.pi)
+        return -0.5 * sum_rest((x / std) ** 2) - constant * x[0].numel()
+
+
+@dataclass(frozen=True)
+class VP(Clocked, LinearSDE):
+    """Variance preserving: dX = -1/2 beta X dt + sqrt(beta) dW (Song et al. 2021, equation 11).
+
+    alpha^2 = exp(-B), sigma^2 = 1 - exp(-B): an Ornstein-Uhlenbeck process on the clock B.
+    """
+
+    schedule: Schedule = field(default_factory=Linear)
+
+    def rate(self, t: Time) -> Tensor:
+        return -0.5 * self.schedule.beta(t)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return torch.sqrt(self.schedule.beta(t))
+
+    def log_alpha(self, t: Time) -> Tensor:
+        return -0.5 * self.schedule.integral(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self.schedule.integral(t)))
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        # exp(-log_snr) = exp(B) - 1
+        return self.schedule.time_at(torch.log1p(torch.exp(-as_time(log_snr))))
+
+
+@dataclass(frozen=True)
+class SubVP(Clocked, LinearSDE):
+    """Sub-VP: the drift of VP with g^2 = beta (1 - exp(-2 B)) (Song et al. 2021, equation 29).
+
+    alpha^2 = exp(-B), sigma = 1 - exp(-B): at every time less noise than VP.
+    """
+
+    schedule: Schedule = field(default_factory=Linear)
+
+    def rate(self, t: Time) -> Tensor:
+        return -0.5 * self.schedule.beta(t)
+
+    def diffusion(self, t: Time) -> Tensor:
+        b = self.schedule.integral(t)
+        return torch.sqrt(self.schedule.beta(t) * -torch.expm1(-2 * b))
+
+    def log_alpha(self, t: Time) -> Tensor:
+        return -0.5 * self.schedule.integral(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        return -torch.expm1(-self.schedule.integral(t))
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        # exp(-log_snr / 2) = 2 sinh(B / 2)
+        return self.schedule.time_at(2 * torch.asinh(torch.exp(-as_time(log_snr) / 2) / 2))
+
+
+@dataclass(frozen=True)
+class VE(Clocked, LinearSDE):
+    """Variance exploding: dX = sqrt(beta) dW (Song et al. 2021, equation 9).
+
+    alpha = 1, sigma^2 = B: Brownian motion on the clock B.
+    """
+
+    schedule: Schedule = field(default_factory=Geometric)
+
+    def rate(self, t: Time) -> Tensor:
+        return torch.zeros_like(as_time(t))
+
+    def diffusion(self, t: Time) -> Tensor:
+        return torch.sqrt(self.schedule.beta(t))
+
+    def log_alpha(self, t: Time) -> Tensor:
+        return torch.zeros_like(as_time(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sqrt(self.schedule.integral(t))
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        return self.schedule.time_at(torch.exp(-as_time(log_snr)))
+
+
+@dataclass(frozen=True)
+class EDM(VE):
+    """VE on the clock sigma(t) = t, 0 <= t <= sigma_max (Karras et al. 2022)."""
+
+    sigma_max: float = 80.0
+    schedule: Schedule = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", Power(2.0, T=self.sigma_max))
+
+
+@dataclass(frozen=True)
+class Wiener(VE):
+    """Brownian motion dX = dW on [0, end]: alpha = 1, sigma^2 = t."""
+
+    end: float = 1.0
+    schedule: Schedule = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", Power(1.0, T=self.end))
+
+
+@dataclass(frozen=True)
+class OrnsteinUhlenbeck(LinearSDE):
+    """dX = a X dt + g dW with constant a < 0 and g > 0 (Uhlenbeck & Ornstein 1930).
+
+    alpha = exp(a t), sigma^2 = g^2 (1 - exp(2 a t)) / (-2 a); at rest N(0, -g^2 / (2 a)).
+    """
+
+    a: float = -1.0
+    g: float = math.sqrt(2.0)
+    end: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not (self.a < 0 < self.g and self.end > 0):
+            raise ValueError(f"need a < 0, g > 0 and end > 0, got {self}")
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        return self.end
+
+    def rate(self, t: Time) -> Tensor:
+        return torch.full_like(as_time(t), self.a)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return torch.full_like(as_time(t), self.g)
+
+    def log_alpha(self, t: Time) -> Tensor:
+        return self.a * as_time(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        return self.g * torch.sqrt(torch.expm1(2 * self.a * as_time(t)) / (2 * self.a))
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
+        w = torch.exp(-as_time(log_snr))
+        return torch.log1p(-2 * self.a / self.g**2 * w) / (-2 * self.a)
