@@ -12,10 +12,24 @@ from .likelihood import bits_per_dim, log_prob
 from .mcmc import BAOAB, MALA, OBABO, ULA, Chains, annealed_langevin, langevin
 from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
-from .sampling import sample, solve
+from .sampling import default_solver, sample, solve
 from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
 from .scores import Empirical, Gaussian, GaussianMixture, Score, ScoreNetwork
-from .sdes import EDM, SDE, VE, VP, Langevin, LinearSDE, OrnsteinUhlenbeck, Reverse, SubVP, Wiener
+from .sdes import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    CriticallyDamped,
+    Langevin,
+    LinearSDE,
+    MatrixOrnsteinUhlenbeck,
+    MatrixSDE,
+    OrnsteinUhlenbeck,
+    Reverse,
+    SubVP,
+    Wiener,
+)
 from .solvers import (
     SRA,
     Adaptive,
@@ -43,6 +57,7 @@ __all__ = [
     "Classifier",
     "ClassifierFree",
     "Cosine",
+    "CriticallyDamped",
     "EDM",
     "Empirical",
     "EulerMaruyama",
@@ -56,6 +71,8 @@ __all__ = [
     "Linear",
     "LinearSDE",
     "MALA",
+    "MatrixOrnsteinUhlenbeck",
+    "MatrixSDE",
     "Moments",
     "Noise",
     "OBABO",
@@ -87,6 +104,7 @@ __all__ = [
     "bits_per_dim",
     "classifier_loss",
     "data_moments",
+    "default_solver",
     "dsm_loss",
     "grids",
     "langevin",

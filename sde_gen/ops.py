@@ -1,7 +1,8 @@
 """Shapes, precision and quadrature: the few numerical tools that every other room stands on.
 
-Times and coefficients are float64 tensors; the state keeps its own dtype and device. ``match`` is
-the only place where the shape of a coefficient meets the shape of a state.
+Times and coefficients are float64 tensors; the state keeps its own dtype and device. ``match`` and
+``act`` are the only places where the shape of a coefficient meets the shape of a state. A
+coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts on axis 1.
 """
 
 from __future__ import annotations
@@ -45,6 +46,55 @@ def match(c: Tensor, x: Tensor) -> Tensor:
             f" sample of the state {tuple(x.shape)}; got {tuple(c.shape)}"
         )
     return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def act(c: Tensor, x: Tensor) -> Tensor:
+    """c x for a coefficient c: a number scales the state, a matrix acts on its axis 1.
+
+    Args:
+        c: () or (B,), or a matrix (j, k) or (B, j, k).
+        x: (B, *D), or (B, k, *rest) under a matrix.
+
+    Returns:
+        (B, *D), or (B, j, *rest), in the dtype and on the device of x.
+
+    >>> act(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[3.0, 5.0]]))
+    tensor([[10.,  3.]])
+    """
+    if c.ndim < 2:
+        return match(c, x) * x
+    if x.ndim < 2 or c.shape[-1] != x.shape[1] or c.shape[:-2] not in ((), x.shape[:1]):
+        raise ValueError(
+            f"a matrix must be (j, k) or ({len(x)}, j, k) for a state (B, k, *rest), here"
+            f" {tuple(x.shape)}; got {tuple(c.shape)}"
+        )
+    c = c.to(device=x.device, dtype=x.dtype)
+    if x.ndim == 2:
+        return x @ c.mT if c.ndim == 2 else torch.linalg.vecdot(c, x.unsqueeze(1))
+    return (c @ x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
+
+
+def square(c: Tensor) -> Tensor:
+    """c^2 of a number, c c^T of a matrix."""
+    return c**2 if c.ndim < 2 else c @ c.mT
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """Lower L with L L^T = covariance (*S, k, k), which may be singular: its columns are 0 there.
+
+    >>> cholesky(torch.tensor([[0.0, 0.0], [0.0, 4.0]]))
+    tensor([[0., 0.],
+            [0., 2.]])
+    """
+    rest, columns = covariance, []
+    for j in range(covariance.shape[-1]):
+        pivot = rest[..., j, j].clamp_min(0).sqrt()
+        column = rest[..., j] / torch.where(pivot > 0, pivot, 1.0).unsqueeze(-1)
+        column = torch.where((pivot > 0).unsqueeze(-1), column, 0.0)
+        column = torch.cat([torch.zeros_like(column[..., :j]), column[..., j:]], -1)
+        rest = rest - column.unsqueeze(-1) * column.unsqueeze(-2)
+        columns.append(column)
+    return torch.stack(columns, -1)
 
 
 def sum_rest(x: Tensor) -> Tensor:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from .base import SDE, Perturbed, Reverse, ScoreFunction
+from .base import SDE, KernelSDE, Perturbed, Reverse, ScoreFunction
+from .damped import CriticallyDamped
 from .langevin import Langevin
 from .linear import EDM, VE, VP, LinearSDE, OrnsteinUhlenbeck, SubVP, Wiener
+from .matrix import Channel, Correlated, MatrixOrnsteinUhlenbeck, MatrixSDE
 
 __all__ = [
     "EDM",
     "SDE",
     "VE",
     "VP",
+    "Channel",
+    "Correlated",
+    "CriticallyDamped",
+    "KernelSDE",
     "Langevin",
     "LinearSDE",
+    "MatrixOrnsteinUhlenbeck",
+    "MatrixSDE",
     "OrnsteinUhlenbeck",
     "Perturbed",
     "Reverse",

@@ -7,7 +7,8 @@ noise level eta >= 0 (Anderson 1982; Song et al. 2021, section 4; Huang et al. 2
     dX = [b - (1 + eta^2) / 2 g^2 s] dt + eta g dW,      time running from T to 0.
 
 eta = 1 is Anderson's reverse-time SDE, eta = 0 the probability-flow ODE. That family is itself an
-``SDE`` (``Reverse``), so whatever steps a process steps its reversal.
+``SDE`` (``Reverse``), so whatever steps a process steps its reversal. Where g is a matrix, g^2
+reads g g^T.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, check_state, check_time, match
+from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
 from ..schedules import Schedule
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
@@ -46,6 +47,10 @@ class Perturbed(NamedTuple):
         """grad log N(x; mean, std^2) = -noise / std."""
         return -self.noise / self.std
 
+    def residual(self, score: Tensor) -> Tensor:
+        """std score + noise: of order one, and nothing is lost where std is small."""
+        return self.std * score + self.noise
+
 
 class SDE(ABC):
     """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X."""
@@ -64,7 +69,7 @@ class SDE(ABC):
 
     @abstractmethod
     def diffusion(self, t: Time) -> Tensor:
-        """g(t), of the shape of t, float64."""
+        """g(t), of the shape of t, or matrices (*S, k, k) for t of shape S; float64."""
 
     def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
         """Draw x_t given x_0 = x by Euler-Maruyama; the law returned is that of the last step.
@@ -75,10 +80,15 @@ class SDE(ABC):
             generator: source of the noise, on the device of x.
 
         Raises:
-            TypeError: x is not a floating-point tensor.
+            TypeError: x is not a floating-point tensor, or the noise is a matrix.
             ValueError: a time outside [0, T], or neither one nor B of them.
         """
         t = check_input(self, x, t)
+        if self.diffusion(t).ndim > t.ndim:
+            raise TypeError(
+                f"{type(self).__name__} has a matrix for noise: derive it from MatrixSDE, or"
+                " define its perturb"
+            )
         h = t / self.steps
         g_h = torch.sqrt(h)
         for k in range(self.steps):
@@ -139,19 +149,69 @@ class Reverse(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         t = as_time(t)
-        c = (1 + self.eta**2) / 2 * self.sde.diffusion(t) ** 2
+        c = (1 + self.eta**2) / 2 * square(self.sde.diffusion(t))
         s = self.score(x, t)
         if s.shape != x.shape:
             raise ValueError(
                 f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}"
             )
-        return self.sde.drift(x, t) - match(c, x) * s
+        return self.sde.drift(x, t) - act(c, s)
 
     def diffusion(self, t: Time) -> Tensor:
         return self.eta * self.sde.diffusion(t)
 
     def rows(self, index: slice | Tensor) -> Reverse:
         return Reverse(self.sde.rows(index), rows_of(self.score, index), self.eta)
+
+
+class KernelSDE(SDE):
+    """A process with a Gaussian kernel: x_t = alpha_t x_0 + sigma_t z.
+
+    The coefficients are numbers (``LinearSDE``) or matrices (``MatrixSDE``); in either case the
+    log signal-to-noise ratio is one number that falls with time.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Tensor:
+        """What x_0 is multiplied by."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Tensor:
+        """What the normal z is multiplied by: the root of the covariance of x_t given x_0."""
+
+    @abstractmethod
+    def log_snr(self, t: Time) -> Tensor:
+        """log of the signal-to-noise ratio, of the shape of t; falls, infinite at 0."""
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        """The time at which the log signal-to-noise ratio has the given value."""
+        return bisect(lambda t: -self.log_snr(t), -as_time(log_snr), 0.0, self.T)
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
+        """Tweedie's formula: E[x_0 | x_t] from the score, in the shape of the data."""
+
+    @abstractmethod
+    def prior(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw states of the given shape (B, ...) at t = T from N(0, sigma_T sigma_T^T)."""
+
+    @abstractmethod
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log density in nats of what ``prior`` draws, (B, ...) -> (B,)."""
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one state for data of shape *D."""
+        return shape
+
+    def data(self, x: Tensor) -> Tensor:
+        """The part of a state that is data."""
+        return x
 
 
 class Clocked(SDE):

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, bisect, integrate, match, sum_rest
+from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
-from .base import SDE, Clocked, Perturbed, ScoreFunction, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, ScoreFunction, check_input, randn_like
 
 
-class LinearSDE(SDE):
+class LinearSDE(KernelSDE):
     """dX = f(t) X dt + g(t) dW, with the Gaussian kernel x_t = alpha_t x_0 + sigma_t z.
 
         alpha_t = exp int_0^t f,      sigma_t^2 = int_0^t (alpha_t / alpha_u)^2 g_u^2 du.
 
     A subclass gives ``rate`` (f) and ``diffusion`` (g); all else follows by Gauss-Legendre
-    quadrature in float64. Closed forms are overrides for speed, tested against this base.
+    quadrature in float64. Closed forms are overrides for speed, tested against this base. f and g
+    are numbers: the fast special case of ``MatrixSDE``.
     """
 
     @abstractmethod
@@ -51,10 +52,6 @@ class LinearSDE(SDE):
     def log_snr(self, t: Time) -> Tensor:
         """log of the signal-to-noise ratio alpha^2 / sigma^2; falls with t, infinite at 0."""
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
-
-    def time_at(self, log_snr: Time) -> Tensor:
-        """The time at which the log signal-to-noise ratio has the given value."""
-        return bisect(lambda t: -self.log_snr(t), -as_time(log_snr), 0.0, self.T)
 
     def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
         """Draw x_t = alpha_t x + sigma_t z exactly, for t () or (B,)."""

@@ -1,0 +1,318 @@
+"""Linear processes with matrix coefficients: kernels, reversal, solvers, scores, training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import F64
+from scipy.linalg import expm, solve_continuous_lyapunov
+from torch import Tensor
+
+from sde_gen import (
+    VE,
+    VP,
+    CriticallyDamped,
+    Geometric,
+    LinearSDE,
+    MatrixOrnsteinUhlenbeck,
+    MatrixSDE,
+    OrnsteinUhlenbeck,
+    Power,
+)
+from sde_gen.ops import Time, act, as_time, cholesky, integrate
+
+A = ((-1.0, 2.0, 0.3), (-1.5, -0.5, 0.1), (0.2, 0.4, -0.8))
+G = ((0.6, 0.0, 0.2), (0.1, 0.9, 0.0), (0.0, -0.3, 0.4))
+PLANE = MatrixOrnsteinUhlenbeck(((-0.8, 1.5), (-0.6, -0.5)), ((0.9, 0.2), (0.0, 0.7)))
+SOLID = MatrixOrnsteinUhlenbeck(A, G, Power(2.0, T=1.5))
+CLD = CriticallyDamped()
+HEAVY = CriticallyDamped(Geometric(0.1, 2.0), mass=0.7, start=0.3)
+
+
+class Turning(MatrixSDE):
+    """A(t) that does not commute with itself at other times, G(t) that is not square-symmetric."""
+
+    T = 2.0
+
+    def rate(self, t: Time) -> Tensor:
+        t = as_time(t)[..., None, None]
+        a, b = torch.tensor([[[-1.0, 0.5], [0.0, -0.3]], [[0.2, -2.0], [1.0, -0.4]]], dtype=F64)
+        return a + t * b
+
+    def diffusion(self, t: Time) -> Tensor:
+        t = as_time(t)[..., None, None]
+        a, b = torch.tensor([[[0.5, 0.1], [-0.2, 0.8]], [[0.3, 0.0], [0.4, 0.1]]], dtype=F64)
+        return a + torch.sin(t) * b
+
+
+class Scalar(MatrixSDE):
+    """A scalar process as a matrix one, A = f I and G = g I, by the base's own moments."""
+
+    def __init__(self, sde: LinearSDE, k: int = 2) -> None:
+        self.sde, self.T, self.k = sde, sde.T, k
+
+    def rate(self, t: Time) -> Tensor:
+        return self.sde.rate(t)[..., None, None] * torch.eye(self.k, dtype=F64)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return self.sde.diffusion(t)[..., None, None] * torch.eye(self.k, dtype=F64)
+
+
+class Plain(MatrixSDE):
+    """Another process's A and G, and nothing else."""
+
+    def __init__(self, sde: MatrixSDE) -> None:
+        self.sde, self.T, self.added, self.driven = sde, sde.T, sde.added, sde.driven
+
+    def rate(self, t: Time) -> Tensor:
+        return self.sde.rate(t)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return self.sde.diffusion(t)
+
+
+MATRIX = [PLANE, SOLID, CLD, HEAVY, Turning()]
+every_matrix = pytest.mark.parametrize("sde", MATRIX, ids=lambda s: type(s).__name__)
+
+
+def inside(sde: MatrixSDE) -> Tensor:
+    return sde.T * torch.tensor([1e-3, 0.01, 0.1, 0.3, 0.6, 1.0], dtype=F64)
+
+
+# Kernels.
+
+
+def test_a_matrix_acts_on_the_second_axis() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, each = (torch.randn(*b, 4, 3, generator=generator, dtype=F64) for b in ((), (5,)))
+    for rest in ((), (2,), (2, 3, 2)):
+        x = torch.randn(5, 3, *rest, generator=generator, dtype=F64)
+        torch.testing.assert_close(act(one, x), torch.einsum("ij,bj...->bi...", one, x))
+        torch.testing.assert_close(act(each, x), torch.einsum("bij,bj...->bi...", each, x))
+    assert act(one, x.float()).dtype == torch.float32
+    for wrong in (torch.zeros(3, 4), torch.zeros(4, 3, 3)):
+        with pytest.raises(ValueError, match="matrix must be"):
+            act(wrong, x)
+
+
+def test_a_singular_covariance_has_a_root() -> None:
+    low = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [-1.0, 0.5, 3.0]], dtype=F64)
+    root = cholesky(low @ low.T)
+    torch.testing.assert_close(root @ root.T, low @ low.T)
+    full = low + torch.eye(3, dtype=F64)
+    torch.testing.assert_close(cholesky(full @ full.T), torch.linalg.cholesky(full @ full.T))
+
+
+def van_loan(a: np.ndarray, q: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Phi and the covariance by one block exponential (Van Loan 1978)."""
+    k = len(a)
+    m = expm(np.block([[-a, q], [np.zeros((k, k)), a.T]]) * t)
+    return m[k:, k:].T, m[k:, k:].T @ m[:k, k:]
+
+
+@pytest.mark.parametrize("sde", [PLANE, SOLID, CLD, HEAVY], ids=lambda s: type(s).__name__)
+def test_constant_coefficients_against_van_loan(sde: MatrixOrnsteinUhlenbeck) -> None:
+    a, g = np.array(sde.a), np.array(sde.g)
+    for t in (1e-8, 1e-4, 0.05, 0.3):
+        b = float(sde.schedule.integral(t))
+        phi, v = van_loan(a, g @ g.T, b)
+        # To 1e-12 of each entry: at 1e-8 that of the position of CLD is of the order of 1e-24.
+        np.testing.assert_allclose(sde.transition(t), phi, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(sde.spread(t), v, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [CLD, HEAVY])
+def test_critically_damped_closed_forms_are_the_general_ones(sde: CriticallyDamped) -> None:
+    general = MatrixOrnsteinUhlenbeck(sde.a, sde.g, sde.schedule)
+    t = sde.T * torch.tensor([1e-8, 1e-5, 1e-3, 0.1, 0.5, 1.0], dtype=F64)
+    # Near rest x and v are independent: their covariance is rounding beside the variances.
+    torch.testing.assert_close(sde.transition(t), general.transition(t), rtol=1e-11, atol=0)
+    torch.testing.assert_close(sde.spread(t), general.spread(t), rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(sde.spread(t[:3]), general.spread(t[:3]), rtol=1e-12, atol=0)
+
+
+def test_published_critically_damped_covariance() -> None:
+    """As Dockhorn et al. 2022 write it, with their numbers: v_0 ~ N(0, gamma M)."""
+    t, gamma, m, big = 0.23, 0.04, 0.25, 1.0
+    b = 4 * t
+    e = math.exp(4 * b / big)
+    # They start from a variance of x too, here 0.
+    xx = e - 1 - 4 * b / big - 8 * b**2 / big**2 + 16 * b**2 / big**4 * gamma * m
+    xv = 4 * b**2 / big + gamma * m * (4 * b / big**2 - 8 * b**2 / big**3)
+    vv = big**2 / 4 * (e - 1) + b * big - 2 * b**2 + gamma * m * (1 - 2 * b / big) ** 2
+    exact = torch.tensor([[xx, xv], [xv, vv]], dtype=F64) / e
+    torch.testing.assert_close(CLD.covariance(t), exact, rtol=1e-12, atol=0)
+    assert CLD.mass == m
+    assert CLD.friction == big
+    rest = torch.diag(torch.tensor([1.0, 0.7], dtype=F64))
+    torch.testing.assert_close(
+        CriticallyDamped(Power(1.0, T=40.0), mass=0.7).covariance(40.0), rest, rtol=0, atol=1e-9
+    )
+
+
+@every_matrix
+def test_moments_obey_their_equations(sde: MatrixSDE) -> None:
+    h = 1e-4 * sde.T
+    t = inside(sde)[1:-1]
+    a, q = sde.rate(t), sde.diffusion(t) @ sde.diffusion(t).mT
+    nodes = [(-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)]
+    for value, right in (
+        (sde.transition, a @ sde.transition(t)),
+        (sde.covariance, a @ sde.covariance(t) + sde.covariance(t) @ a.mT + q),
+    ):
+        slope = sum(c * value(t + k * h) for k, c in nodes) / h
+        # Fourth differences of values good to 1e-11, divided by h.
+        torch.testing.assert_close(slope, right, rtol=1e-6, atol=2e-7)
+
+
+def test_a_drift_that_turns_against_composed_exponentials() -> None:
+    sde, t, n = Turning(), 1.3, 4000
+    phi, v, h = np.eye(2), np.zeros((2, 2)), 1.3 / 4000
+    for i in range(n):
+        u = (i + 0.5) * h
+        a, g = sde.rate(u).numpy(), sde.diffusion(u).numpy()
+        step, more = van_loan(a, g @ g.T, h)
+        phi, v = step @ phi, step @ v @ step.T + more
+    # The midpoint rule's error is h^2 times derivatives of the order of 10.
+    np.testing.assert_allclose(sde.transition(t), phi, rtol=0, atol=10 * h**2)
+    np.testing.assert_allclose(sde.spread(t), v, rtol=0, atol=10 * h**2)
+    assert not np.allclose(phi, expm(integrate_rate(sde, t)), atol=1e-2)
+
+
+def integrate_rate(sde: MatrixSDE, t: float) -> np.ndarray:
+    """int A, whose exponential is Phi only where A commutes with itself."""
+    entry = [[integrate(lambda u: sde.rate(u)[..., i, j], 0.0, t) for j in (0, 1)] for i in (0, 1)]  # noqa: B023
+    return np.array(entry)
+
+
+@pytest.mark.parametrize("sde", [PLANE, SOLID, CLD, HEAVY], ids=lambda s: type(s).__name__)
+def test_two_steps_are_one(sde: MatrixOrnsteinUhlenbeck) -> None:
+    """Chapman-Kolmogorov, on the clock: B = B_1 + B_2."""
+    s, t = 0.3 * sde.T, 0.8 * sde.T
+    later = float(sde.schedule.integral(t) - sde.schedule.integral(s))
+    again = sde.schedule.time_at(later)
+    phi = sde.transition(again)
+    torch.testing.assert_close(phi @ sde.transition(s), sde.transition(t), rtol=1e-10, atol=1e-14)
+    v = phi @ sde.spread(s) @ phi.mT + sde.spread(again)
+    torch.testing.assert_close(v, sde.spread(t), rtol=1e-10, atol=1e-14)
+
+
+@every_matrix
+def test_the_base_derives_what_is_overridden(sde: MatrixSDE) -> None:
+    t, plain = inside(sde), Plain(sde)
+    for name in ("transition", "spread", "covariance", "alpha", "sigma", "log_snr"):
+        closed, base = getattr(sde, name)(t), getattr(plain, name)(t)
+        torch.testing.assert_close(closed, base, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(Geometric(0.02, 8.0)), OrnsteinUhlenbeck(), CLD])
+def test_time_at_inverts_the_signal_to_noise_ratio(sde: LinearSDE | MatrixSDE) -> None:
+    if isinstance(sde, LinearSDE):
+        matrix: MatrixSDE = Scalar(sde)
+        t = sde.T * torch.tensor([0.01, 0.1, 0.5, 1.0], dtype=F64)
+        torch.testing.assert_close(matrix.log_snr(t), sde.log_snr(t), rtol=0, atol=1e-6)
+    else:
+        matrix = sde
+        t = sde.T * torch.tensor([1e-6, 0.01, 0.1, 0.5, 1.0], dtype=F64)
+    torch.testing.assert_close(matrix.time_at(matrix.log_snr(t)), t, rtol=1e-7, atol=0)
+    levels = matrix.log_snr(sde.T * torch.linspace(1e-3, 1, 200, dtype=F64))
+    assert bool((levels.diff() < 0).all())
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(Geometric(0.02, 8.0)), OrnsteinUhlenbeck()], ids=repr)
+def test_the_scalar_process_is_the_special_case(sde: LinearSDE) -> None:
+    matrix, t = Scalar(sde), sde.T * torch.tensor([0.05, 0.3, 1.0], dtype=F64)
+    one = torch.eye(2, dtype=F64)
+    for name in ("alpha", "sigma"):
+        scalar = getattr(sde, name)(t)[:, None, None] * one
+        torch.testing.assert_close(getattr(matrix, name)(t), scalar, rtol=1e-8, atol=1e-10)
+    x = torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    a, b = (s.perturb(x, t, g) for s, g in zip((sde, matrix), generators, strict=True))
+    for name in ("x", "mean", "score"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-7, atol=1e-9)
+    s = a.score + 0.1
+    torch.testing.assert_close(a.residual(s), b.residual(s), rtol=1e-7, atol=1e-9)
+
+    def score(x: Tensor, t: Time) -> Tensor:
+        return -x / 2
+
+    torch.testing.assert_close(
+        sde.denoise(x, t, score), matrix.denoise(x, t, score), rtol=1e-7, atol=1e-9
+    )
+    torch.testing.assert_close(sde.prior_log_prob(x), matrix.prior_log_prob(x), rtol=1e-7, atol=0)
+    for eta in (0.0, 0.7):
+        p, q = sde.reverse(score, eta), matrix.reverse(score, eta)
+        torch.testing.assert_close(p.drift(x, 0.4), q.drift(x, 0.4))
+        torch.testing.assert_close(p.diffusion(0.4) * one, q.diffusion(0.4))
+
+
+def test_at_rest_the_covariance_solves_lyapunov() -> None:
+    sde = MatrixOrnsteinUhlenbeck(A, G, Power(1.0, T=200.0))
+    a, g = np.array(A), np.array(G)
+    exact = solve_continuous_lyapunov(a, -g @ g.T)
+    np.testing.assert_allclose(sde.covariance(200.0), exact, rtol=1e-9, atol=1e-12)
+
+
+@every_matrix
+def test_perturb_draws_from_the_kernel(sde: MatrixSDE) -> None:
+    n, t = 20_000, 0.4 * sde.T
+    generator = torch.Generator().manual_seed(3)
+    one = torch.tensor([0.7] if sde.added else [0.7, -0.4, 0.2][: sde.size], dtype=F64)
+    x = one.squeeze().expand(n) if sde.added else one.expand(n, -1)
+    p = sde.perturb(x, t, generator)
+    assert p.x.shape == (n, *sde.state_shape(x.shape[1:]))
+    z = (p.x - sde.alpha(t) @ one) @ torch.linalg.inv(sde.sigma(t)).T
+    k = sde.size
+    assert float(z.mean(0).abs().max()) < 4 / math.sqrt(n)
+    assert float((z.T @ z / n - torch.eye(k, dtype=F64)).abs().max()) < 4 * math.sqrt(2 / n)
+    y = p.x[:5].clone().requires_grad_()
+    law = torch.distributions.MultivariateNormal(p.mean[:5], scale_tril=p.std)
+    (exact,) = torch.autograd.grad(law.log_prob(y).sum(), y)
+    torch.testing.assert_close(p.score[:5], exact)
+
+
+def test_perturb_takes_a_time_for_each_sample_and_any_shape() -> None:
+    x = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.0, 0.01, 0.4, 1.0])
+    p = CLD.perturb(x, t, torch.Generator().manual_seed(1))
+    assert p.x.shape == (4, 2, 3, 2)
+    assert p.x.dtype == torch.float32
+    torch.testing.assert_close(CLD.data(p.x)[0], x[0])
+    for i in range(4):
+        low = CLD.sigma(t[i]).float()
+        part = torch.einsum("ij,j...->i...", low, p.noise[i])
+        torch.testing.assert_close(p.x[i] - p.mean[i], part, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sde", [PLANE, SOLID, CLD], ids=lambda s: type(s).__name__)
+def test_the_prior_has_its_density(sde: MatrixSDE) -> None:
+    x = sde.prior(5000, sde.size, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    law = torch.distributions.MultivariateNormal(
+        torch.zeros(sde.size, dtype=F64), sde.covariance(sde.T)
+    )
+    exact = law.log_prob(x.movedim(1, -1)).sum(1)
+    torch.testing.assert_close(sde.prior_log_prob(x), exact)
+    v = torch.einsum("bir,bjr->ij", x, x) / 10_000
+    scale = sde.covariance(sde.T).diagonal().sqrt()
+    assert float(((v - sde.covariance(sde.T)) / torch.outer(scale, scale)).abs().max()) < 0.06
+
+
+def test_what_cannot_be_a_matrix_process_is_refused() -> None:
+    one = ((1.0, 0.0), (0.0, 1.0))
+    with pytest.raises(ValueError, match="stable"):
+        MatrixOrnsteinUhlenbeck(one, one)
+    with pytest.raises(ValueError, match="square"):
+        MatrixOrnsteinUhlenbeck(((-1.0, 0.0),), one)
+    with pytest.raises(ValueError, match="of size"):
+        MatrixOrnsteinUhlenbeck(((-1.0,),), one)
+    with pytest.raises(TypeError, match="schedule"):
+        MatrixOrnsteinUhlenbeck(((-1.0,),), ((1.0,),), 5.0)  # type: ignore[arg-type]
+    for mass, start in ((0.0, 0.1), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="mass"):
+            CriticallyDamped(mass=mass, start=start)
+    assert MatrixOrnsteinUhlenbeck(torch.tensor(A, dtype=F64), G) == MatrixOrnsteinUhlenbeck(A, G)  # type: ignore[arg-type]
+    assert hash(CLD) == hash(CriticallyDamped())
