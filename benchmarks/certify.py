@@ -71,8 +71,8 @@ ENTRIES = [
         "Exponential(2, C, corrector=True)", Exponential(2, 0.4, corrector=True), "docs/design.md"
     ),
     Entry(
-        "Exponential(3, C, corrector=True, weights=Spectral(v))",
-        Exponential(3, 0.8, corrector=True, weights=Spectral(0.4)),
+        "Exponential(3, C, corrector=True, weights=Spectral(v, n))",
+        Exponential(3, 0.4, corrector=True, weights=Spectral(0.4, 2)),
         "docs/design.md",
         ode=1280,
     ),

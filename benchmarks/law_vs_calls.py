@@ -44,7 +44,7 @@ def ours(
 ) -> Tensor:
     """``solve`` on the reversal with eta = 1; by default with the library's defaults."""
     model = Model(case, covariance)
-    times = grids.mixed(case.sde, calls, end=case.end, data_std=model.data_std)
+    times = grids.default(case.sde, calls, end=case.end, data_std=model.data_std)
     solver = solver or default_solver(model, eta=1.0)
     process = case.sde.reverse(model, eta=1.0)
     return solve(process, case.x, times, solver, Streams(20_000 + seed)) / case.sde.alpha(case.end)
@@ -52,7 +52,7 @@ def ours(
 
 OURS: dict[str, Run] = {
     "DDPM": lambda c, n, s: ours(c, n, s, Exponential(1)),
-    "std, order 2": lambda c, n, s: ours(c, n, s, Exponential(2, c.variance)),
+    "SDE-DPM-Solver++": lambda c, n, s: ours(c, n, s, Exponential(2)),
     "std, order 2c": lambda c, n, s: ours(c, n, s, Exponential(2, c.variance, corrector=True)),
     "default (std)": ours,
     "covariance": lambda c, n, s: ours(c, n, s, covariance=True),

@@ -111,7 +111,7 @@ def steps(case: Trained, calls: tuple[int, ...]) -> dict[str, Any]:
 def generated(case: Trained, x: Tensor, calls: int, covariance: bool = False) -> Tensor:
     """From states at T to images, along the default flow."""
     model = Model(case, covariance)
-    times = grids.mixed(case.sde, calls, end=case.end, data_std=model.data_std)
+    times = grids.default(case.sde, calls, end=case.end, data_std=model.data_std)
     process = case.sde.probability_flow(model)
     with torch.no_grad():
         return solve(process, x, times, default_solver(model)) / case.sde.alpha(case.end)

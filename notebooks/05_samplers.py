@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import sde_gen as sg
 from sde_gen import data, plots
-from sde_gen.solvers import Spectral, ddim, ddpm, dpm_solver_pp, sa_solver, unipc
+from sde_gen.solvers import ddim, ddpm, dpm_solver_pp, sa_solver, unipc
 
 torch.set_default_dtype(torch.float64)
 sde = sg.VP()
@@ -106,13 +106,12 @@ truth = sg.solve(
     flow, start, sg.grids.log_snr(sde, 250, end=last), sg.Exponential(4, corrector=True)
 )
 
-variance = digits.data_std**2
-default = sg.Exponential(4, 2 * variance, corrector=True, weights=Spectral(variance))
-moments = sg.Exponential(3, sg.data_moments(x), corrector=True)
+default = sg.default_solver(digits)
+moments = sg.Exponential(4, sg.data_moments(x), corrector=True, weights=default.weights)
 
 
-def mixed(n):
-    return sg.grids.mixed(sde, n, end=last, data_std=digits.data_std)
+def even(n):
+    return sg.grids.default(sde, n, end=last, data_std=digits.data_std)
 
 
 def karras(n):
@@ -127,10 +126,10 @@ samplers = {
     "Heun, Karras grid": (sg.Heun(), karras),
     "DDIM, log-SNR": (ddim(), log_snr),
     "DPM-Solver++ 2M, Karras grid": (dpm_solver_pp(2), karras),
-    "DPM-Solver++ 2M, mixed grid": (dpm_solver_pp(2), mixed),
+    "DPM-Solver++ 2M, default grid": (dpm_solver_pp(2), even),
     "UniPC-3, log-SNR": (unipc(3), log_snr),
-    "with the data's covariance, mixed grid": (moments, mixed),
-    "default of sample()": (default, mixed),
+    "with the data's covariance, default grid": (moments, even),
+    "default of sample()": (default, even),
 }
 calls, error, drawn = (6, 10, 20, 50), {}, {}
 for name, (solver, grid) in samplers.items():
@@ -140,7 +139,7 @@ for name, (solver, grid) in samplers.items():
         error[name, n] = float((y - truth).flatten(1).square().mean(1).sqrt().median())
 print(f"{'calls':40}" + "".join(f"{n:>9}" for n in calls))
 for name in samplers:
-    print(f"{name:40}" + "".join(f"{error[name, n]:9.5f}" for n in calls))
+    print(f"{name:40}" + "".join(f"{error[name, n]:9.1e}" for n in calls))
 
 # %%
 figure = Figure(figsize=(8.5, 4), layout="constrained", dpi=120)
@@ -175,7 +174,7 @@ figure
 names = [
     "Heun, Karras grid",
     "DDIM, log-SNR",
-    "DPM-Solver++ 2M, mixed grid",
+    "DPM-Solver++ 2M, default grid",
     "default of sample()",
 ]
 rows = torch.cat([drawn[name, 6][:12] for name in names] + [truth[:12]])

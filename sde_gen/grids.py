@@ -140,7 +140,7 @@ def quadratic(
     return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
 
 
-def mixed(
+def default(
     sde: LinearSDE,
     steps: int,
     start: float | None = None,
@@ -148,22 +148,22 @@ def mixed(
     data_std: float = 1.0,
     to_zero: bool = False,
 ) -> Tensor:
-    """The default: four steps in five even in u^(1 / 2.2), one in five even in log-SNR.
+    """The default: even in u^(1 / p), p = 1.8 + log2(steps / 5) / 4, where u is standard VP's
+    time to sqrt(0.7 / data_std) times the ratio of noise to signal.
 
-    u is standard VP's time to the same ratio of noise to signal, the signal measured in units
-    of ``data_std``. Densities mix by mixing their distribution functions: times are where the
-    average of both counts reaches 0, 1/n, ..., 1.
+    More steps means smaller errors at high noise, where scores are smooth, before those at low
+    noise: so the power, and with it the share of steps at low noise, rises with their number.
+    data_std enters by its root, because data of twice the spread are rarely twice as rough.
     """
     _check_positive(data_std, "data_std")
-    low, high, _ = _limits(sde, steps, start, end, to_zero)
-    # The power and the shares were fitted to data of standard deviation 0.57.
-    unit = 0.57 / data_std
-    a, b = torch.log(_ends(sde, low, high) * unit).tolist()
-    log_r = torch.linspace(a, b, 4001, dtype=torch.float64)
-    root = _vp_time(torch.exp(log_r)) ** (1 / 2.2)
-    even = torch.linspace(0, 1, 4001, dtype=torch.float64)
-    share = 0.8 * (root[0] - root) / (root[0] - root[-1]) + 0.2 * even
-    return Density(log_r - math.log(unit), share)(sde, steps, start, end, to_zero)
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    p, unit = 1.8 + math.log2(n / 5) / 4, math.sqrt(0.7 / data_std)
+    a, b = (_vp_time(_ends(sde, start, end) * unit) ** (1 / p)).tolist()
+    ratios = _vp_ratio(torch.linspace(a, b, n + 1, dtype=torch.float64) ** p) / unit
+    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+
+
+mixed = default
 
 
 @dataclass(frozen=True, eq=False)

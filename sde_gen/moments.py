@@ -64,6 +64,14 @@ class Moments:
         values = torch.cat([values.new_zeros(1), values.clamp_min(0)]).cpu()
         return cls(values, None if mean is None else mean.flatten(), basis)
 
+    @property
+    def variance(self) -> float:
+        """Mean variance over the coordinates: trace(C) / n (for one value, that value)."""
+        if self.basis is None:
+            return float(self.values.mean())
+        n, r = self.basis.shape
+        return float((n - r) * self.values[0] + self.values[1:].sum()) / n
+
     def coefficient(self, f: np.ndarray) -> Coefficient:
         """Numbers f (m,) in the form that ``apply`` takes."""
         return float(f[0]) if len(f) == 1 else torch.from_numpy(np.array(f, dtype=np.float64))

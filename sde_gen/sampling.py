@@ -6,6 +6,7 @@ all three well. A sampler is no class: it is a process, a solver and a grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import grids
-from .moments import Moments
+from .moments import Moments, isotropic
 from .noise import Noise, Streams
 from .ops import check_finite, check_state
 from .sdes import SDE, LinearSDE
@@ -136,7 +137,7 @@ def sample(
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
         eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
         solver: ``default_solver(model, eta)`` by default.
-        times: ``grids.mixed`` with a last step to t = 0, by default.
+        times: ``grids.default`` with a last step to t = 0, by default.
         dtype, device: of the state; the device is the model's own by default.
         progress, chunk: as in ``solve``.
 
@@ -160,7 +161,7 @@ def sample(
     if times is None:
         to_zero = not solver.evaluates_end
         steps = 1 if solver.own_steps else steps
-        times = grids.mixed(sde, steps, data_std=model.data_std, to_zero=to_zero)
+        times = grids.default(sde, steps, data_std=model.data_std, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
     noise = _as_noise(seed)
@@ -178,16 +179,16 @@ def sample(
 def default_solver(model: Score, eta: float = 0.0) -> Solver:
     """The solver that ``sample`` takes, from what the model knows of its data.
 
-    With their moments, an exponential integrator that is exact for Gaussian data of that
-    covariance. With their standard deviation only: on the probability flow, order 4 with
-    corrector and ``Spectral`` weights; on an SDE (eta > 0), data prediction of order 2.
+    An exponential integrator that is exact for Gaussian data of the covariance that the model
+    knows (``moments``), or of its standard deviation in every direction: on the probability flow
+    of order 4 with corrector and ``Spectral`` weights, on an SDE (eta > 0) of order 2.
     """
-    if model.moments is not None:
-        return Exponential(3 if eta == 0 else 2, model.moments, corrector=eta == 0)
+    variance = model.data_std**2 if model.moments is None else model.moments.variance
+    reference = isotropic(variance) if model.moments is None else model.moments
     if eta > 0:
-        return Exponential(2)
-    variance = model.data_std**2
-    return Exponential(4, 2 * variance, corrector=True, weights=Spectral(variance))
+        return Exponential(2, reference)
+    weights = Spectral(variance, math.prod(model.shape or (1,))) if variance > 0 else None
+    return Exponential(4, reference, corrector=True, weights=weights)
 
 
 def _start(sde: LinearSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:

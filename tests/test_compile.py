@@ -14,7 +14,7 @@ SOLVERS = [
     sg.EulerMaruyama(),
     sg.Heun(),
     sg.Exponential(2),
-    sg.Exponential(4, 0.5, corrector=True, weights=Spectral(0.25)),
+    sg.Exponential(4, 0.5, corrector=True, weights=Spectral(0.25, 3)),
 ]
 
 
@@ -27,7 +27,7 @@ def test_steps_compile_into_one_graph(solver: sg.Solver, eta: float) -> None:
     torch.manual_seed(0)
     model = sg.ScoreNetwork(MLP((3,), width=16, depth=1), sde).eval()
     process = sde.reverse(model, eta)
-    times = sg.grids.mixed(sde, 4)
+    times = sg.grids.default(sde, 4)
     plan = solver.plan(process, times)
     noise = sg.Streams(1)
 

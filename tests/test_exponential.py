@@ -139,7 +139,7 @@ def test_measured_order_is_the_declared_one(solver: Exponential, tolerance: floa
     [
         Exponential(4),
         Exponential(3, 0.4, corrector=True),
-        Exponential(3, 0.8, corrector=True, weights=Spectral(0.4)),
+        Exponential(3, 0.8, corrector=True, weights=Spectral(0.4, 2)),
         unipc(3),
     ],
     ids=["4", "3c", "3c spectral", "unipc 3"],
@@ -181,7 +181,7 @@ def test_weak_order_at_eta_1(order: int, corrector: bool, weak: int) -> None:
     assert abs(slope - weak) < 0.2, errors
 
 
-@pytest.mark.parametrize("rule", [Polynomial(), Midpoint(), Spectral(0.4)], ids=["p", "m", "s"])
+@pytest.mark.parametrize("rule", [Polynomial(), Midpoint(), Spectral(0.4, 2)], ids=["p", "m", "s"])
 @pytest.mark.parametrize("h", [1e-6, 1e-3, 0.1, 2.0])
 def test_weights_integrate_a_constant_exactly(rule: Weights, h: float) -> None:
     nodes = np.array([0.3, 0.3 - h, 0.3 - 2.5 * h])
@@ -215,7 +215,7 @@ def test_spectral_weights_tend_to_polynomial_ones_for_small_steps() -> None:
         nodes = np.array([0.5, 0.5 - h, 0.5 - 2 * h])
         c = np.array([0.8])
         p = Polynomial()(nodes, 0.5, 0.5 + h, c, 1.0)
-        s = Spectral(0.4)(nodes, 0.5, 0.5 + h, c, 1.0)
+        s = Spectral(0.4, 2)(nodes, 0.5, 0.5 + h, c, 1.0)
         gaps.append(np.abs(s - p).max() / np.abs(p).max())
     assert gaps[1] < 0.6 * gaps[0] < 0.06
 
@@ -233,10 +233,10 @@ def test_spectral_weights_beat_polynomials_at_few_calls(power: float) -> None:
     ratio = ratio / torch.sqrt(sde.alpha(1.0) ** 2 * score.variance + sde.sigma(1.0) ** 2)
     logs = []
     for n in (6, 8, 10, 12, 16):
-        times = grids.mixed(sde, n, end=end)
+        times = grids.default(sde, n, end=end)
         errors = []
-        for rule in (Polynomial(), Spectral(0.4)):
-            y = sg.solve(flow, x, times, Exponential(4, 0.8, True, rule))
+        for rule in (Polynomial(), Spectral(0.4, 40)):
+            y = sg.solve(flow, x, times, Exponential(4, 0.4, True, rule))
             errors.append(float((y - ratio * x).norm()))
         logs.append(math.log(errors[1] / errors[0]))
     assert math.exp(sum(logs) / len(logs)) < 0.8, logs
@@ -414,7 +414,9 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="eta"):
         ddim(1.5)
     with pytest.raises(ValueError, match="variance"):
-        Spectral(0.0)
+        Spectral(0.0, 2)
+    with pytest.raises(ValueError, match="dimensions"):
+        Spectral(0.4, 0)
     with pytest.raises(ValueError, match="floor"):
         Moments(torch.ones(2), None, torch.eye(3)[:, :2])
     sde = sg.VP()

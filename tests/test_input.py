@@ -233,7 +233,7 @@ GRIDS: dict[str, Case] = {
     "log of 0": (lambda: grids.karras(SDE_, 5, end=0.0), ValueError, "cannot end at t = 0"),
     "rho": (lambda: grids.karras(SDE_, 5, rho=0.0), ValueError, "rho must be a positive"),
     "power": (lambda: grids.uniform(SDE_, 5, power=-1.0), ValueError, "power must be a positive"),
-    "data_std": (lambda: grids.mixed(SDE_, 5, data_std=0.0), ValueError, "data_std must be a pos"),
+    "data_std": (lambda: grids.default(SDE_, 5, data_std=0.0), ValueError, "data_std must be a pos"),
     "no noise level": (lambda: grids.log_snr(Langevin(SCORE), 5), TypeError, "a LinearSDE"),  # type: ignore[arg-type]
     "rising table": (lambda: grids.from_table(SDE_, [1.0, 2.0]), ValueError, "fall strictly"),
     "NaN table": (lambda: grids.from_table(SDE_, [1.0, math.nan]), ValueError, "fall strictly"),

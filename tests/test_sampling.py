@@ -303,13 +303,19 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
 
 
 def test_sample_from_what_has_no_density() -> None:
-    """A finite data set: the last step to t = 0 is Tweedie's, and lands on the points."""
+    """A finite data set: the last step to t = 0 lands on the points, up to the noise that it keeps.
+
+    From a ratio w^(1/2) = 0.005 of noise to signal the Gaussian end at eta = 1 gives D plus noise
+    of variance C w / (C + w) < w; of 360 samples in the plane one lies farther than r with
+    probability 360 exp(-r^2 / (2 w)).
+    """
+    far = 0.005 * math.sqrt(2 * math.log(360 / 1e-6))
     data = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     for sde in (VP(), EDM(), VP(Tabulated(torch.linspace(1e-4, 0.02, 1000)))):
         for eta in (0.0, 1.0):
             x = sample(Empirical(sde, data), 60, steps=60, seed=0, eta=eta)
             nearest = torch.cdist(x, data).min(1)
-            assert float(nearest.values.max()) < 0.02
+            assert float(nearest.values.max()) < far
             assert len(nearest.indices.unique()) == 6
     point = torch.tensor([0.7, -0.2])
     for eta in (0.0, 1.0):
