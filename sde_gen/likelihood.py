@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import grids
 from .noise import Streams
-from .ops import Time, check_finite, check_state, sum_rest
+from .ops import Time, as_time, check_finite, check_state, sum_rest
 from .sampling import solve
 from .scores import Score
 from .sdes import SDE, LinearSDE, Reverse, ScoreFunction
@@ -39,7 +39,7 @@ class _Augmented(SDE):
         self.flow, self.shape, self.signs, self.T = flow, shape, signs, flow.T
 
     def diffusion(self, t: Time) -> Tensor:
-        return self.flow.diffusion(t)
+        return torch.zeros_like(as_time(t))
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         state = x[:, :-1].reshape(-1, *self.shape)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..noise import BrownianPath, Noise, Streams
-from ..ops import Time, as_time, match
+from ..ops import Time, act, as_time, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score
 from .runge_kutta import DORMAND_PRINCE, slope
@@ -120,7 +120,8 @@ class _DormandPrince:
 class _HeunEuler:
     """Heun's method (weak order 2) with Euler-Maruyama inside it, on a Brownian path; two calls.
 
-    int g dW is read as sqrt(mean of g^2) times the increment, the mean by Simpson's rule.
+    int g dW is read as sqrt(mean of g^2) times the increment, the mean by Simpson's rule; where g
+    is a matrix, as its own mean times the increment.
     """
 
     # The estimate is as random as the noise: a controller that follows it closely is often wrong.
@@ -138,18 +139,20 @@ class _HeunEuler:
     ) -> _Trial:
         assert isinstance(path, BrownianPath)
         w_s, h = path.at(x, s), match(s - t, x)
-        square = sum(c * process.diffusion(v) ** 2 for c, v in _simpson(t, s))
         # A path is walked back as it is walked forth: time that falls takes W(t) - W(s).
-        g = torch.sqrt(torch.as_tensor(square)) * torch.sign(s - t)
-        jump = match(g, x) * (w_s - carry)
+        jump = act(_mean_noise(process, t, s), match(torch.sign(s - t), x) * (w_s - carry))
         b_t = process.drift(x, t)
         end = x + h * b_t + jump
         half = h / 2 * (process.drift(end, s) - b_t)
         return _Trial(end + half, half, w_s)
 
 
-def _simpson(t: Tensor, s: Tensor) -> list[tuple[float, Tensor]]:
-    return [(1 / 6, t), (4 / 6, (t + s) / 2), (1 / 6, s)]
+def _mean_noise(process: SDE, t: Tensor, s: Tensor) -> Tensor:
+    """The root of the mean of g^2 over [t, s] by Simpson's rule; of a matrix its mean."""
+    a, b, c = (process.diffusion(v) for v in (t, (t + s) / 2, s))
+    if a.ndim > 1:
+        return (a + 4 * b + c) / 6
+    return torch.sqrt((a**2 + 4 * b**2 + c**2) / 6)
 
 
 def _rms(*states: Tensor) -> Tensor:

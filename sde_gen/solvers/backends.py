@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import match
 from ..sdes import SDE
 from .base import Memory, Solver, Step, require_ode
 
@@ -123,19 +122,23 @@ class TorchSDE(Solver):
     ) -> tuple[Tensor, Memory]:
         import torchsde
 
-        h, additive = abs(step.h), self.method == "srk"
-        # Additive noise is a matrix in torchsde: one channel a row keeps it 1 x 1.
-        y = x.reshape(-1, 1) if additive else x.reshape(len(x), -1)
+        h, srk = abs(step.h), self.method == "srk"
+        ode = process.direction == 0
+        matrix = not ode and process.diffusion(step.t).ndim == 2
+        # Additive noise is a matrix in torchsde: rows of what it mixes keep it k x k, or 1 x 1.
+        mixed = x.shape[1] if matrix else 1 if srk else None
+        layout = _Layout(x, mixed)
+        y = layout.flat(x)
         end = torchsde.sdeint(
-            _Problem(process, x, step, _TORCHSDE[self.method].sde_type, additive),
+            _Problem(process, layout, step, _TORCHSDE[self.method].sde_type),
             y,
             torch.tensor([0.0, h], dtype=torch.float64),
-            bm=_Driver(None if process.direction == 0 else noise, x, y, step, additive),
+            bm=_Driver(None if ode else noise, x, layout, step, srk),
             method=self.method,
             # A hair more than the exact part: rounding must not leave a last step of 1e-17.
             dt=h / self.substeps * (1 + 1e-12),
         )[-1]
-        return end.reshape(x.shape), ()
+        return layout.back(end), ()
 
 
 def _time(step: Step, u: float) -> float:
@@ -143,26 +146,48 @@ def _time(step: Step, u: float) -> float:
     return step.s if u == abs(step.h) else step.t + math.copysign(u, step.h)
 
 
+class _Layout:
+    """The state flat, as torchsde wants it: (B, n), or rows (-1, k) of what noise mixes."""
+
+    def __init__(self, x: Tensor, mixed: int | None) -> None:
+        self.mixed, self.shape = mixed, x.shape
+        self.inner = x.movedim(1, -1).shape if x.ndim > 1 else x.shape
+
+    def flat(self, x: Tensor) -> Tensor:
+        if self.mixed is None:
+            return x.reshape(len(x), -1)
+        return (x.movedim(1, -1) if x.ndim > 1 else x).reshape(-1, self.mixed)
+
+    def back(self, y: Tensor) -> Tensor:
+        if self.mixed is None or len(self.shape) < 2:
+            return y.reshape(self.shape)
+        return y.reshape(self.inner).movedim(-1, 1)
+
+
 class _Problem:
     """A process in torchsde's terms: a flat state and a rising time."""
 
-    def __init__(self, process: SDE, x: Tensor, step: Step, sde_type: str, additive: bool) -> None:
-        self.process, self.shape, self.at = process, x.shape, step
+    def __init__(self, process: SDE, layout: _Layout, step: Step, sde_type: str) -> None:
+        self.process, self.layout, self.at = process, layout, step
         self.sign = math.copysign(1.0, step.h)
-        self.sde_type, self.noise_type = sde_type, "additive" if additive else "diagonal"
+        self.sde_type = sde_type
+        self.noise_type = "diagonal" if layout.mixed is None else "additive"
         self.last: tuple[float, Tensor, Tensor] | None = None
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         # torchsde asks for the same drift more than once: to see its shape, and in srk.
         if self.last is not None and self.last[0] == float(u) and self.last[1] is y:
             return self.last[2]
-        drift = self.process.drift(y.reshape(self.shape), _time(self.at, float(u)))
-        self.last = float(u), y, self.sign * drift.reshape(y.shape)
+        drift = self.process.drift(self.layout.back(y), _time(self.at, float(u)))
+        self.last = float(u), y, self.sign * self.layout.flat(drift)
         return self.last[2]
 
     def g(self, u: Tensor, y: Tensor) -> Tensor:
-        g = match(self.process.diffusion(_time(self.at, float(u))), y)
-        return g.expand(*y.shape, 1) if self.noise_type == "additive" else g.expand_as(y)
+        if self.process.direction == 0:
+            g = y.new_zeros(())
+        else:
+            g = self.process.diffusion(_time(self.at, float(u))).to(y)
+        return g.expand_as(y) if self.layout.mixed is None else g.expand(*y.shape, y.shape[1])
 
 
 class _Driver:
@@ -172,9 +197,10 @@ class _Driver:
     """
 
     def __init__(
-        self, noise: Noise | None, x: Tensor, y: Tensor, step: Step, levy_area: bool
+        self, noise: Noise | None, x: Tensor, layout: _Layout, step: Step, levy_area: bool
     ) -> None:
-        self.noise, self.x, self.at, self.shape = noise, x, step, y.shape
+        self.noise, self.x, self.at, self.layout = noise, x, step, layout
+        self.shape = layout.flat(x).shape
         self.levy_area_approximation = "space-time" if levy_area else "none"
 
     def __call__(self, u_a: Tensor, u_b: Tensor, return_U: bool = False) -> Any:
@@ -188,4 +214,4 @@ class _Driver:
         if self.noise is None:
             return self.x.new_zeros(self.shape)
         t, s = _time(self.at, float(u_a)), _time(self.at, float(u_b))
-        return self.noise(self.x, t, s, k).reshape(self.shape)
+        return self.layout.flat(self.noise(self.x, t, s, k))

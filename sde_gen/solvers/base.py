@@ -15,9 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from ..noise import Noise
-from ..sdes import SDE, Reverse
+from ..ops import act
+from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
 
 Memory = tuple[Tensor, ...]
+
+Gain = float | Tensor
+"""What a normal is multiplied by in one step: a number, or a matrix (k, k)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,23 @@ class Solver(ABC):
         """
 
 
+def gains(c: Tensor) -> list[Gain | None]:
+    """A coefficient for each step, (N,) or (N, k, k), from a plan; None where it is zero."""
+    if c.ndim == 1:
+        return [g or None for g in c.tolist()]
+    return [g if bool(g.any()) else None for g in c]
+
+
+def times_each(c: Tensor, h: Tensor) -> Tensor:
+    """c h, a number of h (N,) for each coefficient of c, (N,) or (N, k, k)."""
+    return c * h.reshape(-1, *(1,) * (c.ndim - 1))
+
+
+def kick(x: Tensor, z: Tensor, g: Gain) -> Tensor:
+    """x + g z."""
+    return x + act(g, z) if isinstance(g, Tensor) else x.add(z, alpha=g)
+
+
 def require_ode(solver: Solver, process: SDE) -> None:
     """Raise TypeError unless the process is an ODE (a probability flow)."""
     if process.direction != 0:
@@ -78,6 +99,18 @@ def require_ode(solver: Solver, process: SDE) -> None:
             f"{type(solver).__name__} solves ODEs: it needs a probability flow"
             f" (Reverse with eta = 0), got {describe(process)}"
         )
+
+
+def require_scalar_reversal(solver: Solver, process: SDE) -> None:
+    """Raise TypeError unless the process is the reversal of a ``LinearSDE``."""
+    if isinstance(process, Reverse) and isinstance(process.sde, LinearSDE):
+        return
+    matrix = isinstance(getattr(process, "sde", None), KernelSDE)
+    raise TypeError(
+        f"{type(solver).__name__} needs the reversal of a LinearSDE, sde.reverse(score, eta) or"
+        f" sde.probability_flow(score); got {describe(process)}"
+        + (", whose coefficients are matrices: take Strang, Heun or SRA" if matrix else "")
+    )
 
 
 def read_score(process: Reverse, x: Tensor, t: Tensor) -> Tensor:

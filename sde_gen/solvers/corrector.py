@@ -20,21 +20,13 @@ from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
 from ..ops import as_time, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe, read_score
+from .base import Memory, Solver, Step, describe, read_score, require_scalar_reversal
 from .exponential import Exponential
 from .runge_kutta import Heun
 
 _MOST = math.sqrt(2) - 1
 _CORRECTOR = 8
 """The corrector's draws are numbered from here: the predictor has those before."""
-
-
-def _require_reversal(solver: Solver, process: SDE) -> None:
-    if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
-        raise TypeError(
-            f"{type(solver).__name__} needs the reversal of a LinearSDE, sde.reverse(score, eta)"
-            f" or sde.probability_flow(score); got {describe(process)}"
-        )
 
 
 def _require_one_step(outer: str, solver: Solver) -> None:
@@ -104,7 +96,7 @@ class Churn(Solver):
         self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
 
     def check(self, process: SDE) -> None:
-        _require_reversal(self, process)
+        require_scalar_reversal(self, process)
         if self.amount is not None and process.direction != 0:
             raise TypeError(
                 "Churn with an amount steps a probability flow; leave the amount out to follow"
@@ -223,7 +215,7 @@ class PredictorCorrector(Solver):
         self.calls = self.predictor.calls + corrections
 
     def check(self, process: SDE) -> None:
-        _require_reversal(self, process)
+        require_scalar_reversal(self, process)
         self.predictor.check(process)
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:

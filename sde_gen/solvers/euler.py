@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from ..noise import Noise
 from ..sdes import SDE
-from .base import Memory, Solver, Step
+from .base import Gain, Memory, Solver, Step, gains, kick, times_each
 
 
 class EulerMaruyama(Solver):
@@ -22,25 +20,24 @@ class EulerMaruyama(Solver):
     strong = 1.0
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        scale = process.diffusion(times[:-1]) * times.diff().abs().sqrt()
+        scale = times_each(process.diffusion(times[:-1]), times.diff().abs().sqrt())
         steps = super().plan(process, times)
-        return [Step(k.t, k.s, g) for k, g in zip(steps, scale.tolist(), strict=True)]
+        return [Step(k.t, k.s, g) for k, g in zip(steps, gains(scale), strict=True)]
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         x_s = x.add(process.drift(x, step.t), alpha=step.h)
-        if step.numbers:
-            x_s = x_s.add(noise(x, step.t, step.s), alpha=step.numbers)
+        if step.numbers is not None:
+            x_s = kick(x_s, noise(x, step.t, step.s), step.numbers)
         return x_s, ()
 
 
-def trapezoid_noise(process: SDE, times: Tensor) -> list[float]:
-    """sqrt(|s - t| (g_t^2 + g_s^2) / 2): the spread of int g dW to the third order in s - t."""
-    g2 = process.diffusion(times) ** 2
-    return [
-        math.sqrt(h * (a + b) / 2)
-        for h, a, b in zip(
-            times.diff().abs().tolist(), g2[:-1].tolist(), g2[1:].tolist(), strict=True
-        )
-    ]
+def trapezoid_noise(process: SDE, times: Tensor) -> list[Gain | None]:
+    """The spread of int g dW to the third order in s - t: sqrt(|s - t| (g_t^2 + g_s^2) / 2).
+
+    Of a matrix sqrt|s - t| (g_t + g_s) / 2, which drives a path as g does.
+    """
+    g, root = process.diffusion(times), times.diff().abs().sqrt()
+    mean = (g[:-1] + g[1:]) / 2 if g.ndim > 1 else ((g[:-1] ** 2 + g[1:] ** 2) / 2).sqrt()
+    return gains(times_each(mean, root))

@@ -34,7 +34,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
 from ..ops import as_time
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe, read_score
+from .base import Memory, Solver, Step, read_score, require_scalar_reversal
 from .weights import Polynomial, Weights
 
 
@@ -106,11 +106,7 @@ class Exponential(Solver):
         self.weak = min(self.order, 2)
 
     def check(self, process: SDE) -> None:
-        if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
-            raise TypeError(
-                "Exponential needs the reversal of a LinearSDE, sde.reverse(score, eta) or"
-                f" sde.probability_flow(score); got {describe(process)}"
-            )
+        require_scalar_reversal(self, process)
 
     def noise_level(self, process: Reverse, start: float, end: float) -> float:
         """eta of the step from lambda = start to end: that of the process."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..noise import Noise
+from ..ops import act
 from ..sdes import SDE
 from .base import Memory, Solver, Step, require_ode
 from .euler import trapezoid_noise
@@ -37,13 +38,15 @@ class Heun(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        if step.numbers:
-            jump = noise(x, step.t, step.s) * step.numbers
+        g = step.numbers
+        if g is not None:
+            z = noise(x, step.t, step.s)
+            jump = act(g, z) if isinstance(g, Tensor) else z * g
         b_t = process.drift(x, step.t)
         end = x.add(b_t, alpha=step.h)
-        b_s = process.drift(end + jump if step.numbers else end, step.s)
+        b_s = process.drift(end if g is None else end + jump, step.s)
         x_s = end.add(b_s - b_t, alpha=step.h / 2)
-        return (x_s + jump if step.numbers else x_s), ()
+        return (x_s if g is None else x_s + jump), ()
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ I_1 = int dW only its time integral I_10 = int (W_u - W_t) du: two normals a ste
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 from torch import Tensor
 
 from ..noise import Noise
 from ..sdes import SDE
-from .base import Memory, Solver, Step
+from .base import Memory, Solver, Step, kick
 
 
 class SRA(Solver):
@@ -34,20 +33,25 @@ class SRA(Solver):
     calls = 2
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        g = process.diffusion(times).tolist()
-        steps = super().plan(process, times)
-        return [Step(k.t, k.s, ends) for k, ends in zip(steps, pairwise(g), strict=True)]
+        c = process.diffusion(times)
+        g = c.tolist() if c.ndim == 1 else list(c)
+        silent = (c.reshape(len(c), -1) == 0).all(1)
+        none = (silent[:-1] & silent[1:]).tolist()
+        return [
+            Step(k.t, k.s, None if none[i] else (g[i], g[i + 1]))
+            for i, k in enumerate(super().plan(process, times))
+        ]
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         t, s, h = step.t, step.s, step.h
-        g_t, g_s = step.numbers
         b_t = process.drift(x, t)
         middle, end = x.add(b_t, alpha=3 / 4 * h), x.add(b_t, alpha=h / 3)
-        if g_t or g_s:
+        if step.numbers is not None:
+            g_t, g_s = step.numbers
             w = noise(x, t, s) * math.sqrt(abs(h))
             j = (w / 2).add(noise(x, t, s, 1), alpha=math.sqrt(abs(h) / 12))
-            middle = middle.add(j, alpha=3 / 2 * g_s)
-            end = end.add(w, alpha=g_s).add(j, alpha=g_t - g_s)
+            middle = kick(middle, j, 3 / 2 * g_s)
+            end = kick(kick(end, w, g_s), j, g_t - g_s)
         return end.add(process.drift(middle, t + 3 / 4 * h), alpha=2 / 3 * h), ()
