@@ -292,7 +292,6 @@ def strong_cells(entry: Entry) -> list[str]:
 
 def measure(entry: Entry) -> list[str]:
     """One row of the table."""
-    solver = entry.solver
     row = [f"`{entry.name}`", *ode_cells(entry)]
     row += weak_cells(entry) + strong_cells(entry)
     # Matrix products of another shape may round differently: exact to rounding is what is asked.
@@ -328,8 +327,8 @@ fails when this page says something else. Do not edit it by hand.
 - **takes**: an SDE running forward, a reversal with eta > 0, a flow (eta = 0), a Langevin process.
 
 Where a method has `C` it is the variance of the data (here 0.4). `SciPy(method)` runs any flow
-with scipy's own error control, one step size for the batch. Where a solver chooses its own steps the
-order is the slope over its calls; its order on paths and in law is tested on Brownian paths instead.
+with scipy's own error control, one step size for the batch. Where a solver chooses its own steps
+the order is the slope over its calls; its order on paths and in law is tested elsewhere.
 Orders above 4 end in rounding before they settle.
 """
 
