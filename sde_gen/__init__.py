@@ -14,7 +14,15 @@ from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
 from .sampling import default_solver, sample, solve
 from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
-from .scores import Empirical, Gaussian, GaussianMixture, Score, ScoreNetwork
+from .scores import (
+    CorrelatedMixture,
+    Empirical,
+    Gaussian,
+    GaussianMixture,
+    Lifted,
+    Score,
+    ScoreNetwork,
+)
 from .sdes import (
     EDM,
     SDE,
@@ -44,7 +52,7 @@ from .solvers import (
     TorchSDE,
 )
 from .training import Recipe, Trainer, dsm_loss, load, save, train
-from .tuning import tune_grid
+from .tuning import Tuned, tune_grid, tune_solver
 
 __version__ = "0.1.0"
 
@@ -56,6 +64,7 @@ __all__ = [
     "Churn",
     "Classifier",
     "ClassifierFree",
+    "CorrelatedMixture",
     "Cosine",
     "CriticallyDamped",
     "EDM",
@@ -68,6 +77,7 @@ __all__ = [
     "Heun",
     "Impulses",
     "Langevin",
+    "Lifted",
     "Linear",
     "LinearSDE",
     "MALA",
@@ -97,6 +107,7 @@ __all__ = [
     "TorchSDE",
     "ULA",
     "Trainer",
+    "Tuned",
     "VE",
     "VP",
     "Wiener",
@@ -115,4 +126,5 @@ __all__ = [
     "solve",
     "train",
     "tune_grid",
+    "tune_solver",
 ]

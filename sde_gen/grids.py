@@ -1,8 +1,9 @@
 """Time grids: 1-D float64 tensors of times, falling from the noise to the data.
 
-A grid is measured in the noise-to-signal ratio sigma / alpha, which every linear process has, so
-the same grid serves every clock. Grids stop at a small positive time (``end``, by default where
-sigma / alpha = 0.005) and, with ``to_zero=True``, take one last step from there to t = 0.
+A grid is measured in the noise-to-signal ratio sigma / alpha, which every linear process has
+(with matrices it is that of the data's statistic), so the same grid serves every clock. Grids
+stop at a small positive time (``end``, by default where sigma / alpha = 0.005) and, with
+``to_zero=True``, take one last step from there to t = 0.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sdes import SDE, LinearSDE
+from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
 
 
 def default_end(sde: SDE) -> float:
     """Where a grid stops by default: sigma / alpha = 0.005, or T / 1000 without a kernel."""
-    if isinstance(sde, LinearSDE):
+    if isinstance(sde, KernelSDE):
         return float(sde.time_at(-2 * math.log(_END_RATIO)))
     return sde.T / 1000
 
@@ -46,8 +47,10 @@ def _finish(times: Tensor, start: float, end: float, to_zero: bool) -> Tensor:
 
 
 def _ratio(sde: SDE, t: float) -> float:
-    if not isinstance(sde, LinearSDE):
-        raise TypeError(f"this grid needs a LinearSDE (it has a noise level), got {sde!r}")
+    if not isinstance(sde, KernelSDE):
+        raise TypeError(
+            f"this grid needs a LinearSDE or MatrixSDE (it has a noise level), got {sde!r}"
+        )
     if t <= 0:
         raise ValueError("this grid cannot end at t = 0, where the log noise level is infinite")
     return math.exp(-0.5 * float(sde.log_snr(t)))
@@ -79,7 +82,7 @@ def uniform(
 
 
 def log_snr(
-    sde: LinearSDE,
+    sde: KernelSDE,
     steps: int,
     start: float | None = None,
     end: float | None = None,
@@ -93,7 +96,7 @@ def log_snr(
 
 
 def karras(
-    sde: LinearSDE,
+    sde: KernelSDE,
     steps: int,
     start: float | None = None,
     end: float | None = None,
@@ -126,7 +129,7 @@ def _ends(sde: SDE, start: float, end: float) -> Tensor:
 
 
 def quadratic(
-    sde: LinearSDE,
+    sde: KernelSDE,
     steps: int,
     start: float | None = None,
     end: float | None = None,
@@ -141,7 +144,7 @@ def quadratic(
 
 
 def default(
-    sde: LinearSDE,
+    sde: KernelSDE,
     steps: int,
     start: float | None = None,
     end: float | None = None,
@@ -190,7 +193,7 @@ class Density:
 
     def __call__(
         self,
-        sde: LinearSDE,
+        sde: KernelSDE,
         steps: int,
         start: float | None = None,
         end: float | None = None,
@@ -207,7 +210,7 @@ class Density:
 
 
 def from_table(
-    sde: LinearSDE, ratios: Sequence[float] | Tensor, steps: int | None = None
+    sde: KernelSDE, ratios: Sequence[float] | Tensor, steps: int | None = None
 ) -> Tensor:
     """A grid through given noise-to-signal ratios sigma / alpha, largest first.
 

@@ -21,7 +21,7 @@ from .ops import Time, as_time, match
 from .scores import Score
 from .scores.base import Weight, inherit
 from .scores.network import network_input
-from .sdes import LinearSDE
+from .sdes import KernelSDE
 
 
 class Classifier(Score):
@@ -41,10 +41,10 @@ class Classifier(Score):
     """
 
     singular = True
-    sde: LinearSDE
+    sde: KernelSDE
 
     def __init__(
-        self, net: nn.Module, y: int | Tensor, sde: LinearSDE, data_std: float = 1.0
+        self, net: nn.Module, y: int | Tensor, sde: KernelSDE, data_std: float = 1.0
     ) -> None:
         self.net, self.sde, self.data_std = net, sde, data_std
         self.y = _integers(y)
@@ -72,7 +72,7 @@ class Classifier(Score):
 
 def classifier_loss(
     net: nn.Module,
-    sde: LinearSDE,
+    sde: KernelSDE,
     x: Tensor,
     y: Tensor,
     t: Tensor,

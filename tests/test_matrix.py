@@ -7,20 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import F64
+from problems import F64, mixture
 from scipy.linalg import expm, solve_continuous_lyapunov
 from torch import Tensor
 
 from sde_gen import (
+    EDM,
     VE,
     VP,
+    CorrelatedMixture,
     CriticallyDamped,
+    GaussianMixture,
     Geometric,
+    Lifted,
+    Linear,
     LinearSDE,
     MatrixOrnsteinUhlenbeck,
     MatrixSDE,
     OrnsteinUhlenbeck,
     Power,
+    Score,
 )
 from sde_gen.ops import Time, act, as_time, cholesky, integrate
 
@@ -316,3 +322,124 @@ def test_what_cannot_be_a_matrix_process_is_refused() -> None:
             CriticallyDamped(mass=mass, start=start)
     assert MatrixOrnsteinUhlenbeck(torch.tensor(A, dtype=F64), G) == MatrixOrnsteinUhlenbeck(A, G)  # type: ignore[arg-type]
     assert hash(CLD) == hash(CriticallyDamped())
+
+
+# Exact scores.
+
+
+def blob(sde: MatrixSDE | LinearSDE) -> CorrelatedMixture:
+    """Two components with full covariances in the plane."""
+    means = torch.tensor([[0.8, -0.5], [-0.6, 0.9]], dtype=F64)
+    covariances = torch.tensor(
+        [[[0.30, 0.12], [0.12, 0.20]], [[0.15, -0.05], [-0.05, 0.40]]], dtype=F64
+    )
+    return CorrelatedMixture(sde, torch.tensor([0.3, 0.7]), means, covariances)
+
+
+def normal(sde: MatrixSDE) -> CorrelatedMixture:
+    """One Gaussian, (d,) data for a process that mixes them or a point in the plane for CLD."""
+    d = 2 if sde.added else sde.size
+    low = torch.eye(d, dtype=F64) * 0.6 + torch.tril(torch.full((d, d), 0.2, dtype=F64))
+    mean = torch.linspace(0.7, -0.4, d, dtype=F64)
+    return CorrelatedMixture(sde, torch.ones(1), mean[None], low @ low.T)
+
+
+def joint(score: CorrelatedMixture, t: float) -> torch.distributions.Distribution:
+    """The law of the flat state at t, from Phi and Sigma alone, by torch's own distributions."""
+    sde = score.sde
+    assert isinstance(sde, MatrixSDE)
+    r = 2 if sde.added else 1
+    a = torch.kron(sde.alpha(t), torch.eye(r, dtype=F64))
+    v = torch.kron(sde.covariance(t), torch.eye(r, dtype=F64))
+    law = torch.distributions.MultivariateNormal(
+        score.means @ a.T, a @ score.covariances @ a.T + v
+    )
+    mix = torch.distributions.Categorical(logits=score.log_weights)
+    return torch.distributions.MixtureSameFamily(mix, law)
+
+
+def states(score: CorrelatedMixture, n: int, t: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return score.sde.perturb(score.sample(n, generator), t, generator).x
+
+
+@pytest.mark.parametrize("sde", [PLANE, CLD, HEAVY, Turning()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_the_correlated_mixture_is_exact(sde: MatrixSDE, share: float) -> None:
+    score, t = blob(sde), share * sde.T
+    x = states(score, 20, 0.3 * sde.T).requires_grad_()
+    exact = joint(score, t).log_prob(x.flatten(1))
+    (gradient,) = torch.autograd.grad(exact.sum(), x)
+    torch.testing.assert_close(score.log_prob(x, t), exact, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(score(x.detach(), t), gradient, rtol=1e-8, atol=1e-8)
+
+
+def test_each_sample_may_have_its_time() -> None:
+    for score in (blob(CLD), Lifted(mixture(VE(Geometric(0.01, 400.0))), CLD)):
+        x, t = states(blob(CLD), 5, 0.4), torch.tensor([0.0, 1e-3, 0.1, 0.5, 1.0], dtype=F64)
+        for f in (score, score.log_prob):
+            each = torch.cat([f(x[i : i + 1], t[i]) for i in range(5)])
+            torch.testing.assert_close(f(x, t), each, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inner", [EDM(400.0), VP(Linear(0.1, 30.0))], ids=repr)
+@pytest.mark.parametrize("sde", [CLD, HEAVY])
+@pytest.mark.parametrize("t", [0.0, 1e-6, 1e-3, 0.2, 1.0])
+def test_a_lifted_score_is_that_of_the_state(
+    sde: CriticallyDamped, inner: LinearSDE, t: float
+) -> None:
+    """The score of a scalar process, read off the statistic, is the score of (x, v)."""
+    exact, lifted = blob(sde), Lifted(blob(inner), sde)
+    x = states(exact, 50, max(t, 1e-3))
+    # At 1e-6 the precision of v given x is known to 1e-16 / 1e-6 of itself.
+    torch.testing.assert_close(lifted(x, t), exact(x, t), rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(lifted.log_prob(x, t), exact.log_prob(x, t), rtol=1e-7, atol=1e-6)
+
+
+def test_a_lifted_score_serves_any_shape_and_keeps_what_is_bound() -> None:
+    inner = GaussianMixture(
+        EDM(400.0), torch.ones(3), torch.randn(3, 1, 2, 2, generator=torch.Generator()), 0.3
+    )
+
+    class Labelled(Score):
+        sde, shape = inner.sde, inner.shape
+
+        def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
+            return inner(x, t) + (0 if y is None else y.reshape(-1, 1, 1, 1))
+
+    model, y = Lifted(Labelled(), CLD), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
+    x = torch.randn(4, 2, 1, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    s = model.given(y=y)(x, 0.3)
+    assert s.shape == x.shape
+    torch.testing.assert_close(model.given(y=y).rows(slice(1, 3))(x[1:3], 0.3), s[1:3])
+    assert not torch.allclose(s, model(x, 0.3))
+    assert model(x.float(), 0.3).dtype == torch.float32
+
+
+@pytest.mark.parametrize("sde", MATRIX, ids=lambda s: type(s).__name__)
+def test_tweedie_is_the_posterior_mean(sde: MatrixSDE) -> None:
+    score, t = normal(sde), 0.4 * sde.T
+    x = states(score, 7, t)
+    n, r = score.means.shape[1], 2 if sde.added else 1
+    a = torch.kron(sde.alpha(t), torch.eye(r, dtype=F64))
+    v = torch.kron(sde.covariance(t), torch.eye(r, dtype=F64))
+    c, m = score.covariances[0], score.means[0]
+    gain = c @ a.T @ torch.linalg.inv(a @ c @ a.T + v)
+    exact = m + (x.flatten(1) - m @ a.T) @ gain.T
+    assert exact.shape == (7, n)
+    torch.testing.assert_close(sde.denoise(x, t, score), exact, rtol=1e-7, atol=1e-9)
+
+
+def test_what_a_lift_needs() -> None:
+    with pytest.raises(ValueError, match="EDM"):
+        Lifted(blob(VP()), CLD)
+    with pytest.raises(TypeError, match="components of the data"):
+        Lifted(blob(EDM(400.0)), PLANE)
+    with pytest.raises(TypeError, match="LinearSDE"):
+        Lifted(blob(CLD), CLD)
+    with pytest.raises(ValueError, match="covariances"):
+        CorrelatedMixture(CLD, torch.ones(1), torch.zeros(1, 2), torch.eye(3))
+    with pytest.raises(ValueError, match="symmetric"):
+        CorrelatedMixture(CLD, torch.ones(1), torch.zeros(1, 2), torch.tensor([[1.0, 2], [0, 1]]))
+    with pytest.raises(ValueError, match="shape"):
+        blob(CLD)(torch.zeros(3, 2), 0.5)

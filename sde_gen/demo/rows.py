@@ -14,7 +14,7 @@ from ..guidance import Classifier, ClassifierFree
 from ..ops import Time
 from ..sampling import sample
 from ..scores import Score
-from ..sdes import LinearSDE
+from ..sdes import KernelSDE
 from ..solvers import EulerMaruyama, Exponential, SciPy, Solver, TorchSDE
 from .judge import Judge
 from .models import Trained
@@ -30,7 +30,7 @@ class Sampler:
     name: str
     eta: float
     solver: Solver
-    times: Callable[[LinearSDE], Tensor]
+    times: Callable[[KernelSDE], Tensor]
 
 
 FLOW = Sampler(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from .base import Given, Score, Sum
 from .exact import Empirical, Gaussian, GaussianMixture
+from .matrix import CorrelatedMixture, Lifted
 from .network import Prediction, ScoreNetwork
 
 __all__ = [
+    "CorrelatedMixture",
     "Empirical",
     "Gaussian",
     "GaussianMixture",
     "Given",
+    "Lifted",
     "Prediction",
     "Score",
     "ScoreNetwork",

@@ -18,7 +18,8 @@ from ..moments import Moments
 from ..ops import Time, as_time, match
 
 if TYPE_CHECKING:
-    from ..sdes import LinearSDE, ScoreFunction
+    from ..sdes import KernelSDE, ScoreFunction
+    from ..solvers import Solver
 
 Weight = float | Callable[[Tensor], Tensor | float]
 """A number, or a function of time (a guidance interval, a schedule of strength)."""
@@ -29,18 +30,20 @@ class Score:
 
     Attributes:
         sde: the process whose marginals p_t are, where known.
-        shape: *D, where known.
+        shape: *D of the data, where known; on a matrix process a state may hold more.
         singular: whether the score is infinite or undefined at t = 0.
         device: where its states live.
         moments: mean and covariance of the data, where known.
         data_std: standard deviation of the data over all coordinates.
+        tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
     """
 
-    sde: LinearSDE | None = None
+    sde: KernelSDE | None = None
     shape: tuple[int, ...] | None = None
     singular: bool = False
     moments: Moments | None = None
     data_std: float = 1.0
+    tuned: Solver | None = None
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +82,7 @@ class Given(Score):
 
     def __init__(self, score: Score, context: dict[str, Any]) -> None:
         self.score, self.context = score, context
+        self.tuned = score.tuned
         inherit(self, [score])
 
     @property
@@ -145,7 +149,8 @@ class Sum(Score):
 def inherit(child: Score, parents: Sequence[ScoreFunction]) -> None:
     """What is known of a score made of others: the first that knows it says it.
 
-    Moments are not passed on: a sum, or a score given its label, is the score of another law.
+    Moments are not passed on: a sum, or a score given its label, is the score of another law. Nor
+    is a tuned solver, but to a score given its label: that is what it was tuned for.
     """
     known = [s for s in parents if isinstance(s, Score)]
     for name in ("sde", "shape"):

@@ -4,6 +4,10 @@ A network F sees the state scaled to unit variance and the noise level, and its 
 the noise, the data, the velocity, the score, or EDM's preconditioned residual. Each reading is
 a pair of coefficients in score = a x + b F; they are written without cancellation, computed in
 float64, and meet the network's output only after it has left half precision.
+
+Of a state that holds more than the data (``CriticallyDamped``) the network sees the one statistic
+y = x_0 + sqrt(W) z that speaks of them: it is the network of a scalar process with alpha = 1 and
+sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import Time, as_time, check_state, match
-from ..sdes import LinearSDE
+from ..sdes import KernelSDE, MatrixSDE
 from .base import Score
 
 Prediction = Literal["noise", "data", "velocity", "score", "preconditioned"]
@@ -60,11 +64,12 @@ class ScoreNetwork(nn.Module, Score):
 
     c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
     standard deviation of the data: what the network sees depends on the noise level and not on
-    the clock, so a network trained under one clock can serve under another.
+    the clock, so a network trained under one clock can serve under another. (On a matrix process
+    x, alpha and sigma are y, 1 and sqrt(W).)
 
     Args:
         net: ``net(x, c_noise, **context)`` -> tensor of the shape of x.
-        sde: a linear process.
+        sde: a linear process, or a matrix one whose data are one component.
         prediction: what the output of the network stands for.
         data_std: standard deviation c of the data, over all coordinates.
         shape: *D; taken from ``net.shape`` where the network has one.
@@ -72,15 +77,16 @@ class ScoreNetwork(nn.Module, Score):
     Raises:
         ValueError: unknown prediction, ``data_std`` not positive; when called: t = 0, a state or
             an output of the wrong shape.
+        TypeError: a process without a kernel, or a matrix that mixes components of the data.
     """
 
     singular = True
-    sde: LinearSDE
+    sde: KernelSDE
 
     def __init__(
         self,
         net: nn.Module,
-        sde: LinearSDE,
+        sde: KernelSDE,
         prediction: Prediction = "preconditioned",
         data_std: float = 1.0,
         shape: tuple[int, ...] | None = None,
@@ -90,8 +96,7 @@ class ScoreNetwork(nn.Module, Score):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}")
         if not data_std > 0:
             raise ValueError(f"data_std must be positive, got {data_std}")
-        if not isinstance(sde, LinearSDE):
-            raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
+        check_one_component(sde)
         known = shape if shape is not None else getattr(net, "shape", None)
         self.net, self.sde, self.prediction = net, sde, prediction
         self.data_std = float(data_std)
@@ -107,19 +112,39 @@ class ScoreNetwork(nn.Module, Score):
         return getattr(self.net, "classes", None)
 
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
-        if self.shape is not None and x.shape[1:] != self.shape:
-            raise ValueError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
         t = as_time(t)
-        f = self.net(*network_input(self.sde, self.data_std, x, t), **context)
+        if self.shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(self.shape)):
+            raise ValueError(f"x must have shape (B, *{wanted}), got {tuple(x.shape)}")
+        check_state(x)
+        if not isinstance(self.sde, MatrixSDE):
+            return self._read(x, self.sde.alpha(t), self.sde.sigma(t), context)
+        c = self.sde.channel(t)
+        sigma = c.noise[..., 0, 0].sqrt()
+        s_y = self._read(self.sde.statistic(x, c), torch.ones_like(sigma), sigma, context)
+        return self.sde.state_score(x, s_y, c)
+
+    def _read(self, x: Tensor, alpha: Tensor, sigma: Tensor, context: dict[str, Any]) -> Tensor:
+        f = self.net(*_scaled(x, alpha, sigma, self.data_std), **context)
         if f.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(f.shape)} for a state {tuple(x.shape)}"
             )
-        a, b = _TABLE[self.prediction](self.sde.alpha(t), self.sde.sigma(t), self.data_std)
+        a, b = _TABLE[self.prediction](alpha, sigma, self.data_std)
         return match(a, x) * x + match(b, x) * f.to(x.dtype)
 
 
-def network_input(sde: LinearSDE, data_std: float, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+def check_one_component(sde: object) -> None:
+    """Raise TypeError unless x_t, or a statistic of it, is alpha x_0 + sigma z with numbers."""
+    if not isinstance(sde, KernelSDE):
+        raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
+    if isinstance(sde, MatrixSDE) and not sde.added and sde.size > 1:
+        raise TypeError(
+            f"{type(sde).__name__} mixes {sde.size} components of the data, which have no common"
+            " noise level: give dsm_loss a score (x, t) of your own"
+        )
+
+
+def network_input(sde: KernelSDE, data_std: float, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
     """What a network sees: c_in x, of unit variance, and c_noise = 1/4 log(sigma / alpha).
 
     c_noise is () or (B,) like t, in the dtype of x.
@@ -129,11 +154,19 @@ def network_input(sde: LinearSDE, data_std: float, x: Tensor, t: Time) -> tuple[
     """
     check_state(x)
     t = as_time(t)
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    if t.device.type == "cpu" and bool((sigma == 0).any()):
+    if isinstance(sde, MatrixSDE):
+        check_one_component(sde)
+        c = sde.channel(t)
+        sigma = c.noise[..., 0, 0].sqrt()
+        return _scaled(sde.statistic(x, c), torch.ones_like(sigma), sigma, data_std)
+    return _scaled(x, sde.alpha(t), sde.sigma(t), data_std)
+
+
+def _scaled(x: Tensor, alpha: Tensor, sigma: Tensor, data_std: float) -> tuple[Tensor, Tensor]:
+    if sigma.device.type == "cpu" and bool((sigma == 0).any()):
         raise ValueError(
             "a learned score is singular at t = 0: end the grid at a small positive time"
         )
     c_in = torch.rsqrt((alpha * data_std) ** 2 + sigma**2)
     c_noise = match(0.25 * torch.log(sigma / alpha), x)
-    return match(c_in, x) * x, c_noise.flatten() if t.ndim else c_noise
+    return match(c_in, x) * x, c_noise.flatten() if sigma.ndim else c_noise

@@ -203,6 +203,25 @@ class MatrixSDE(KernelSDE):
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.size, *shape) if self.added else shape
 
+    def statistic(self, x: Tensor, c: Channel) -> Tensor:
+        """y = x_0 + noise, all that the state says of the data: (B, k, *rest) -> (B, *D)."""
+        return self.data(act(c.pick, x))
+
+    def state_score(self, x: Tensor, s_y: Tensor, c: Channel) -> Tensor:
+        """The score of the state from that of its statistic, (B, *D) -> (B, k, *rest)."""
+        return act(c.pick.mT, self.lift(s_y)) - act(c.rest, x)
+
+    def visibility(self, t: Time) -> Tensor:
+        """The share of the driven score's variance, given the data, that comes from them: (*S).
+
+        1 where noise enters all that is data (then nothing else is in the score).
+        """
+        c = self.channel(t)
+        lift, rest = c.pick.mT[..., self.driven, :], c.rest[..., self.driven, self.driven]
+        seen = lift @ torch.linalg.solve(c.noise, lift.mT)
+        share = torch.linalg.solve(rest + seen, seen)
+        return share.diagonal(dim1=-2, dim2=-1).mean(-1)
+
     def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Correlated:
         """Draw the state x_t = alpha_t x + L_t z exactly, for data x (B, *D) and t () or (B,)."""
         t = check_input(self, x, t)
