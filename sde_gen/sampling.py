@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -136,8 +137,10 @@ def sample(
             steps itself (``Adaptive``, ``SciPy``) goes to the end in one.
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
         eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
-        solver: ``default_solver(model, eta)`` by default.
-        times: ``grids.default`` with a last step to t = 0, by default.
+        solver: by default that which the model was tuned to (``tune_solver``; eta = 0 only),
+            otherwise ``default_solver(model, eta)``.
+        times: by default the grid that the solver brings, otherwise ``grids.default``, with a
+            last step to t = 0.
         dtype, device: of the state; the device is the model's own by default.
         progress, chunk: as in ``solve``.
 
@@ -157,11 +160,12 @@ def sample(
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be an integer >= 1, got {n!r}")
     if solver is None:
-        solver = default_solver(model, eta)
+        tuned = model.tuned if eta == 0 and times is None else None
+        solver = default_solver(model, eta) if tuned is None else tuned
     if times is None:
+        grid = solver.grid or partial(grids.default, data_std=model.data_std)
         to_zero = not solver.evaluates_end
-        steps = 1 if solver.own_steps else steps
-        times = grids.default(sde, steps, data_std=model.data_std, to_zero=to_zero)
+        times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
     noise = _as_noise(seed)

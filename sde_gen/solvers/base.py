@@ -8,6 +8,7 @@ of its own: the memory of a multistep method goes in and comes out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,6 +50,7 @@ class Solver(ABC):
         evaluates_end: whether a step evaluates the score at its end s.
         own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
             is only the times at which states are wanted.
+        grid: the grid that it was made for, called as those of ``grids``; None where any serves.
     """
 
     order: int
@@ -57,6 +59,7 @@ class Solver(ABC):
     calls: int = 1
     evaluates_end: bool = False
     own_steps: bool = False
+    grid: Callable[..., Tensor] | None = None
 
     def check(self, process: SDE) -> None:  # noqa: B027 (most solvers take every process)
         """Raise TypeError unless the solver can step this process."""
@@ -109,7 +112,7 @@ def require_scalar_reversal(solver: Solver, process: SDE) -> None:
     raise TypeError(
         f"{type(solver).__name__} needs the reversal of a LinearSDE, sde.reverse(score, eta) or"
         f" sde.probability_flow(score); got {describe(process)}"
-        + (", whose coefficients are matrices: take Strang, Heun or SRA" if matrix else "")
+        + (", whose coefficients are matrices: take Propagator, Heun or SRA" if matrix else "")
     )
 
 

@@ -130,6 +130,7 @@ class Spectral(Weights):
             raise ValueError(f"variance must be positive, got {variance}")
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+        self.variance, self.dimensions = variance, dimensions
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)
         self._v = variance * self._relative
 

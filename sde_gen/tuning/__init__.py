@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .grid import Tuned, tune_grid
+from .grid import tune_grid
+from .solver import tune_solver
+from .tuned import Choice, Tuned, Warped
 
-__all__ = ["Tuned", "tune_grid"]
+__all__ = ["Choice", "Tuned", "Warped", "tune_grid", "tune_solver"]

@@ -1,0 +1,123 @@
+"""Trajectories to fit, to choose and to judge by, and their exact ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import grids
+from ..moments import data_moments
+from ..noise import Streams
+from ..sampling import default_solver
+from ..scores import Score
+from ..scores.base import Given
+from ..sdes import LinearSDE, Reverse
+from ..solvers import Exponential, Solver
+from ..solvers.base import Memory
+
+FINE = 128
+"""Steps of a reference, at least: four times the largest number that is tuned for."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Starting points (n, *D) at T, the flow that moves them, and where it takes them."""
+
+    flow: Reverse
+    x: Tensor
+    exact: Tensor
+
+    def errors(self, y: Tensor) -> Tensor:
+        """log RMSE of each trajectory, float64 (n,) on the CPU; no less than the exact ends are
+        known to, so that of two solvers without error neither wins."""
+        floor = torch.finfo(y.dtype).eps ** (2 / 3) * float(self.exact.square().mean().sqrt())
+        rms = (y - self.exact).flatten(1).square().mean(1).sqrt().cpu().double()
+        return torch.log(rms.clamp_min(floor))
+
+
+def typical_error(logs: Tensor) -> float:
+    """log of an error of one run: half way between the geometric and the arithmetic mean.
+
+    The mean square would be decided by the few trajectories that end in another mode, of which a
+    set has too few to fit anything to; the geometric mean would hardly see them.
+    """
+    mean = float(torch.logsumexp(logs, 0)) - math.log(len(logs))
+    return (mean + float(logs.mean())) / 2
+
+
+def sign_test(wins: int, n: int) -> float:
+    """P(at least this many wins of n fair coins)."""
+    return sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+
+
+def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) -> tuple[int, ...]:
+    """The numbers of steps in order; raises as ``tune_grid`` says."""
+    if not isinstance(model.sde, LinearSDE) or model.shape is None:
+        raise TypeError("tuning needs a score that knows its linear process and data shape")
+    if solver is not None and not isinstance(solver, Exponential):
+        raise TypeError(f"tuning fits Exponential solvers, got {type(solver).__name__}")
+    wanted = (steps,) if isinstance(steps, int) else tuple(steps)
+    if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 2 for k in wanted):
+        raise ValueError(f"steps must be one or more integers >= 2, got {steps!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 8:
+        raise ValueError(f"n must be an integer >= 8 (the sign test needs them), got {n!r}")
+    return tuple(sorted(set(wanted)))
+
+
+def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial]:
+    """Three disjoint sets of n trajectories from T to ``end``."""
+    sde, shape = model.sde, model.shape
+    assert isinstance(sde, LinearSDE)
+    assert shape is not None
+    dtype = torch.float32 if model.device.type == "mps" else torch.float64
+    blank = torch.empty(3 * n, *shape, dtype=dtype, device=model.device)
+    x = float(sde.sigma(sde.T)) * Streams(seed).start(blank)
+    times = grids.default(sde, max(FINE, 4 * most), end=end, data_std=model.data_std)
+    made = []
+    for i in range(0, 3 * n, n):
+        part = slice(i, i + n)
+        flow = sde.probability_flow(model.rows(part))
+        made.append(Trial(flow, x[part], states(flow, x[part], times, reference(model))[-1]))
+    return made
+
+
+def reference(model: Score) -> Exponential:
+    """What solves the flow to a fraction of the error that any tuned solver leaves."""
+    known = model.data_std**2 if model.moments is None else model.moments
+    return Exponential(3, known, corrector=True)
+
+
+def states(
+    flow: Reverse, x: Tensor, times: Tensor, solver: Solver, every: int | None = None
+) -> list[Tensor]:
+    """The state after every so many steps of a run (after all of them, by default)."""
+    plan, noise, kept = solver.plan(flow, times), Streams(0), []
+    memory: Memory = ()
+    for i, step in enumerate(plan, 1):
+        x, memory = solver.step(flow, x, step, noise, memory)
+        if i % (every or len(plan)) == 0:
+            kept.append(x)
+    return kept
+
+
+def informed(model: Score, x: Tensor) -> Score:
+    """The model, knowing at least what samples x (N, *D) say of the data's mean and covariance.
+
+    Four samples for each principal direction: fewer say more of themselves than of the data.
+    """
+    if model.moments is not None:
+        return model
+    knows = Given(model, {})
+    knows.moments = data_moments(x, rank=max(1, len(x) // 4))
+    return knows
+
+
+def base_solver(model: Score) -> Exponential:
+    """The default solver of a flow, before any tuning."""
+    solver = default_solver(model)
+    assert isinstance(solver, Exponential)
+    return solver
