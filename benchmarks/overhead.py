@@ -24,8 +24,7 @@ from _problems import HERE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import sde_gen
-from sde_gen import Exponential, Heun, Solver, grids, solve
+from sde_gen import VP, Exponential, Heun, Score, Solver, default_solver, grids, solve
 
 SHAPE, CALLS = (64, 3, 32, 32), 50
 Run = Callable[[Tensor], Tensor]
@@ -49,11 +48,20 @@ def noisy_base(x: Tensor) -> Tensor:
 # --- sde_gen ----------------------------------------------------------------------------------
 
 
-def ours(solver: Solver, eta: float = 0.0) -> Run:
-    """``solve`` on a free score."""
-    sde = sde_gen.VP()
-    process = sde.reverse(lambda x, t: x, eta)
-    times = grids.quadratic(sde, CALLS // solver.calls)
+class Free(Score):
+    """A score that costs nothing, of data of standard deviation 0.5."""
+
+    sde, shape, data_std = VP(), SHAPE[1:], 0.5
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        return x
+
+
+def ours(solver: Solver | None = None, eta: float = 0.0) -> Run:
+    """``solve`` on a free score, by default with the default solver."""
+    solver = default_solver(Free(), eta) if solver is None else solver
+    process = Free.sde.reverse(Free(), eta)
+    times = grids.default(Free.sde, CALLS // solver.calls)
     return lambda x: solve(process, x, times, solver, noise=0)
 
 
@@ -61,8 +69,9 @@ OURS: dict[str, Callable[[], Run]] = {
     "sde_gen Exponential(1)": lambda: ours(Exponential(1)),
     "sde_gen Exponential(2)": lambda: ours(Exponential(2)),
     "sde_gen Exponential(3, std)": lambda: ours(Exponential(3, 0.25)),
+    "sde_gen default": ours,
     "sde_gen Heun": lambda: ours(Heun()),
-    "sde_gen Exponential(2), eta 1": lambda: ours(Exponential(2), 1.0),
+    "sde_gen default, eta 1": lambda: ours(eta=1.0),
 }
 
 

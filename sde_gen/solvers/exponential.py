@@ -40,18 +40,14 @@ from .weights import Polynomial, Weights
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """Coefficients of one step, in terms of x, for the state x and the values Q, latest first.
+    """Coefficients of one step: everything is linear in the state x, the score s at it and the
+    past values of Q, latest first.
 
-    q: Q from (x, score). correct: x from (Q, older Q ...). again: Q from the correction of x.
-    a, b, std: the next x from x, (Q, older Q ...) and the normal z; without corrector the
-    latest Q is written out in x and the score, which saves a pass over the state.
+    x, q: the next state and the value of Q here, from (x, s, Q_1, Q_2 ...); std: of the normal z.
     """
 
-    q: tuple[Coefficient, Coefficient]
-    correct: tuple[Coefficient, ...]
-    again: Coefficient | None
-    a: Coefficient
-    b: tuple[Coefficient, ...]
+    x: tuple[Coefficient, ...]
+    q: tuple[Coefficient, ...]
     std: Coefficient | None
 
 
@@ -156,28 +152,33 @@ class Exponential(Solver):
         lam: np.ndarray,
         table: list[_Prediction],
     ) -> _Numbers:
-        f, c = self.reference.coefficient, self.reference.values.numpy()
+        c = self.reference.values.numpy()
         a, b, spread, _ = table[i]
+        past = min(i, self._kept)
+        x, score, *older = np.eye(2 + past)[:, :, None] * np.ones(len(c))
         if np.isinf(c).any():
-            q, again = (np.zeros(1), -sigma[i : i + 1]), np.zeros(1)
+            q, linear = -sigma[i] * score, np.zeros(1)
         else:
             # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
             w = (sigma[i] / alpha[i]) ** 2
-            q, again = (np.ones_like(c) / alpha[i], (c + w) * alpha[i]), -c / (w * alpha[i])
-        correct: tuple[Coefficient, ...] = ()
+            q, linear = x / alpha[i] + (c + w) * alpha[i] * score, -c / (w * alpha[i])
         if self.corrector and i > 0:
-            correct = tuple(f(alpha[i] * row) for row in self._correct(lam, i, table[i - 1], c))
-        a, b = alpha[i + 1] / alpha[i] * a, alpha[i + 1] * b
-        if not self.corrector:
-            a, b = a + b[0] * q[0], np.concatenate([b[:1] * q[1], b[1:]])
+            new = alpha[i] * self._correct(lam, i, table[i - 1], c)
+            change = sum(n * v for n, v in zip(new, (q, *older), strict=True))
+            # The denoised state is kept as evaluated; what of Q is linear in x is new.
+            x, q = x + change, q + linear * change
+        x = alpha[i + 1] * (a / alpha[i] * x + sum(n * v for n, v in zip(b, (q, *older))))
+        f = self.reference.coefficient
         return _Numbers(
-            q=(f(q[0]), f(q[1])),
-            correct=correct,
-            again=f(again) if again.any() else None,
-            a=f(a),
-            b=tuple(f(row) for row in b),
+            x=tuple(f(row) for row in x),
+            q=tuple(f(row) for row in q),
             std=f(alpha[i + 1] * spread) if spread.any() else None,
         )
+
+    @property
+    def _kept(self) -> int:
+        """How many past values of Q a step reads."""
+        return self.nodes if self.corrector else self.nodes - 1
 
     def _correct(self, lam: np.ndarray, i: int, last: _Prediction, c: np.ndarray) -> np.ndarray:
         """How y at node i changes when Q there is known: weights of Q_i, Q_(i-1), ..."""
@@ -191,28 +192,9 @@ class Exponential(Solver):
     ) -> tuple[Tensor, Memory]:
         assert isinstance(process, Reverse)
         k: _Numbers = step.numbers
-        apply = self.reference.apply
-        latest = read_score(process, x, as_time(step.t))
-        past, older = memory, memory[: len(k.b) - 1]
-        if self.nodes > 1 or self.corrector:
-            q = apply(k.q, (x, latest))
-            memory = (q, *memory[: self.nodes - 1])
-        if k.correct:
-            x, memory = self._corrected(k, x, past, memory)
-        if self.corrector:
-            latest = memory[0]
+        known = (x, read_score(process, x, as_time(step.t)), *memory)
+        if self._kept:
+            memory = (self.reference.apply(k.q, known), *memory[: self._kept - 1])
         if k.std is None:
-            return apply((k.a, *k.b), (x, latest, *older)), memory
-        z = noise(x, step.t, step.s)
-        return apply((k.a, *k.b, k.std), (x, latest, *older, z)), memory
-
-    def _corrected(
-        self, k: _Numbers, x: Tensor, past: Memory, memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        """x and Q once Q at x is known. The denoised state is kept as it was evaluated; only the
-        part of Q that is linear in x is new."""
-        q, *older = memory
-        change = self.reference.apply(k.correct, (q, *past[: len(k.correct) - 1]))
-        if k.again is not None:
-            q = q + self.reference.apply((k.again,), (change,))
-        return x + change, (q, *older)
+            return self.reference.apply(k.x, known), memory
+        return self.reference.apply((*k.x, k.std), (*known, noise(x, step.t, step.s))), memory

@@ -36,11 +36,9 @@ def kernel(lam: np.ndarray, end: float, c: np.ndarray, kappa: float) -> np.ndarr
 
 def lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
     """The Lagrange basis through ``nodes`` (p,) at the points u (n,): (p, n)."""
-    rows = []
-    for j, a in enumerate(nodes):
-        others = np.delete(nodes, j)
-        rows.append(np.prod((u[:, None] - others) / (a - others), axis=1))
-    return np.stack(rows)
+    own = np.eye(len(nodes), dtype=bool)
+    above = np.where(own[..., None], 1.0, u - nodes[:, None]).prod(1)
+    return above / np.where(own, 1.0, nodes[:, None] - nodes).prod(1)[:, None]
 
 
 class Weights(ABC):
@@ -132,18 +130,18 @@ class Spectral(Weights):
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
         self.variance, self.dimensions = variance, dimensions
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)
-        self._v = variance * self._relative
+        self._v, self._weight = variance * self._relative, self._relative**0.2
 
     def __call__(
         self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
     ) -> np.ndarray:
-        plain = Polynomial()(nodes, start, end, c, kappa)
-        if len(nodes) == 1:
-            return plain
         lam, weight = quadrature(start, end)
         k = kernel(lam, end, c, kappa) * weight
+        plain = lagrange(nodes, lam) @ k.T
+        if len(nodes) == 1:
+            return plain
         q = self._shape(c, nodes)
-        importance = self._relative**0.2 * np.sqrt(self._v / (self._v + math.exp(-2 * end)))
+        importance = self._weight * np.sqrt(self._v / (self._v + math.exp(-2 * end)))
         missed = (self._shape(c, lam) @ k[..., None])[..., 0] - (q @ plain.T[..., None])[..., 0]
         columns = (q[..., 1:] - q[..., :1]) * importance[:, None]
         # A direction whose variance is C has nothing to interpolate: any scale will do.
