@@ -167,7 +167,8 @@ class Exponential(Solver):
             change = sum(n * v for n, v in zip(new, (q, *older), strict=True))
             # The denoised state is kept as evaluated; what of Q is linear in x is new.
             x, q = x + change, q + linear * change
-        x = alpha[i + 1] * (a / alpha[i] * x + sum(n * v for n, v in zip(b, (q, *older))))
+        values = (q, *older)[: len(b)]
+        x = alpha[i + 1] * (a / alpha[i] * x + sum(n * v for n, v in zip(b, values, strict=True)))
         f = self.reference.coefficient
         return _Numbers(
             x=tuple(f(row) for row in x),
