@@ -1,5 +1,8 @@
 """Models on disk: ``model.safetensors`` and ``config.json`` in a folder, and no pickle.
 
+What a model was tuned to (``model.tuned = tune_solver(model)``) lies beside them, in
+``tuned.json`` and ``tuned.safetensors``.
+
 The configuration names the classes of the process, its clock and the network, with the arguments
 that rebuild them; the weights are those of the network. ``load`` gives the score back together
 with its process, ready for ``sample``. Only classes of this library are ever built from a file.
@@ -17,16 +20,19 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import networks, schedules, sdes
 from ..networks import Network
 from ..schedules import Schedule
 from ..scores import ScoreNetwork
 from ..sdes import LinearSDE
+from ..tuning import Tuned
+from ..tuning.saved import pack, unpack
 from .devices import pick_device
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TUNED, COVARIANCES = "tuned.json", "tuned.safetensors"
 _FORMAT = 1
 
 
@@ -62,23 +68,26 @@ def save(model: ScoreNetwork, path: str | Path) -> None:
     Each file is written beside its place and then renamed, so that one which is there is whole.
 
     Raises:
-        TypeError: what ``describe`` raises, before anything is written.
+        TypeError: what ``describe`` raises, or ``tuned`` is not what ``tune_grid`` or
+            ``tune_solver`` return by default; before anything is written.
     """
     from safetensors.torch import save_file
 
-    config = describe(model)
+    config, tuned = describe(model), _pack_tuned(model)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().contiguous().clone() for k, v in model.net.state_dict().items()}
     write(folder / WEIGHTS, lambda file: save_file(weights, file))
     text = json.dumps(config, indent=2) + "\n"
     write(folder / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
+    _write_tuned(folder, tuned)
 
 
 def load(
     path: str | Path, device: torch.device | str = "cpu", net: nn.Module | None = None
 ) -> ScoreNetwork:
-    """Read a model from the folder ``path``: a score with its process, in evaluation mode.
+    """Read a model from the folder ``path``: a score with its process, in evaluation mode, and
+    what it was tuned to.
 
     Args:
         path: a folder that ``save`` or a training run wrote.
@@ -102,6 +111,7 @@ def load(
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a model: {error}") from error
     _read_weights(folder / WEIGHTS, net)
+    model.tuned = _read_tuned(folder)
     return model.to(place).eval()
 
 
@@ -164,6 +174,41 @@ def _find(module: ModuleType, name: Any, base: type) -> Any:
     """The class of that name in the module, if it is a kind of ``base``."""
     kind = getattr(module, name, None) if isinstance(name, str) else None
     return kind if isinstance(kind, type) and issubclass(kind, base) else None
+
+
+def _pack_tuned(model: ScoreNetwork) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    if model.tuned is None:
+        return None
+    if not isinstance(model.tuned, Tuned):
+        raise TypeError(f"only a Tuned solver can be saved, got {type(model.tuned).__name__}")
+    return pack(model.tuned)
+
+
+def _write_tuned(folder: Path, packed: tuple[dict[str, Any], dict[str, Tensor]] | None) -> None:
+    """Both files, or neither: a model that is not tuned must not find those of another."""
+    from safetensors.torch import save_file
+
+    if packed is None:
+        for name in (TUNED, COVARIANCES):
+            (folder / name).unlink(missing_ok=True)
+        return
+    config, tensors = packed
+    text = json.dumps({"format": _FORMAT, **config}, allow_nan=False) + "\n"
+    write(folder / COVARIANCES, lambda file: save_file(tensors, file))
+    write(folder / TUNED, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _read_tuned(folder: Path) -> Tuned | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / TUNED).exists():
+        return None
+    config = _read_config(folder / TUNED)
+    try:
+        return unpack(config, load_file(folder / COVARIANCES))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / TUNED} or its tensors are damaged: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..moments import Moments
 from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
@@ -61,23 +60,26 @@ def tune_grid(
     """Fit time grids to a score, for the probability flow.
 
     Three disjoint sets of n trajectories: one to fit four numbers of the density of nodes for
-    each number of steps (and, where neither a solver nor the data's covariance is given, the
-    reference variance of the solver), one to choose between the result and the default, one to
-    judge. What does not beat the default on the last, trajectory by trajectory (one-sided sign
-    test at 5 %), is dropped for the default: ``print`` the result to see. Costs at most
-    3 n (128 or 4 max(steps)) + n (60 steps[0] + 30 sum(steps[1:]) + 4 sum(steps)) evaluations of
-    the score: 0.2 million by default, half a minute for the U-Net of the demo on one CPU core.
+    each number of steps, one to choose between the result and the default, one to judge. What
+    does not beat the default on the last, trajectory by trajectory (one-sided sign test at 5 %
+    for each number of steps), is dropped for the default: ``print`` the result to see.
+
+    The default solver is made to know the data's covariance, from whatever tells it: ``data``,
+    ``model.moments``, or else the ends of the trajectories of the first set.
+
+    Costs 3 n max(128, 4 max(steps)) evaluations of the score, n (60 steps[0] + 30 sum(steps[1:]))
+    to fit and 4 n sum(steps) to choose and judge: 0.2 million by default, half a minute for the
+    U-Net of the demo on one CPU core.
 
     Args:
         model: a score that knows its linear process and shape. Where labels are bound per
-            sample, bind 3 n of them.
-        solver: the solver that will use the grid; by default the default one, whose reference is
-            then fitted too.
+            sample, bind 3 n of them, a third for each set.
+        solver: the solver that will use the grid; by default the default one.
         steps: the numbers of calls that will be made. For others the nearest serves.
         n: trajectories in each set.
         end: last time of the grids. By default that of ``sample``, whose last call goes on from
             there to t = 0.
-        data: samples (N, *D), whose mean and covariance the solver then knows.
+        data: samples (N, *D) to take mean and covariance from.
         seed: of the trajectories.
 
     Returns:
@@ -89,21 +91,6 @@ def tune_grid(
         ValueError: steps that are no integers >= 2, or n < 8.
     """
     return tune(model, solver, steps, n, end, data, seed, lambda *_: [])
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Solvers with a number: the scale of the reference, where it may be chosen."""
-
-    solver: Exponential
-    free: bool
-
-    def __call__(self, log_scale: float) -> Exponential:
-        if not self.free:
-            return self.solver
-        s, known = self.solver, self.solver.reference
-        scaled = Moments(known.values * math.exp(log_scale), known.mean, known.basis)
-        return Exponential(s.nodes, scaled, s.corrector, s.weights)
 
 
 def tune(
@@ -126,12 +113,13 @@ def tune(
     counts = [k - (end is None) for k in calls]
     with torch.no_grad():
         sets = trials(model, last, n, seed, counts[-1])
-        ends = sets[0].exact / float(sde.alpha(last)) if data is None else data
-        student = base_solver(informed(model, ends)) if solver is None else solver
-        family = _Family(student, free=solver is None)
+        if solver is None:
+            ends = sets[0].exact / float(sde.alpha(last)) if data is None else data
+            known = data is None and model.moments is not None
+            solver = base_solver(model if known else informed(model, ends))
         plain = partial(grids.default, data_std=model.data_std)
         choices = []
-        for choice, times in _searched(sets[0], sde, family, counts, last):
+        for choice, times in _searched(sets[0], sde, solver, counts, last):
             rivals = [choice, *extend(sets[0], choice, times)]
             usual = plain(sde, choice.steps, end=last)
             choices.append(_judged(sets, Choice(choice.steps, default), usual, rivals, times))
@@ -140,15 +128,14 @@ def tune(
 
 
 def _searched(
-    fit: Trial, sde: LinearSDE, family: _Family, counts: Sequence[int], end: float
+    fit: Trial, sde: LinearSDE, solver: Exponential, counts: Sequence[int], end: float
 ) -> Iterator[tuple[Choice, Tensor]]:
     """For each number of steps the grid that fits it best, and its times."""
-    point, most = np.zeros(BENDS + family.free), FIRST
-    sizes = np.full(len(point), 0.5)
+    point, sizes, most = np.zeros(BENDS), np.full(BENDS, 0.5), FIRST
     for k in counts:
 
         def made(p: np.ndarray, k: int = k) -> tuple[Choice, Tensor]:
-            bend, solver = tuple(p[:BENDS].tolist()), family(float(p[-1]))
+            bend = tuple(p.tolist())
             times = Warped(bend)(sde, k, end=end)
             levels = (-0.5 * sde.log_snr(times)).tolist()
             return Choice(k, solver, bend, tuple(levels)), times
@@ -158,7 +145,7 @@ def _searched(
 
         point = _simplex(tried, point, sizes, most)
         yield made(point)
-        sizes, most = np.full(len(point), 0.25), NEXT
+        sizes, most = np.full(BENDS, 0.25), NEXT
 
 
 def _simplex(

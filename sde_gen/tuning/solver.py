@@ -57,9 +57,9 @@ def tune_solver(
 
     Args:
         model: a score that knows its linear process and shape. Where labels are bound per
-            sample, bind 3 n of them.
+            sample, bind 3 n of them, a third for each set.
         solver: to start from, with a finite reference and a memory (order >= 2 or corrector); by
-            default the default one, with its reference fitted too.
+            default the default one.
         steps: the numbers of calls that will be made.
         n: trajectories in each set; fewer than 256 fit the few that are rare.
         end, data, seed: as in ``tune_grid``.

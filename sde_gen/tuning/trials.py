@@ -105,12 +105,10 @@ def states(
 
 
 def informed(model: Score, x: Tensor) -> Score:
-    """The model, knowing at least what samples x (N, *D) say of the data's mean and covariance.
+    """The model, knowing the mean and covariance of samples x (N, *D).
 
     Four samples for each principal direction: fewer say more of themselves than of the data.
     """
-    if model.moments is not None:
-        return model
     knows = Given(model, {})
     knows.moments = data_moments(x, rank=max(1, len(x) // 4))
     return knows

@@ -1,0 +1,383 @@
+"""Tuned grids and solvers: what is known of them exactly, and that they are what they say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from problems import F64, correlated, gaussian, mixture, ring, start
+from torch import Tensor, nn
+
+import sde_gen as sg
+from sde_gen import VP, Exponential, Tuned, grids, sample, solve, tune_grid, tune_solver
+from sde_gen.cli import main
+from sde_gen.networks import MLP
+from sde_gen.sampling import default_solver
+from sde_gen.solvers import deis
+from sde_gen.training.checkpoints import COVARIANCES, TUNED, CheckpointError
+from sde_gen.tuning import Choice, Warped
+from sde_gen.tuning.solver import _least_squares
+from sde_gen.tuning.trials import sign_test
+from sde_gen.tuning.tuned import combination, correct, directions
+
+SDE = VP()
+END = 1e-3
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Tuned:
+    """A ring, tuned for 6 and 10 steps to t = END."""
+    return tune_solver(ring(SDE), steps=(6, 10), n=64, end=END)
+
+
+def endpoint_errors(
+    model: sg.Score, x: Tensor, exact: Tensor, times: Tensor, solver: Any
+) -> Tensor:
+    y = solve(SDE.probability_flow(model), x, times, solver)
+    return (y - exact).square().mean(1).sqrt()
+
+
+# --- grids of a few numbers ---------------------------------------------------------------------
+
+
+def test_no_bend_is_the_quadratic_grid() -> None:
+    times = Warped((0.0, 0.0))(SDE, 12, end=END)
+    # Both read off a table of 400 intervals, linearly: steps of 0.03 in log(sigma / alpha).
+    torch.testing.assert_close(times, grids.quadratic(SDE, 12, end=END), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("bend", [(1.5,), (0.4, -0.7, 0.2, 0.5), (-300.0,)])
+def test_nodes_have_the_density_that_the_numbers_say(bend: tuple[float, ...]) -> None:
+    """u(t), the share of the quadratic grid, has the distribution function int exp(sum c P)."""
+    times = Warped(bend)(SDE, 50, end=END)
+    assert bool((times.diff() < 0).all())
+    assert (float(times[0]), float(times[-1])) == (SDE.T, END)
+    if max(map(abs, bend)) > 10:  # bounded: nothing to compare, but a grid all the same
+        return
+    root = times.sqrt()  # standard VP: the quadratic grid is even in the root of its time
+    u = (root[0] - root) / (root[0] - root[-1])
+    fine = torch.linspace(0, 1, 200_001, dtype=F64)
+    z = 2 * fine - 1
+    legendre = [z, (3 * z**2 - 1) / 2, (5 * z**3 - 3 * z) / 2, (35 * z**4 - 30 * z**2 + 3) / 8]
+    density = torch.exp(sum(c * p for c, p in zip(bend, legendre, strict=False)))  # type: ignore[arg-type]
+    share = torch.cumulative_trapezoid(density, fine)
+    share = torch.cat([share.new_zeros(1), share]) / share[-1]
+    at = share[(u * 200_000).round().long()]
+    # 50 nodes against a table of 400 points: within a hundredth of a step.
+    torch.testing.assert_close(50 * at, torch.arange(51, dtype=F64), rtol=0, atol=0.01)
+
+
+# --- numbers of a step --------------------------------------------------------------------------
+
+
+def test_a_combination_is_the_sum_over_directions() -> None:
+    x, *memory = torch.randn(4, 5, 3, dtype=F64)
+    numbers, alpha = (0.3, -1.2, 0.7), 0.4
+    moved = x + alpha * torch.einsum("k,kbd->bd", torch.tensor(numbers, dtype=F64),
+                                     directions(x / alpha, tuple(memory)))  # fmt: skip
+    torch.testing.assert_close(correct(x, tuple(memory), combination(numbers, alpha)), moved)
+
+
+def test_least_squares_against_an_independent_solution() -> None:
+    """The normal equations against lstsq of the weighted rows, with the ridge as more rows."""
+    d, missed = torch.randn(3, 40, 6, dtype=F64), torch.randn(40, 6, dtype=F64)
+    missed += 0.5 * d[0] - 2 * d[2]
+    r = missed.norm(dim=1)
+    w = 1 / (r + 0.3 * r.median())
+    root = (w / w.sum()).sqrt()[:, None]
+    a, b = (root * d).flatten(1).T, (root * missed).flatten()
+    for ridge in (1e-3, 0.5):
+        more = torch.diag(a.norm(dim=0)) * math.sqrt(ridge)
+        exact = torch.linalg.lstsq(torch.cat([a, more]), torch.cat([b, b.new_zeros(3)])).solution
+        found = torch.tensor(_least_squares(d, missed, ridge), dtype=F64)
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_numbers_make_the_wrong_reference_exact() -> None:
+    """Gaussian data of one variance v, DDIM-like steps that assume another: Q is then linear in
+    the state, so one number a step makes the flow exact, and the fit finds it."""
+    model = sg.Gaussian(SDE, torch.zeros(2, dtype=F64), 0.5)
+    found = tune_solver(model, Exponential(2, 1.0), steps=4, n=32, end=END)
+    assert found.name == "grid and numbers"
+    x = start(model, 200, SDE.T, seed=3)
+    v = lambda t: 0.25 * SDE.alpha(t) ** 2 + SDE.sigma(t) ** 2  # noqa: E731
+    exact = x * torch.sqrt(v(torch.tensor(END)) / v(torch.tensor(SDE.T)))
+    error = endpoint_errors(model, x, exact, found.grid(SDE, 4, end=END), found)
+    plain = endpoint_errors(
+        model, x, exact, grids.default(SDE, 4, end=END, data_std=0.5), Exponential(2, 1.0)
+    )
+    # What the least ridge (1e-3) leaves of the error, and the reference's own.
+    assert float(error.mean()) < 2e-3 * float(plain.mean())
+
+
+# --- the choice is honest -----------------------------------------------------------------------
+
+
+def test_sign_test_is_the_binomial_tail() -> None:
+    from scipy.stats import binom
+
+    for wins, n in ((0, 8), (5, 8), (40, 64), (64, 64)):
+        assert sign_test(wins, n) == pytest.approx(binom.sf(wins - 1, n, 0.5), rel=1e-12)
+
+
+def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
+    model = ring(SDE)
+    x = start(model, 256, SDE.T, seed=11)
+    fine = grids.default(SDE, 400, end=END, data_std=model.data_std)
+    exact = solve(SDE.probability_flow(model), x, fine, Exponential(4, 0.5, corrector=True))
+    for k in (6, 10):
+        assert tuned.choice(k).name != "default"
+        mine = endpoint_errors(model, x, exact, tuned.grid(SDE, k, end=END), tuned)
+        usual = grids.default(SDE, k, end=END, data_std=model.data_std)
+        theirs = endpoint_errors(model, x, exact, usual, default_solver(model))
+        gain = torch.log(mine / theirs)
+        assert sign_test(int((gain < 0).sum()), len(gain)) < 0.05
+        # What was promised, within three standard errors of either set.
+        spread = 3 * float(gain.std()) * math.sqrt(1 / 64 + 1 / 256)
+        assert abs(float(gain.mean()) - math.log(tuned.choice(k).ratio)) < spread
+
+
+def test_what_cannot_be_better_is_not_returned() -> None:
+    """A Gaussian whose covariance the solver knows: the default has no error to lower."""
+    model = correlated(SDE)
+    assert model.moments is not None
+    for tune in (tune_grid, tune_solver):
+        found = tune(model, steps=(4, 8), n=16, end=END)
+        assert (found.name, found.ratio) == ("default", 1.0)
+        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        assert torch.equal(found.grid(SDE, 8, end=END), usual)
+
+
+def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was fitted: where it loses on the judge's trajectories the default comes back."""
+    grid = importlib.import_module("sde_gen.tuning.grid")
+    made = grid.trials
+
+    def spoiled(*args: Any) -> list[Any]:
+        fit, choose, judge = made(*args)
+        model, x = args[0], judge.x
+        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        answer = solve(judge.flow, x, usual, default_solver(model))
+        return [fit, choose, replace(judge, exact=answer)]  # the default is now without error
+
+    monkeypatch.setattr(grid, "trials", spoiled)
+    found = tune_solver(mixture(SDE), steps=8, n=32, end=END)
+    assert found.name == "default"
+    assert found.p_value == 1.0
+
+
+def test_the_score_is_asked_as_often_as_the_docstring_says() -> None:
+    rows = 0
+
+    class Counted(sg.GaussianMixture):
+        def __call__(self, x: Tensor, t: Any) -> Tensor:
+            nonlocal rows
+            rows += len(x)
+            return super().__call__(x, t)
+
+    known = mixture(SDE)
+    model = Counted(SDE, known.log_weights.exp(), known.means, known.variance.sqrt())
+    n, steps = 16, (4, 6)
+    tune_grid(model, steps=steps, n=n, end=END)
+    search = 60 * 4 + 30 * 6
+    # The simplex may end a trial or two past its number (it finishes the move that it makes).
+    assert n * 3 * 128 < rows <= n * (3 * 128 + search + 2 * sum(steps) + 4 * sum(steps))
+
+
+# --- how it is used -----------------------------------------------------------------------------
+
+
+def test_sample_takes_its_grid_and_numbers() -> None:
+    model = ring(SDE)
+    found = tune_solver(model, steps=7, n=48)
+    times = found.grid(SDE, 7, to_zero=True)
+    assert (len(times), float(times[-1])) == (8, 0)
+    by_hand = sample(model, 20, 7, seed=1, solver=found, times=times)
+    assert torch.equal(sample(model, 20, 7, seed=1, solver=found), by_hand)
+    choice = found.choice(6)
+    assert choice.numbers is not None
+    plain = Tuned([replace(choice, numbers=None)])
+    assert not torch.equal(sample(model, 20, 7, seed=1, solver=plain), by_hand)
+    model.tuned = found
+    assert torch.equal(sample(model, 20, 7, seed=1), by_hand)
+    # Noise and a grid of one's own are not what it was tuned for.
+    usual = ring(SDE)
+    for options in ({"eta": 1.0}, {"times": grids.karras(SDE, 7)}):
+        a, b = (sample(m, 20, 7, seed=1, **options) for m in (model, usual))
+        assert torch.equal(a, b)
+
+
+def test_numbers_serve_their_own_grid_only(tuned: Tuned) -> None:
+    flow = SDE.probability_flow(ring(SDE))
+    x = start(ring(SDE), 8, SDE.T)
+    choice = tuned.choice(10)
+    for times in (grids.quadratic(SDE, 10, end=END), tuned.grid(SDE, 9, end=END)):
+        assert torch.equal(solve(flow, x, times, tuned), solve(flow, x, times, choice.solver))
+    # The same levels under another clock are the same grid.
+    other = VP(sg.Cosine())
+    levels = torch.tensor(choice.levels, dtype=F64)
+    assert choice.fits(other, other.time_at(-2 * levels))
+
+
+def test_the_nearest_serves_other_numbers_of_steps(tuned: Tuned) -> None:
+    assert [tuned.choice(k).steps for k in (1, 6, 7, 8, 10, 500)] == [6, 6, 6, 10, 10, 10]
+    for k in (1, 2, 30):
+        times = tuned.grid(SDE, k, end=END)
+        assert len(times) == k + 1
+        assert bool(torch.isfinite(sample(ring(SDE), 5, k + 1, seed=0, solver=tuned)).all())
+    assert float(tuned.grid(SDE, 6)[-1]) == pytest.approx(END, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_state_keeps_its_dtype_and_its_batch(tuned: Tuned, dtype: torch.dtype) -> None:
+    model, times = ring(SDE), tuned.grid(SDE, 10, end=END)
+    x = start(model, 9, SDE.T).to(dtype)
+    y = solve(SDE.probability_flow(model), x, times, tuned)
+    assert y.dtype == dtype
+    part = solve(SDE.probability_flow(model), x[4:], times, tuned)
+    torch.testing.assert_close(y[4:], part, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+def test_images_and_labels() -> None:
+    """Any shape, labels bound per sample: each set is tuned on its own labels."""
+    torch.manual_seed(0)
+    net = MLP((1, 2, 2), width=16, depth=1, classes=3)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    model = sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    y = torch.arange(3 * 16) % 3
+    found = tune_solver(model.given(y=y), steps=5, n=16)
+    model.tuned = found
+    labels = torch.tensor([0, 1, 2, 0])
+    a = sample(model.given(y=labels), 4, 5, seed=0)
+    assert (a.shape, a.dtype) == ((4, 1, 2, 2), torch.float32)
+    assert torch.equal(a, sample(model.given(y=labels), 4, 5, seed=0, solver=found))
+    # A guided score is not what was tuned.
+    assert (model + model).tuned is None
+    with pytest.raises(ValueError, match="y was given for 14 samples"):
+        tune_grid(model.given(y=y), steps=5, n=17)
+
+
+def test_ends_of_the_trajectories_tell_the_covariance() -> None:
+    """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
+    how well 64 samples show a covariance."""
+    model = gaussian(SDE)
+    model.moments = None
+    found = tune_grid(model, steps=5, n=64, end=END)
+    reference = found.choices[0].solver.reference
+    assert found.name == "grid"
+    exact = torch.diag(torch.tensor([0.3, 0.6, 1.2], dtype=F64) ** 2)
+    assert reference.basis is not None
+    c = reference.basis @ torch.diag(reference.values[1:]) @ reference.basis.T
+    # Var of a sample covariance: (c_ii c_jj + c_ij^2) / n, five standard deviations.
+    scale = torch.sqrt((exact.diagonal()[:, None] * exact.diagonal() + exact**2) / 64)
+    assert bool(((c - exact).abs() < 5 * scale).all())
+    given = torch.randn(5000, 3, dtype=F64) * torch.tensor([0.3, 0.6, 1.2])
+    knows = tune_grid(model, steps=5, n=64, end=END, data=given)
+    assert knows.ratio < found.ratio < 0.8
+
+
+# --- what cannot work ---------------------------------------------------------------------------
+
+BAD: dict[str, tuple[Any, type[Exception], str]] = {
+    "a bare score": (lambda: tune_grid(sg.Score()), TypeError, "knows its linear process"),
+    "another solver": (
+        lambda: tune_grid(ring(SDE), cast(Any, sg.Heun())), TypeError, "got Heun"),
+    "no steps": (lambda: tune_grid(ring(SDE), steps=()), ValueError, "integers >= 2"),
+    "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, "integers >= 2"),
+    "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
+    "no memory": (
+        lambda: tune_solver(ring(SDE), Exponential(1)), ValueError, "order 1 without corrector"),
+    "noise prediction": (lambda: tune_solver(ring(SDE), deis(3)), ValueError, "infinite"),
+    "no choices": (lambda: Tuned([]), ValueError, "at least one"),
+    "noise": (
+        lambda: sample(ring(SDE), 4, 5, eta=1.0, solver=Tuned([Choice(4, Exponential(2))])),
+        TypeError, "solves ODEs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_work_raises(name: str) -> None:
+    make, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        make()
+
+
+# --- on disk ------------------------------------------------------------------------------------
+
+
+def network() -> sg.ScoreNetwork:
+    torch.manual_seed(0)
+    net = MLP((3,), width=16, depth=1)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    return sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> sg.ScoreNetwork:
+    torch.manual_seed(0)
+    model = network()
+    model.tuned = tune_solver(model, steps=(5, 8), n=16)
+    return model
+
+
+def test_a_tuned_model_comes_back(trained: sg.ScoreNetwork, tmp_path: Path) -> None:
+    sg.save(trained, tmp_path)
+    found = sg.load(tmp_path)
+    assert isinstance(found.tuned, Tuned)
+    assert repr(found.tuned) == repr(trained.tuned)
+    for steps in (5, 6, 8, 20):
+        a, b = (sample(m, 6, steps, seed=2) for m in (trained, found))
+        assert torch.equal(a, b)
+    # One that is not tuned leaves nothing of it behind.
+    sg.save(network(), tmp_path)
+    assert sg.load(tmp_path).tuned is None
+    assert not (tmp_path / COVARIANCES).exists()
+
+
+@pytest.mark.parametrize("how", ["truncated", "no tensors", "old format", "a word for a number"])
+def test_what_is_damaged_is_named(trained: sg.ScoreNetwork, tmp_path: Path, how: str) -> None:
+    sg.save(trained, tmp_path)
+    text = (tmp_path / TUNED).read_text()
+    if how == "truncated":
+        (tmp_path / COVARIANCES).write_bytes((tmp_path / COVARIANCES).read_bytes()[:-8])
+    elif how == "no tensors":
+        (tmp_path / COVARIANCES).unlink()
+    elif how == "old format":
+        (tmp_path / TUNED).write_text(text.replace('"format": 1', '"format": 0'))
+    else:
+        content = json.loads(text)
+        content["choices"][0]["order"] = "three"
+        (tmp_path / TUNED).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tuned\.json"):
+        sg.load(tmp_path)
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = network()
+    kinds = (sg.Heun(), Tuned([Choice(4, deis(2))]), Tuned([Choice(4, sg.solvers.ddim(0.5))]))
+    for solver in kinds:
+        model.tuned = solver
+        with pytest.raises(TypeError, match=r"can be saved|cannot be saved"):
+            sg.save(model, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_the_command_line_tunes_and_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    sg.save(network(), folder)
+    assert main(["tune", str(folder), "--steps", "5", "--n", "16"]) == 0
+    assert "4 steps" in capsys.readouterr().out
+    assert isinstance(sg.load(folder).tuned, Tuned)
+    out = str(tmp_path / "x.npz")
+    assert main(["sample", str(folder), "--out", out, "--steps", "5"]) == 0
+    assert "tuned to this model" in capsys.readouterr().out
