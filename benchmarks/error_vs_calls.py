@@ -29,7 +29,7 @@ from _problems import HERE, PROBLEMS, RANGES, Case, Model, errors
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_gen import Exponential, Solver, grids, solve, tune_grid
+from sde_gen import Exponential, Solver, Tuned, grids, solve, tune_grid, tune_solver
 from sde_gen.sampling import default_solver
 
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
@@ -58,15 +58,16 @@ def flow(
 
 
 @cache
-def _tuned(name: str, seed: int, covariance: bool) -> Callable[..., Tensor]:
+def _tuned(name: str, seed: int, covariance: bool, tune: Callable[..., Tuned]) -> Tuned:
     case = Case(*name.split("-"), seed)
-    return tune_grid(Model(case, covariance), end=case.end, seed=1000 + seed).grid
+    return tune(Model(case, covariance), steps=CALLS, end=case.end, seed=1000 + seed)
 
 
-def tuned(case: Case, calls: int, covariance: bool) -> Tensor:
-    """The default solver on the grid that ``tune_grid`` fits once to the problem; the
-    trajectories that it is fitted, chosen and judged on are none of those measured here."""
-    return flow(case, calls, None, _tuned(case.name, case.seed, covariance), covariance)
+def tuned(case: Case, calls: int, covariance: bool, tune: Callable[..., Tuned]) -> Tensor:
+    """What ``tune_grid`` or ``tune_solver`` fit once to the problem, for all of ``CALLS``; the
+    trajectories that they fit, choose and judge by are none of those measured here."""
+    solver = _tuned(case.name, case.seed, covariance, tune)
+    return flow(case, calls, solver, solver.grid, covariance)
 
 
 OURS: dict[str, _peers.Run] = {
@@ -75,12 +76,14 @@ OURS: dict[str, _peers.Run] = {
     "std, order 3": lambda c, n: flow(c, n, Exponential(3, c.variance), grids.quadratic),
     "std, order 3c": lambda c, n: flow(c, n, Exponential(3, c.variance, True), grids.quadratic),
     "default (std)": flow,
-    "tuned grid (std)": lambda c, n: tuned(c, n, covariance=False),
+    "tuned grid (std)": lambda c, n: tuned(c, n, False, tune_grid),
+    "tuned solver (std)": lambda c, n: tuned(c, n, False, tune_solver),
     "covariance": lambda c, n: flow(c, n, covariance=True),
-    "tuned grid (covariance)": lambda c, n: tuned(c, n, covariance=True),
+    "tuned grid (covariance)": lambda c, n: tuned(c, n, True, tune_grid),
+    "tuned solver (covariance)": lambda c, n: tuned(c, n, True, tune_solver),
 }
 """The configurations of sde_gen: a name, and a function of the case and the number of calls."""
-DRAWN = ("DPM-Solver++", "default (std)", "tuned grid (std)", "covariance")
+DRAWN = ("DPM-Solver++", "default (std)", "tuned solver (std)", "covariance")
 """Those in the figure."""
 
 
