@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from problems import F64, mixture
 from scipy.linalg import expm, solve_continuous_lyapunov
+from test_sra import Nested
 from torch import Tensor
 
 from sde_gen import (
     EDM,
+    SDE,
+    SRA,
     VE,
     VP,
+    Adaptive,
+    BrownianPath,
+    Churn,
     CorrelatedMixture,
     CriticallyDamped,
+    EulerMaruyama,
+    Exponential,
     GaussianMixture,
     Geometric,
+    Heun,
     Lifted,
     Linear,
     LinearSDE,
     MatrixOrnsteinUhlenbeck,
     MatrixSDE,
+    Noise,
     OrnsteinUhlenbeck,
     Power,
+    PredictorCorrector,
+    Propagator,
+    RungeKutta,
+    SciPy,
     Score,
+    Solver,
+    TorchSDE,
+    solve,
 )
 from sde_gen.ops import Time, act, as_time, cholesky, integrate
 
@@ -35,6 +54,7 @@ G = ((0.6, 0.0, 0.2), (0.1, 0.9, 0.0), (0.0, -0.3, 0.4))
 PLANE = MatrixOrnsteinUhlenbeck(((-0.8, 1.5), (-0.6, -0.5)), ((0.9, 0.2), (0.0, 0.7)))
 SOLID = MatrixOrnsteinUhlenbeck(A, G, Power(2.0, T=1.5))
 CLD = CriticallyDamped()
+CLOCKED = MatrixOrnsteinUhlenbeck(PLANE.a, PLANE.g, Power(3.0, T=1.3))
 HEAVY = CriticallyDamped(Geometric(0.1, 2.0), mass=0.7, start=0.3)
 
 
@@ -443,3 +463,249 @@ def test_what_a_lift_needs() -> None:
         CorrelatedMixture(CLD, torch.ones(1), torch.zeros(1, 2), torch.tensor([[1.0, 2], [0, 1]]))
     with pytest.raises(ValueError, match="shape"):
         blob(CLD)(torch.zeros(3, 2), 0.5)
+
+
+# Reversal and solvers.
+
+
+class Unit(Noise):
+    """Row j d + i of those after the first ``rows`` gets z = 1 in component i of draw j alone."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.draws = first, 0
+
+    def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        d = x[0].numel()
+        z, at = torch.zeros(len(x), d, dtype=x.dtype), self.first + self.draws * d
+        z[at : at + d] = torch.eye(d, dtype=x.dtype)
+        self.draws += 1
+        return z.reshape(x.shape)
+
+    def start(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def rows(self, index: slice | Tensor) -> Unit:
+        raise NotImplementedError
+
+
+def output_law(
+    score: CorrelatedMixture, solver: Solver, times: Tensor, eta: float, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of a sampler's output for Gaussian data, from an exact start.
+
+    The drift is affine in the state: one run reads off what becomes of the start and of each draw.
+    """
+    sde = score.sde
+    shape = sde.state_shape(score.shape)
+    d = math.prod(shape)
+    total = draws if eta else 0
+    x = torch.zeros(1 + d + total * d, *shape, dtype=F64)
+    x[1 : d + 1] = torch.eye(d, dtype=F64).reshape(d, *shape)
+    noise = Unit(d + 1)
+    y = solve(sde.reverse(score, eta), x, times, solver, noise).flatten(1)
+    assert noise.draws == total
+    offset, response = y[0], (y[1:] - y[0]).T
+    law = joint(score, float(times[0])).component_distribution
+    start = response[:, :d]
+    mean = offset + start @ law.mean[0]
+    added = response[:, d:] @ response[:, d:].T
+    return mean, start @ law.covariance_matrix[0] @ start.T + added
+
+
+def law_error(score: CorrelatedMixture, law: tuple[Tensor, Tensor], t: float) -> float:
+    exact = joint(score, t).component_distribution
+    away = [law[0] - exact.mean[0], (law[1] - exact.covariance_matrix[0]).flatten()]
+    return float(torch.cat(away).norm())
+
+
+def slopes(errors: list[float]) -> list[float]:
+    return [math.log2(a / b) for a, b in pairwise(errors)]
+
+
+def name(value: object) -> str:
+    if isinstance(value, TorchSDE):
+        return f"TorchSDE {value.method}"
+    if isinstance(value, Propagator):
+        return f"Propagator {value.order}"
+    return type(value).__name__
+
+
+EVERY = [PLANE, SOLID, CLD, HEAVY, Turning()]
+SOLVERS: list[tuple[Solver, int]] = [
+    (EulerMaruyama(), 1),
+    (Heun(), 1),
+    (SRA(), 2),
+    (Propagator(1, 0.5), 1),
+    (Propagator(2, 0.5), 1),
+    (TorchSDE("euler"), 1),
+    (TorchSDE("heun"), 1),
+    (TorchSDE("srk"), 2),
+]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("sde", EVERY, ids=name)
+def test_every_eta_has_the_same_marginals(sde: MatrixSDE, eta: float) -> None:
+    """The limit of fine steps is the law of the forward process, for every noise level."""
+    score = normal(sde)
+    t, s, errors = 0.8 * sde.T, 0.2 * sde.T, []
+    for n in (40, 80) if eta else (100, 200):
+        times = torch.linspace(t, s, n + 1, dtype=F64)
+        errors.append(law_error(score, output_law(score, Heun(), times, eta, n), s))
+    assert errors[1] < 4e-3
+    # The limit is the exact law; the order of the approach is tested below.
+    assert errors[1] < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("solver", "draws"), SOLVERS, ids=name)
+@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+def test_weak_order_by_impulse_response(
+    sde: MatrixSDE, solver: Solver, draws: int, eta: float
+) -> None:
+    score = normal(sde)
+    t, s, errors = 0.6 * sde.T, 0.3 * sde.T, []
+    for n in (48, 96) if eta else (128, 256):
+        times = torch.linspace(t, s, n + 1, dtype=F64)
+        errors.append(law_error(score, output_law(score, solver, times, eta, draws * n), s))
+    assert slopes(errors)[0] == pytest.approx(solver.weak if eta else solver.order, abs=0.25)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.1, 0.0])
+@pytest.mark.parametrize("sde", [CLD, HEAVY, PLANE, SOLID], ids=name)
+def test_a_propagator_of_the_data_s_variance_is_exact(
+    sde: MatrixSDE, share: float, eta: float
+) -> None:
+    """Three long steps have the law of Gaussian data, even to t = 0, whatever their mean."""
+    d = 2 if sde.added else sde.size
+    mean = torch.linspace(0.7, -0.4, d, dtype=F64)
+    score = CorrelatedMixture(sde, torch.ones(1), mean[None], 0.5 * torch.eye(d, dtype=F64))
+    times = sde.T * torch.tensor([1.0, 0.6, 0.3, share], dtype=F64)
+    for order in (1, 3):
+        law = output_law(score, Propagator(order, 0.5), times, eta, 3)
+        assert law_error(score, law, float(times[-1])) < 3e-6
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+def test_order_of_the_propagator_on_a_mixture(sde: MatrixSDE, order: int) -> None:
+    score, t, s = blob(sde), 0.5 * sde.T, 0.15 * sde.T
+    x = states(score, 32, t)
+    flow = sde.probability_flow(score)
+    exact = solve(flow, x, [t, s], SciPy("DOP853", 1e-12, 1e-13))
+    errors = []
+    for n in (32, 64):
+        y = solve(flow, x, torch.linspace(t, s, n + 1, dtype=F64), Propagator(order, 0.5))
+        errors.append(float((y - exact).norm()))
+    # The first steps are of lower order: what they leave behind falls like h^2.
+    least = min(order, 2)
+    assert slopes(errors)[-1] > least - 0.2
+    if order < 3:
+        assert slopes(errors)[-1] < order + 0.3
+    back = solve(flow, exact, torch.linspace(s, t, 65, dtype=F64), Propagator(order, 0.5))
+    assert float((back - x).norm()) < (2.0 if order == 1 else 0.3)
+
+
+STRONG: list[Solver] = [EulerMaruyama(), Heun(), SRA(), Propagator(2, 0.5), TorchSDE("srk")]
+
+
+@lru_cache
+def shared_path(sde: MatrixSDE) -> tuple[SDE, Tensor, Tensor, Noise, Tensor]:
+    """A reversal of Gaussian data (no path flips between modes), its start, a grid, a path on it
+    and where the path goes."""
+    score, times = normal(sde), torch.linspace(0.8 * sde.T, 0.5 * sde.T, 1025, dtype=F64)
+    x = states(score, 60, 0.8 * sde.T)
+    process, noise = sde.reverse(score), Nested(times, x, seed=1)
+    return process, x, times, noise, solve(process, x, times, SRA(), noise)
+
+
+@pytest.mark.parametrize("solver", STRONG, ids=name)
+@pytest.mark.parametrize("sde", [HEAVY, CLOCKED], ids=name)
+def test_strong_order_on_a_nested_path(sde: MatrixSDE, solver: Solver) -> None:
+    """On clocks that are not uniform, as noise that does not change is kinder to SRA."""
+    process, x, times, noise, reference = shared_path(sde)
+    errors = [
+        float((solve(process, x, times[:: 1024 // n], solver, noise) - reference).norm())
+        for n in (32, 64, 128)
+    ]
+    assert solver.strong is not None
+    # At least: errors of the next order still count on these grids.
+    assert solver.strong - 0.2 < sum(slopes(errors)) / 2 < solver.strong + 0.7
+
+
+@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+def test_adaptive_steps_and_scipy_follow_the_flow(sde: MatrixSDE) -> None:
+    score, t, s = blob(sde), 0.8 * sde.T, 0.1 * sde.T
+    x, flow = states(score, 16, t), sde.probability_flow(score)
+    exact = solve(flow, x, [t, s], SciPy("DOP853", 1e-11, 1e-12))
+    for solver in (Adaptive(1e-6, 1e-6), SciPy("RK45", 1e-8, 1e-9)):
+        torch.testing.assert_close(solve(flow, x, [t, s], solver), exact, rtol=0, atol=1e-4)
+    fixed = solve(flow, x, torch.linspace(t, s, 200, dtype=F64), RungeKutta())
+    torch.testing.assert_close(fixed, exact, rtol=0, atol=1e-5)
+    alone = solve(flow, x[3:4], [t, s], Adaptive(1e-6, 1e-6))
+    torch.testing.assert_close(alone, solve(flow, x, [t, s], Adaptive(1e-6, 1e-6))[3:4])
+
+
+def test_adaptive_steps_of_an_sde_follow_the_path() -> None:
+    score, path = blob(CLD), BrownianPath(3)
+    x, process = states(score, 8, 0.6), CLD.reverse(score)
+    fine = solve(process, x, torch.linspace(0.6, 0.2, 1025, dtype=F64), Heun(), path)
+    errors = [
+        float((solve(process, x, [0.6, 0.2], Adaptive(tol, tol), path) - fine).abs().max())
+        for tol in (1e-2, 1e-3)
+    ]
+    assert errors[1] < 0.3 * errors[0]
+    assert errors[1] < 0.02
+
+
+def test_the_forward_process_has_its_kernel() -> None:
+    """Run forward from one point by Heun: the exact affine recursion gives Phi and Sigma."""
+    for sde in (CLD, PLANE, Turning()):
+        n, k = 200, sde.size
+        times = torch.linspace(0, 0.4 * sde.T, n + 1, dtype=F64)
+        x = torch.zeros(1 + k + n * k, k, 1, dtype=F64)
+        x[1 : k + 1] = torch.eye(k, dtype=F64)[..., None]
+        y = solve(sde, x, times, Heun(), Unit(k + 1))[..., 0]
+        end = float(times[-1])
+        torch.testing.assert_close(y[1 : k + 1].T, sde.transition(end), rtol=0, atol=2e-3)
+        v = y[k + 1 :].T @ y[k + 1 :]
+        torch.testing.assert_close(v, sde.spread(end), rtol=0, atol=2e-3)
+
+
+def test_what_a_matrix_process_is_not() -> None:
+    score, x = blob(CLD), torch.zeros(3, 2, 2, dtype=F64)
+    for solver in (Exponential(2), Churn(), PredictorCorrector()):
+        with pytest.raises(TypeError, match="Propagator"):
+            solve(CLD.reverse(score), x, [0.5, 0.2], solver)
+    with pytest.raises(TypeError, match="MatrixSDE"):
+        solve(VP().reverse(blob(VP())), x[:, 0], [0.5, 0.2], Propagator())
+    with pytest.raises(ValueError, match="start at t = 0"):
+        solve(CLD.probability_flow(score), x, [0.0, 0.2], Propagator())
+    for order, reference in ((0, 1.0), (5, 1.0), (2, 0.0), (2, math.inf)):
+        with pytest.raises(ValueError, match="must be"):
+            Propagator(order, reference)
+
+    class Half(Turning):
+        driven = slice(1, None)
+
+    with pytest.raises(TypeError, match="noise enters 1"):
+        solve(Half().reverse(score), x[:, 0], [0.5, 0.2], Propagator())
+    with pytest.raises(TypeError, match="driven"):
+        Half().denoise(x[:, 0], 0.5, score)
+
+
+def test_a_simulated_kernel_refuses_matrix_noise() -> None:
+    class Own(SDE):
+        T = 1.0
+
+        def drift(self, x: Tensor, t: Time) -> Tensor:
+            return -(x**3)
+
+        def diffusion(self, t: Time) -> Tensor:
+            return PLANE.diffusion(t)
+
+    with pytest.raises(TypeError, match="MatrixSDE"):
+        Own().perturb(torch.zeros(2, 2), 0.5)
+    y = solve(Own(), torch.zeros(2, 2, dtype=F64), [0.0, 0.5, 1.0], EulerMaruyama(), 0)
+    assert bool(y.any())
