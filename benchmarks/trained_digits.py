@@ -2,11 +2,10 @@
 
 1. *Steps*: the endpoint error of every sampler on the flow of the trained network itself, against
    a reference solution of that flow, as in ``error_vs_calls.py``.
-2. *Budget*: the distance between generated and real digits, as its causes are taken away one after
-   the other. From noised real images along a converged flow only the score's error is left; from
+2. *Budget* (``error_budget``): the distance between generated and real digits, and what each cause
+   adds to it. From noised test images along a converged flow only the score's error is there; from
    the prior the mismatch of the prior joins it, and with few calls the error of the steps. The
-   energy distance is unbiased (0 for equal laws); real test images in place of samples give the
-   floor of both.
+   energy distance is unbiased (0 for equal laws); test images in place of samples are the floor.
 
 The network is the one of ``sde-gen demo``, trained here for ``--minutes`` and kept.
 """
@@ -16,12 +15,13 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+from dataclasses import fields
 from typing import Any
 
 import _peers
 import _report
 import torch
-from _problems import CACHE, F64, HERE, Case, Model
+from _problems import CACHE, F64, HERE, Case
 from error_vs_calls import (
     CALLS,
     draw,
@@ -35,10 +35,9 @@ from error_vs_calls import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_gen import ScoreNetwork, Streams, data, grids, solve
+from sde_gen import ScoreNetwork, Streams, data, error_budget, tune_solver
 from sde_gen.demo.models import train_models
 from sde_gen.metrics import energy_distance, sliced_wasserstein
-from sde_gen.sampling import default_solver
 from sde_gen.training import load, save
 
 FAMILIES = {
@@ -47,6 +46,8 @@ FAMILIES = {
     "k-diffusion": ("Heun", "DPM++2M"),
     "smalldiffusion": ("gam-2",),
 }
+TRIALS = 128
+"""Trajectories in each set of the tuning."""
 GRIDS = ("VE", "VP", "exp", "K7", "t", "Rect")
 
 
@@ -98,8 +99,12 @@ def steps(case: Trained, calls: tuple[int, ...]) -> dict[str, Any]:
         for grid in GRIDS
     }
     peers = {k: run for k, run in _peers.table().items() if k in wanted}
+    many = case.network.given(y=torch.arange(3 * TRIALS) % 10)
+    tuned = tune_solver(many, steps=calls, n=TRIALS, end=case.end, seed=1000)
+    print(tuned)
     ours: dict[str, _peers.Run] = {
         "sde_gen default (std)": flow,
+        "sde_gen tuned solver (std)": lambda c, n: flow(c, n, tuned, tuned.grid),
         "sde_gen covariance": lambda c, n: flow(c, n, covariance=True),
     }
     return {
@@ -108,62 +113,32 @@ def steps(case: Trained, calls: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def generated(case: Trained, x: Tensor, calls: int, covariance: bool = False) -> Tensor:
-    """From states at T to images, along the default flow."""
-    model = Model(case, covariance)
-    times = grids.default(case.sde, calls, end=case.end, data_std=model.data_std)
-    process = case.sde.probability_flow(model)
-    with torch.no_grad():
-        return solve(process, x, times, default_solver(model)) / case.sde.alpha(case.end)
-
-
-def budget(net: ScoreNetwork, n: int, converged: int, seeds: int) -> list[dict[str, Any]]:
-    """Distance of n images to the real training images, cause by cause."""
-    train, test = (data.digits(split).x.double() for split in ("train", "test"))
-    test = test[:n]
-    labels = data.digits("train").y
-    rows = [row("real test images: the floor", "", [test], train)]
-    images: dict[tuple[str, int], list[Tensor]] = {}
-    for seed in tqdm(range(seeds), "budget"):
-        case = Trained(net, len(test), seed)
-        chosen = torch.cat([(labels == c).nonzero()[: len(test) // 10] for c in range(10)])[:, 0]
-        chosen = chosen.reshape(10, -1).T.flatten()
-        generator = torch.Generator().manual_seed(seed)
-        noised = case.sde.perturb(train[chosen], case.sde.T, generator).x
-        starts = {"noised real images": noised, "the prior": case.x}
-        for start, x in starts.items():
-            for k in (converged, 20, 10, 5) if start == "the prior" else (converged,):
-                images.setdefault((start, k), []).append(generated(case, x, k))
-    causes = {("noised real images", converged): "score", ("the prior", converged): "score, prior"}
-    for key, found in images.items():
-        rows.append(row(f"{key[0]}, {key[1]} calls", causes.get(key, "all three"), found, train))
+def budget(net: ScoreNetwork, n: int, fine: int) -> list[dict[str, Any]]:
+    """Distance of n images to the real training images, and what of it each cause adds."""
+    train, test = (data.digits(split) for split in ("train", "test"))
+    score = net.given(y=test.y[:n])
+    rows = []
+    for name, distance in (("energy", energy_distance), ("sliced W2", sliced_wasserstein)):
+        for calls in tqdm((5, 10, 20), name):
+            found = error_budget(
+                score, test.x[:n], calls, fine=fine, real=train.x, distance=distance
+            )
+            parts = {f.name: getattr(found, f.name) for f in fields(found)}
+            terms = {part: [term.value, term.error] for part, term in parts.items()}
+            rows.append({"distance": name, "calls": calls, **terms})
     return rows
 
 
-def row(name: str, causes: str, found: list[Tensor], train: Tensor) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of both distances."""
-    pairs = [(energy_distance(x, train), sliced_wasserstein(x, train)) for x in found]
-    values = torch.tensor(pairs, dtype=F64)
-    std = values.std(0) if len(found) > 1 else torch.full((2,), float("nan"), dtype=F64)
-    return {
-        "from": name,
-        "errors of": causes,
-        "energy": [float(values[:, 0].mean()), float(std[0])],
-        "sliced W2": [float(values[:, 1].mean()), float(std[1])],
-    }
-
-
 def print_budget(rows: list[dict[str, Any]]) -> None:
-    """Distance after distance."""
-
-    def cell(pair: list[float], scale: float = 1) -> str:
-        spread = "" if pair[1] != pair[1] else f" +- {scale * pair[1]:.3f}"
-        return f"{scale * pair[0]:.3f}{spread}"
-
-    print("\nGenerated against real digits")
+    """A line a number of calls: the floor and what is added to it."""
+    heads = ["floor", "score", "prior", "discretisation", "total"]
+    print("\nGenerated against real digits: distance, and what each cause adds to it")
     _report.table(
-        ["start", "errors of", "energy distance x 100", "sliced W2"],
-        [[r["from"], r["errors of"], cell(r["energy"], 100), cell(r["sliced W2"])] for r in rows],
+        ["distance", "calls", *heads],
+        [
+            [r["distance"], str(r["calls"]), *(f"{r[h][0]:.4f} +- {r[h][1]:.4f}" for h in heads)]
+            for r in rows
+        ],
     )
 
 
@@ -181,7 +156,7 @@ def main() -> None:
     print_case("digits, trained network", known, calls)
     rank = ranking({"trained": known}, calls)
     print_ranking("the network's own flow", rank)
-    rows = budget(net, *((100, 40, 2) if args.quick else (400, 100, 3)))
+    rows = budget(net, *((100, 40) if args.quick else (len(data.digits("test").x), 100)))
     print_budget(rows)
     stem = HERE / "results" / f"trained_digits{'_quick' if args.quick else ''}"
     draw({"digits, trained network": known}, calls, rank, stem.with_suffix(".png"))

@@ -7,6 +7,7 @@ else is a choice of how to step: a ``Solver`` on a grid of times, driven by a ``
 from __future__ import annotations
 
 from . import grids
+from .budget import Budget, error_budget
 from .guidance import Classifier, ClassifierFree, classifier_loss
 from .likelihood import bits_per_dim, log_prob
 from .mcmc import BAOAB, MALA, OBABO, ULA, Chains, annealed_langevin, langevin
@@ -61,6 +62,7 @@ __all__ = [
     "Adaptive",
     "BAOAB",
     "BrownianPath",
+    "Budget",
     "Chains",
     "Churn",
     "Classifier",
@@ -119,6 +121,7 @@ __all__ = [
     "data_moments",
     "default_solver",
     "dsm_loss",
+    "error_budget",
     "grids",
     "langevin",
     "load",

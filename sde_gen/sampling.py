@@ -18,9 +18,9 @@ from torch import Tensor
 from . import grids
 from .moments import Moments, isotropic
 from .noise import Noise, Streams
-from .ops import check_finite, check_state
-from .sdes import SDE, LinearSDE
-from .solvers import Exponential, Solver, Spectral, Step
+from .ops import act, check_finite, check_state
+from .sdes import SDE, KernelSDE, LinearSDE, MatrixSDE
+from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import describe
 
 if TYPE_CHECKING:
@@ -145,14 +145,14 @@ def sample(
         progress, chunk: as in ``solve``.
 
     Returns:
-        (n, *model.shape).
+        (n, *model.shape): of a state with more than the data in it, the data.
 
     Raises:
         TypeError, ValueError: the model does not know its process or shape, n < 1, and whatever
             ``solve`` raises.
     """
     sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
-    if not isinstance(sde, LinearSDE) or shape is None:
+    if not isinstance(sde, KernelSDE) or shape is None:
         raise TypeError(
             f"sample needs a score that knows its linear process (.sde) and data shape (.shape);"
             f" {type(model).__name__} has sde = {sde!r}, shape = {shape!r}: use solve(...)"
@@ -172,12 +172,11 @@ def sample(
     device = torch.device(getattr(model, "device", "cpu") if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
-    z = noise.start(torch.empty(n, *shape, dtype=dtype, device=device))
-    x = _start(sde, model.moments, float(times[0]), z)
+    z = noise.start(torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device))
+    x = start(sde, model.moments, float(times[0]), z)
     with torch.no_grad():
-        return solve(
-            sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk
-        )
+        x = solve(sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk)
+    return sde.data(x)
 
 
 def default_solver(model: Score, eta: float = 0.0) -> Solver:
@@ -185,8 +184,11 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
 
     An exponential integrator that is exact for Gaussian data of the covariance that the model
     knows (``moments``), or of its standard deviation in every direction: on the probability flow
-    of order 4 with corrector and ``Spectral`` weights, on an SDE (eta > 0) of order 2.
+    of order 4 with corrector and ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a matrix
+    process ``Propagator``, of order 3 or 2.
     """
+    if isinstance(model.sde, MatrixSDE):
+        return Propagator(3 if eta == 0 else 2, model.data_std**2)
     variance = model.data_std**2 if model.moments is None else model.moments.variance
     reference = isotropic(variance) if model.moments is None else model.moments
     if eta > 0:
@@ -195,8 +197,10 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     return Exponential(4, reference, corrector=True, weights=weights)
 
 
-def _start(sde: LinearSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
+def start(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
     """x_t from N(0, sigma^2), or from N(alpha m, alpha^2 C + sigma^2) where moments are known."""
+    if isinstance(sde, MatrixSDE):
+        return act(sde.sigma(t), z)
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
     if moments is None:
         return sigma * z

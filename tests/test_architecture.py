@@ -23,6 +23,7 @@ FLOORS = [
     {"training"},
     {"likelihood", "latent", "chain"},
     {"plots", "data", "metrics"},
+    {"budget"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},
