@@ -20,10 +20,10 @@ from torch import Tensor
 
 from . import grids
 from .noise import Streams
-from .ops import Time, as_time, check_finite, check_state, sum_rest
+from .ops import Time, act, as_time, check_finite, check_state, sum_rest
 from .sampling import solve
 from .scores import Score
-from .sdes import SDE, LinearSDE, Reverse, ScoreFunction
+from .sdes import SDE, KernelSDE, MatrixSDE, Reverse, ScoreFunction
 from .solvers import SciPy, Solver
 
 _VMAP_BUDGET = 1 << 22
@@ -70,7 +70,7 @@ def _trace(pull: Callable[[Tensor], tuple[Tensor, ...]], state: Tensor) -> Tenso
 
 
 def log_prob(
-    sde: LinearSDE,
+    sde: KernelSDE,
     score: ScoreFunction,
     x: Tensor,
     *,
@@ -84,7 +84,8 @@ def log_prob(
     """log p_0(x) in nats, (B, *D) -> (B,).
 
     Under a score that is singular at t = 0 the flow starts at the small time ``times[0]`` from
-    alpha x, and the volume of that scaling is counted.
+    alpha x, and the volume of that scaling is counted. Of a process that adds to the data x is the
+    whole state and log p_0 its joint density; ``sde.begin`` turns that into a bound for the data.
 
     Args:
         sde, score: the process and the score whose flow is followed.
@@ -107,20 +108,36 @@ def log_prob(
     if probes is not None and (isinstance(probes, bool) or probes < 1):
         raise ValueError(f"probes must be None (exact) or an integer >= 1, got {probes!r}")
     if times is None:
-        start = grids.default_end(sde) if getattr(score, "singular", True) else 0.0
+        start = _default_start(sde) if getattr(score, "singular", True) else 0.0
         times = torch.tensor([start, sde.T], dtype=torch.float64)
     signs = None if probes is None else _signs(x, probes, seed)
-    alpha = float(sde.alpha(times[0]))
-    shape, n = tuple(x.shape[1:]), x[0].numel()
-    flow = _Augmented(sde.probability_flow(score), shape, signs)
-    state = torch.cat([alpha * x.flatten(1), x.new_zeros(len(x), 1)], 1)
+    flow = _Augmented(sde.probability_flow(score), tuple(x.shape[1:]), signs)
+    moved, volume = _carry(sde, x, times[0])
+    state = torch.cat([moved.flatten(1), x.new_zeros(len(x), 1)], 1)
     if solver is None:
         solver = SciPy("RK45", 1e-5, 1e-5)
     end = solve(flow, state, times, solver, 0, progress=progress, chunk=chunk)
     x_end, change = end[:, :-1].reshape(x.shape), end[:, -1]
     known = getattr(score, "log_prob", None)
     terminal = known(x_end, times[-1]) if known else sde.prior_log_prob(x_end)
-    return terminal.to(x.dtype) + change + n * math.log(alpha)
+    return terminal.to(x.dtype) + change + volume
+
+
+def _default_start(sde: KernelSDE) -> float:
+    """Where a flow starts whose score is singular at 0."""
+    if isinstance(sde, MatrixSDE) and sde.added:
+        # What is added starts from a narrow law, which noise widens long before it meets the data.
+        return sde.T / 10_000
+    return grids.default_end(sde)
+
+
+def _carry(sde: KernelSDE, x: Tensor, t: Tensor) -> tuple[Tensor, float]:
+    """The mean of x_t given the whole state x at t = 0, and the log volume of that map."""
+    if isinstance(sde, MatrixSDE):
+        phi = sde.transition(t)
+        return act(phi, x), x[0].numel() / sde.size * float(torch.logdet(phi))
+    alpha = float(sde.alpha(t))
+    return alpha * x, x[0].numel() * math.log(alpha)
 
 
 def _signs(x: Tensor, probes: int, seed: int) -> Tensor:
@@ -144,7 +161,8 @@ def bits_per_dim(
 
     Level k of L is read as a density on the cell [2 k / L - 1, 2 (k + 1) / L - 1]; uniform noise
     u fills the cell (Theis et al. 2016), and with K ``draws`` of it the bound is the tighter
-    -log2 mean_K p(x) (Burda et al. 2016).
+    -log2 mean_K p(x) (Burda et al. 2016). Velocities that a process adds to the data are drawn
+    with it, and their density divided out.
 
     Args:
         model: a score that knows its ``sde``, of data scaled to [-1, 1].
@@ -163,15 +181,19 @@ def bits_per_dim(
             f"levels must lie in 0 .. {n_levels - 1},"
             f" got {int(levels.min())} .. {int(levels.max())}"
         )
-    if not isinstance(model.sde, LinearSDE):
+    if not isinstance(model.sde, KernelSDE):
         raise TypeError("bits_per_dim needs a score that knows its linear process (.sde)")
     generator = torch.Generator().manual_seed(seed)
     logs = []
     for k in range(draws):
         u = torch.rand(levels.shape, generator=generator).to(levels.device)
         x = (levels + u) * (2 / n_levels) - 1
-        logs.append(
-            log_prob(model.sde, model, x, probes=probes, seed=seed + k, solver=solver, chunk=chunk)
+        drawn: Tensor | float = 0.0
+        if isinstance(model.sde, MatrixSDE):
+            x, drawn = model.sde.begin(x, generator)
+        state = log_prob(
+            model.sde, model, x, probes=probes, seed=seed + k, solver=solver, chunk=chunk
         )
+        logs.append(state - drawn)
     bound = torch.logsumexp(torch.stack(logs), 0) - math.log(draws)
     return -bound / (levels[0].numel() * math.log(2)) + math.log2(n_levels / 2)

@@ -19,7 +19,7 @@ from . import grids
 from .moments import Moments, isotropic
 from .noise import Noise, Streams
 from .ops import act, check_finite, check_state
-from .sdes import SDE, KernelSDE, LinearSDE, MatrixSDE
+from .sdes import SDE, KernelSDE, MatrixSDE
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import describe
 

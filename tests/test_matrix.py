@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,13 @@ from sde_gen import (
     Adaptive,
     BrownianPath,
     Churn,
+    Classifier,
+    ClassifierFree,
     CorrelatedMixture,
     CriticallyDamped,
     EulerMaruyama,
     Exponential,
+    Gaussian,
     GaussianMixture,
     Geometric,
     Heun,
@@ -40,14 +44,28 @@ from sde_gen import (
     Power,
     PredictorCorrector,
     Propagator,
+    Recipe,
     RungeKutta,
     SciPy,
     Score,
+    ScoreNetwork,
     Solver,
     TorchSDE,
+    bits_per_dim,
+    classifier_loss,
+    dsm_loss,
+    grids,
+    load,
+    log_prob,
+    sample,
+    save,
     solve,
+    train,
 )
+from sde_gen.metrics import energy_distance
+from sde_gen.networks import MLP
 from sde_gen.ops import Time, act, as_time, cholesky, integrate
+from sde_gen.training import KarrasWeight
 
 A = ((-1.0, 2.0, 0.3), (-1.5, -0.5, 0.1), (0.2, 0.4, -0.8))
 G = ((0.6, 0.0, 0.2), (0.1, 0.9, 0.0), (0.0, -0.3, 0.4))
@@ -709,3 +727,182 @@ def test_a_simulated_kernel_refuses_matrix_noise() -> None:
         Own().perturb(torch.zeros(2, 2), 0.5)
     y = solve(Own(), torch.zeros(2, 2, dtype=F64), [0.0, 0.5, 1.0], EulerMaruyama(), 0)
     assert bool(y.any())
+
+
+# Sampling, likelihood, training.
+
+
+def energy(x: Tensor, score: Score, n: int, seed: int) -> tuple[float, float]:
+    """Energy distance of x to fresh data, and of other fresh data to these."""
+    assert isinstance(score, GaussianMixture | CorrelatedMixture)
+    a, b = (score.sample(n, torch.Generator().manual_seed(s)) for s in (seed, seed + 1))
+    return energy_distance(x.double(), a.double()), energy_distance(b.double(), a.double())
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("sde", [CLD, HEAVY, PLANE], ids=name)
+def test_sample_draws_the_data(sde: MatrixSDE, eta: float) -> None:
+    x = sample(blob(sde), 2000, 30, seed=0, eta=eta)
+    assert x.shape == (2000, 2)
+    found, floor = energy(x, blob(sde), 2000, 5)
+    # Two sets of 2000 draws of one law are 0.001 apart once in a hundred times.
+    assert found < max(2 * floor, 1.5e-3)
+    few = sample(blob(sde), 5, 30, seed=0, eta=eta)
+    torch.testing.assert_close(few, x[:5], rtol=1e-4, atol=1e-5)
+
+
+def test_sample_takes_any_solver_and_grid() -> None:
+    exact = sample(blob(CLD), 20, seed=1, solver=SciPy("RK45", 1e-8, 1e-8), dtype=F64)
+    for solver, steps in (
+        (RungeKutta(), 200),
+        (Adaptive(1e-5, 1e-5), 1),
+        (Propagator(3, 0.4), 200),
+    ):
+        times = grids.default(CLD, steps, data_std=blob(CLD).data_std)
+        y = sample(blob(CLD), 20, seed=1, solver=solver, times=times, dtype=F64)
+        torch.testing.assert_close(y, exact, rtol=0, atol=1e-3)
+    for make in (grids.uniform, grids.log_snr, grids.karras, grids.quadratic, grids.default):
+        times = make(CLD, 12)
+        assert len(times) == 13
+        assert bool((times.diff() < 0).all())
+        assert float(CLD.log_snr(times[-1])) == pytest.approx(-2 * math.log(0.005))
+
+
+@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+def test_log_likelihood_is_exact(sde: MatrixSDE) -> None:
+    score = blob(sde)
+    x = score.sample(20, torch.Generator().manual_seed(0))
+    state, drawn = sde.begin(x, torch.Generator().manual_seed(1))
+    assert state.shape == (20, *sde.state_shape((2,)))
+    exact = score.log_prob(state, 0.0)
+    torch.testing.assert_close(
+        log_prob(sde, score, state, solver=SciPy("RK45", 1e-8, 1e-8)), exact, rtol=0, atol=1e-4
+    )
+    # With the exact score the bound for the data is their log density, whatever was drawn.
+    data = joint(blob(sde), 0.0).log_prob(x) if sde is PLANE else blob(VP()).log_prob(x, 0.0)
+    torch.testing.assert_close(exact - drawn, data, rtol=1e-8, atol=1e-8)
+
+
+def test_bits_of_quantised_data_count_the_velocity_out() -> None:
+    score = CorrelatedMixture(CLD, torch.ones(1), torch.zeros(1, 2), 0.3 * torch.eye(2))
+    levels = torch.tensor([[10, 200], [128, 90]])
+    bits = bits_per_dim(score, levels, 256, probes=None, seed=3, solver=SciPy("RK45", 1e-7, 1e-7))
+    plain = Gaussian(VP(), torch.zeros(2), math.sqrt(0.3))
+    u = torch.rand(levels.shape, generator=torch.Generator().manual_seed(3))
+    density = plain.log_prob((levels + u) * (2 / 256) - 1)
+    exact = -density / (2 * math.log(2)) + math.log2(128)
+    torch.testing.assert_close(bits.double(), exact, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("sde", [CLD, HEAVY, PLANE], ids=name)
+def test_the_loss_is_least_at_the_exact_score(sde: MatrixSDE) -> None:
+    """Its value there is 1 - (V^-1)_vv / (Sigma^-1)_vv, for Gaussian data."""
+    n, t = 40_000, 0.3 * sde.T
+    score = CorrelatedMixture(sde, torch.ones(1), torch.zeros(1, 2), 0.4 * torch.eye(2))
+    x = score.sample(n, torch.Generator().manual_seed(0))
+
+    def loss(s: Score) -> Tensor:
+        return dsm_loss(s, sde, x, torch.tensor(t), generator=torch.Generator().manual_seed(1))
+
+    best = loss(score)
+    alpha, v = sde.alpha(t), sde.covariance(t)
+    whole = 0.4 * alpha @ alpha.T + v
+    low = sde.sigma(t)
+    # E |L^T s + z|^2 = E |z|^2 - E |L^T s|^2 in the components that noise enters.
+    left = (low.T @ torch.linalg.inv(whole) @ low).diagonal()[sde.driven]
+    exact = float((1 - left).mean())
+    assert abs(float(best.mean()) - exact) < 4 * float(best.std()) / math.sqrt(n)
+
+    class Off(Score):
+        def __init__(self, gain: float, still: float) -> None:
+            self.gain, self.still = gain, still
+
+        def __call__(self, x: Tensor, t: Time) -> Tensor:
+            s = score(x, t) * self.gain
+            if sde.added:
+                s[:, 0] += self.still
+            return s
+
+    for gain in (0.9, 1.1):
+        worse = loss(Off(gain, 0.0)) - best
+        assert float(worse.mean()) > 4 * float(worse.std()) / math.sqrt(n)
+    # What is not read does not count.
+    torch.testing.assert_close(loss(Off(1.0, 7.0)), best)
+
+
+@pytest.mark.parametrize("sde", [CLD, HEAVY, PLANE], ids=name)
+def test_karras_weight_makes_the_gaussian_loss_1(sde: MatrixSDE) -> None:
+    t = sde.T * torch.tensor([1e-3, 0.05, 0.3, 1.0], dtype=F64)
+    if not sde.added:
+        assert torch.equal(sde.visibility(t), torch.ones(4, dtype=F64))
+        return
+    alpha, v = sde.alpha(t), sde.covariance(t)
+    whole = 0.49 * alpha @ alpha.mT + v
+    share = torch.linalg.inv(whole)[:, 1, 1] / torch.linalg.inv(v)[:, 1, 1]
+    weight = KarrasWeight(0.7)(sde, t)
+    torch.testing.assert_close(weight * (1 - share), torch.ones(4, dtype=F64), rtol=1e-7, atol=0)
+
+
+def test_a_network_s_score_is_the_lifted_score_of_the_scalar_network() -> None:
+    torch.manual_seed(0)
+    net = MLP((2,), width=16, depth=1).double()
+    with torch.no_grad():
+        net.output.weight.normal_()
+    x = states(blob(CLD), 6, 0.3)
+    for t in (1e-3, 0.2, torch.tensor([0.1, 0.2, 0.3, 0.5, 0.9, 1.0], dtype=F64)):
+        for prediction in ("noise", "data", "velocity", "preconditioned"):
+            own = ScoreNetwork(net, CLD, prediction, data_std=0.7)
+            lifted = Lifted(ScoreNetwork(net, EDM(400.0), prediction, data_std=0.7), CLD)
+            torch.testing.assert_close(own(x, t), lifted(x, t), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="shape"):
+        own(x[:, 0], 0.3)
+    with pytest.raises(ValueError, match="singular"):
+        own(x, 0.0)
+    with pytest.raises(TypeError, match="components of the data"):
+        ScoreNetwork(net, PLANE)
+
+
+def test_guidance_serves_a_process_with_velocities() -> None:
+    torch.manual_seed(0)
+    net = MLP((2,), width=16, depth=1, classes=3)
+    with torch.no_grad():
+        net.output.weight.normal_()
+    model = ScoreNetwork(net, CLD)
+    x = states(blob(CLD), 6, 0.3).float()
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    free, given = model(x, 0.3, y=torch.full((6,), -1)), model(x, 0.3, y=y)
+    torch.testing.assert_close(ClassifierFree(model, y, 0.5)(x, 0.3), given + 0.5 * (given - free))
+    logits = MLP((2,), width=16, depth=1, outputs=3)
+    with torch.no_grad():
+        logits.output.weight.normal_()
+    term = Classifier(logits, y, CLD)
+    z = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(term.log_prob(z, 0.3).sum(), z)
+    torch.testing.assert_close(term(x, 0.3), gradient)
+    losses = classifier_loss(logits, CLD, x[:, 0], y, torch.full((6,), 0.4))
+    assert losses.shape == (6,)
+
+
+def test_a_model_on_disk_comes_back_with_its_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ScoreNetwork(MLP((2,), width=8, depth=1), HEAVY, data_std=0.6)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.sde == HEAVY
+    x = states(blob(HEAVY), 3, 0.3).float()
+    torch.testing.assert_close(again(x, 0.4), model.eval()(x, 0.4))
+
+
+def test_a_network_learns_a_law_through_its_velocity() -> None:
+    """Trained by the loss on (x, v), judged by the energy distance of its samples."""
+    law = mixture(VE())
+    data = law.sample(20_000, torch.Generator().manual_seed(0)).float()
+    torch.manual_seed(0)
+    model = ScoreNetwork(MLP((2,), width=64, depth=2), CLD, data_std=float(data.std()))
+    model = train(model, data, recipe=Recipe(steps=500, lr=4e-3), progress=False)
+    for eta in (0.0, 1.0):
+        x = sample(model, 2000, 25, seed=1, eta=eta)
+        found, floor = energy(x, law, 2000, 7)
+        normal = data.std() * torch.randn(2000, 2, generator=torch.Generator().manual_seed(2))
+        far, _ = energy(normal, law, 2000, 7)
+        assert found < max(0.15 * far, 5 * floor)

@@ -26,7 +26,7 @@ from .. import networks, schedules, sdes
 from ..networks import Network
 from ..schedules import Schedule
 from ..scores import ScoreNetwork
-from ..sdes import LinearSDE
+from ..sdes import KernelSDE
 from ..tuning import Tuned
 from ..tuning.saved import pack, unpack
 from .devices import pick_device
@@ -130,9 +130,9 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
 
 def _pack(value: Any) -> Any:
     """A process or a clock as {"class": name, argument: value, ...}; other values as they are."""
-    if not isinstance(value, (LinearSDE, Schedule)):
+    if not isinstance(value, (KernelSDE, Schedule)):
         return list(value) if isinstance(value, tuple) else value
-    module = sdes if isinstance(value, LinearSDE) else schedules
+    module = sdes if isinstance(value, KernelSDE) else schedules
     name = type(value).__name__
     if getattr(module, name, None) is not type(value):
         raise TypeError(
@@ -147,7 +147,7 @@ def _unpack(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     arguments = {name: _unpack(v) for name, v in value.items() if name != "class"}
-    for module, base in ((sdes, LinearSDE), (schedules, Schedule)):
+    for module, base in ((sdes, KernelSDE), (schedules, Schedule)):
         kind = _find(module, value.get("class"), base)
         if kind is not None:
             return kind(**arguments)

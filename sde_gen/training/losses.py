@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..grids import default_end
 from ..guidance import classifier_loss
 from ..ops import as_time, check_state, match
-from ..sdes import SDE, LinearSDE, ScoreFunction
+from ..sdes import SDE, KernelSDE, LinearSDE, MatrixSDE, ScoreFunction
 
 Weighting = Callable[[SDE, Tensor], Tensor]
 """(sde, t (B,)) -> weights (B,) of the noise residual."""
@@ -56,8 +56,9 @@ def likelihood_weight(sde: SDE, t: Tensor) -> Tensor:
     Under times uniform on [0, T] the loss, summed over coordinates, times T / 2 bounds it up to
     a constant (Song et al. 2021, "Maximum likelihood training", theorem 1).
     """
-    linear = _linear(sde, "likelihood_weight")
-    return (linear.diffusion(t) / linear.sigma(t)) ** 2
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(f"likelihood_weight needs a LinearSDE, got {type(sde).__name__}")
+    return (sde.diffusion(t) / sde.sigma(t)) ** 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class KarrasWeight:
             raise ValueError(f"data_std must be positive, got {self.data_std}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        return 1 + torch.exp(-_linear(sde, "KarrasWeight").log_snr(t)) / self.data_std**2
+        r2 = torch.exp(-_kernel(sde, "KarrasWeight").log_snr(t))
+        return (1 + r2 / self.data_std**2) / _visibility(sde, t)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,17 @@ class MinSNRWeight:
             raise ValueError(f"gamma must be positive, got {self.gamma}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        r2 = torch.exp(-_linear(sde, "MinSNRWeight").log_snr(t))
-        return (self.gamma * r2).clamp_max(1)
+        r2 = torch.exp(-_kernel(sde, "MinSNRWeight").log_snr(t))
+        return (self.gamma * r2).clamp_max(1) / _visibility(sde, t)
 
 
-def _linear(sde: SDE, name: str) -> LinearSDE:
-    if not isinstance(sde, LinearSDE):
+def _visibility(sde: SDE, t: Tensor) -> Tensor | float:
+    """The part of the noise residual that is the residual of the data's statistic."""
+    return sde.visibility(t) if isinstance(sde, MatrixSDE) else 1.0
+
+
+def _kernel(sde: SDE, name: str) -> KernelSDE:
+    if not isinstance(sde, KernelSDE):
         raise TypeError(
             f"{name} needs a LinearSDE, which has a signal-to-noise ratio; for"
             f" {type(sde).__name__} use uniform_weight"
@@ -151,7 +158,7 @@ class LogNormalTimes:
             raise ValueError(f"need a finite log_mean and log_std > 0, got {self}")
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
-        linear = _linear(sde, "LogNormalTimes")
+        linear = _kernel(sde, "LogNormalTimes")
         low, high = (
             torch.special.ndtr((-0.5 * linear.log_snr(t) - self.log_mean) / self.log_std)
             for t in (default_end(linear), linear.T)
@@ -171,9 +178,11 @@ def dsm_loss(
 ) -> Tensor:
     """w(t) mean |std s(x_t, t) + z|^2, one loss a sample: (B, *D) -> (B,).
 
-    The mean runs over the coordinates. Both terms are of order one, so nothing is lost where
-    std is small: the score's target -z / std is never formed. For a process without a kernel
-    std and z are those of the last simulated step.
+    The mean runs over the coordinates; of a matrix process, whose std is the lower triangle L of
+    its covariance and whose residual is L^T s + z, over the components that noise enters: only
+    there is a score ever read, and only there it need be right. Both terms are of order one, so
+    nothing is lost where std is small: the score's target -z / std is never formed. For a process
+    without a kernel std and z are those of the last simulated step.
 
     Args:
         score: (x, t) -> the shape of x.
@@ -191,10 +200,12 @@ def dsm_loss(
     t = as_time(t)
     p = sde.perturb(x, t, generator)
     s = score(p.x, t)
-    if s.shape != x.shape:
-        raise ValueError(f"the score has shape {tuple(s.shape)} for a state {tuple(x.shape)}")
-    residual = (p.std * s + p.noise).square()
-    loss = residual.flatten(1).mean(1) if x.ndim > 1 else residual
+    if s.shape != p.x.shape:
+        raise ValueError(f"the score has shape {tuple(s.shape)} for a state {tuple(p.x.shape)}")
+    residual = p.residual(s).square()
+    if isinstance(sde, MatrixSDE):
+        residual = residual[:, sde.driven]
+    loss = residual.flatten(1).mean(1) if residual.ndim > 1 else residual
     return match(weighting(sde, t), loss) * loss
 
 
