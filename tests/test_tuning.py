@@ -172,6 +172,22 @@ def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     assert found.p_value == 1.0
 
 
+@pytest.mark.parametrize(("wins", "taken"), [(41, True), (40, False)])
+def test_the_judge_counts_trajectories(
+    monkeypatch: pytest.MonkeyPatch, wins: int, taken: bool
+) -> None:
+    """Of 64 fair coins 40 or more show heads with probability 0.030, 39 or more with 0.052: what
+    wins on 39 is dropped, however much it wins there."""
+    grid = importlib.import_module("sde_gen.tuning.grid")
+    default, rival = Choice(4, Exponential(2)), Choice(4, Exponential(2), (0.1,))
+    gain = torch.cat([torch.full((wins - 1,), -3.0), torch.full((65 - wins,), 0.1)])
+    monkeypatch.setattr(grid, "_errors", lambda trial, c, times: gain if c is rival else 0 * gain)
+    found = grid._judged([None] * 3, default, torch.empty(0), [rival], torch.empty(0))
+    assert found.name == ("grid" if taken else "default")
+    if taken:
+        assert found.ratio == pytest.approx(math.exp(float(gain.mean())))
+
+
 def test_the_score_is_asked_as_often_as_the_docstring_says() -> None:
     rows = 0
 
