@@ -37,9 +37,9 @@ minutes on two CPU cores."""
 
 TUNE_HELP = """\
 Fits time grids and solvers to the model and stores them with it, where they beat the default on
-trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes two minutes for
-the model of the demo on one CPU core. Other numbers of --steps, --guidance and --eta still work,
-and gain less or nothing."""
+trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes two minutes
+for the model of the demo on one CPU core. Other numbers of --steps, --guidance and --eta still
+work, and gain less or nothing."""
 
 
 class Data(NamedTuple):
