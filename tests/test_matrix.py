@@ -783,6 +783,19 @@ def test_log_likelihood_is_exact(sde: MatrixSDE) -> None:
     torch.testing.assert_close(exact - drawn, data, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+def test_a_flow_that_starts_late_counts_the_volume(sde: MatrixSDE) -> None:
+    """From t > 0 the density is that of the point that the mean has moved to, times its volume."""
+    score, t = blob(sde), 0.1 * sde.T
+    x = states(score, 5, 0.01)
+    phi = sde.transition(t)
+    volume = x[0].numel() / sde.size * float(torch.linalg.det(phi).log())
+    assert abs(volume) > 0.1
+    times = torch.tensor([t, sde.T], dtype=F64)
+    found = log_prob(sde, score, x, times=times, solver=SciPy("RK45", 1e-8, 1e-8))
+    torch.testing.assert_close(found, score.log_prob(act(phi, x), t) + volume, rtol=0, atol=1e-4)
+
+
 def test_bits_of_quantised_data_count_the_velocity_out() -> None:
     score = CorrelatedMixture(CLD, torch.ones(1), torch.zeros(1, 2), 0.3 * torch.eye(2))
     levels = torch.tensor([[10, 200], [128, 90]])
