@@ -575,18 +575,27 @@ def test_every_eta_has_the_same_marginals(sde: MatrixSDE, eta: float) -> None:
     assert errors[1] < 0.4 * errors[0]
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(("solver", "draws"), SOLVERS, ids=name)
 @pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
-def test_weak_order_by_impulse_response(
-    sde: MatrixSDE, solver: Solver, draws: int, eta: float
-) -> None:
+def test_weak_order_by_impulse_response(sde: MatrixSDE, solver: Solver, draws: int) -> None:
     score = normal(sde)
     t, s, errors = 0.6 * sde.T, 0.3 * sde.T, []
-    for n in (48, 96) if eta else (128, 256):
+    for n in (48, 96):
         times = torch.linspace(t, s, n + 1, dtype=F64)
-        errors.append(law_error(score, output_law(score, solver, times, eta, draws * n), s))
-    assert slopes(errors)[0] == pytest.approx(solver.weak if eta else solver.order, abs=0.25)
+        errors.append(law_error(score, output_law(score, solver, times, 1.0, draws * n), s))
+    assert slopes(errors)[0] == pytest.approx(solver.weak, abs=0.25)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun(), SRA(), RungeKutta()], ids=name)
+@pytest.mark.parametrize("sde", [CLD], ids=name)
+def test_order_on_the_flow(sde: MatrixSDE, solver: Solver) -> None:
+    score, t, s = normal(sde), 0.5 * sde.T, 0.3 * sde.T
+    x, flow, errors = states(score, 16, t), sde.probability_flow(score), []
+    exact = solve(flow, x, [t, s], SciPy("DOP853", 1e-12, 1e-13))
+    for n in (64, 128):
+        y = solve(flow, x, torch.linspace(t, s, n + 1, dtype=F64), solver)
+        errors.append(float((y - exact).norm()))
+    assert slopes(errors)[0] == pytest.approx(solver.order, abs=0.25)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -605,8 +614,9 @@ def test_a_propagator_of_the_data_s_variance_is_exact(
         assert law_error(score, law, float(times[-1])) < 3e-6
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
+@pytest.mark.parametrize(
+    ("sde", "order"), [(CLD, 1), (CLD, 2), (CLD, 3), (CLD, 4), (PLANE, 2)], ids=name
+)
 def test_order_of_the_propagator_on_a_mixture(sde: MatrixSDE, order: int) -> None:
     score, t, s = blob(sde), 0.5 * sde.T, 0.15 * sde.T
     x = states(score, 32, t)
@@ -632,7 +642,7 @@ STRONG: list[Solver] = [EulerMaruyama(), Heun(), SRA(), Propagator(2, 0.5), Torc
 def shared_path(sde: MatrixSDE) -> tuple[SDE, Tensor, Tensor, Noise, Tensor]:
     """A reversal of Gaussian data (no path flips between modes), its start, a grid, a path on it
     and where the path goes."""
-    score, times = normal(sde), torch.linspace(0.8 * sde.T, 0.5 * sde.T, 1025, dtype=F64)
+    score, times = normal(sde), torch.linspace(0.8 * sde.T, 0.5 * sde.T, 513, dtype=F64)
     x = states(score, 60, 0.8 * sde.T)
     process, noise = sde.reverse(score), Nested(times, x, seed=1)
     return process, x, times, noise, solve(process, x, times, SRA(), noise)
@@ -644,8 +654,8 @@ def test_strong_order_on_a_nested_path(sde: MatrixSDE, solver: Solver) -> None:
     """On clocks that are not uniform, as noise that does not change is kinder to SRA."""
     process, x, times, noise, reference = shared_path(sde)
     errors = [
-        float((solve(process, x, times[:: 1024 // n], solver, noise) - reference).norm())
-        for n in (32, 64, 128)
+        float((solve(process, x, times[:: 512 // n], solver, noise) - reference).norm())
+        for n in (16, 32, 64)
     ]
     assert solver.strong is not None
     # At least: errors of the next order still count on these grids.
@@ -655,26 +665,26 @@ def test_strong_order_on_a_nested_path(sde: MatrixSDE, solver: Solver) -> None:
 @pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
 def test_adaptive_steps_and_scipy_follow_the_flow(sde: MatrixSDE) -> None:
     score, t, s = blob(sde), 0.8 * sde.T, 0.1 * sde.T
-    x, flow = states(score, 16, t), sde.probability_flow(score)
-    exact = solve(flow, x, [t, s], SciPy("DOP853", 1e-11, 1e-12))
-    for solver in (Adaptive(1e-6, 1e-6), SciPy("RK45", 1e-8, 1e-9)):
+    x, flow = states(score, 6, t), sde.probability_flow(score)
+    exact = solve(flow, x, [t, s], SciPy("DOP853", 1e-9, 1e-10))
+    for solver in (Adaptive(1e-6, 1e-6), SciPy("RK45", 1e-6, 1e-7)):
         torch.testing.assert_close(solve(flow, x, [t, s], solver), exact, rtol=0, atol=1e-4)
-    fixed = solve(flow, x, torch.linspace(t, s, 200, dtype=F64), RungeKutta())
-    torch.testing.assert_close(fixed, exact, rtol=0, atol=1e-5)
+    fixed = solve(flow, x, torch.linspace(t, s, 81, dtype=F64), RungeKutta())
+    torch.testing.assert_close(fixed, exact, rtol=0, atol=1e-4)
     alone = solve(flow, x[3:4], [t, s], Adaptive(1e-6, 1e-6))
     torch.testing.assert_close(alone, solve(flow, x, [t, s], Adaptive(1e-6, 1e-6))[3:4])
 
 
 def test_adaptive_steps_of_an_sde_follow_the_path() -> None:
     score, path = blob(CLD), BrownianPath(3)
-    x, process = states(score, 8, 0.6), CLD.reverse(score)
-    fine = solve(process, x, torch.linspace(0.6, 0.2, 1025, dtype=F64), Heun(), path)
+    x, process = states(score, 4, 0.6), CLD.reverse(score)
+    fine = solve(process, x, torch.linspace(0.6, 0.2, 513, dtype=F64), Heun(), path)
     errors = [
         float((solve(process, x, [0.6, 0.2], Adaptive(tol, tol), path) - fine).abs().max())
-        for tol in (1e-2, 1e-3)
+        for tol in (3e-2, 3e-3)
     ]
-    assert errors[1] < 0.3 * errors[0]
-    assert errors[1] < 0.02
+    assert errors[1] < 0.4 * errors[0]
+    assert errors[1] < 0.04
 
 
 def test_the_forward_process_has_its_kernel() -> None:
@@ -771,12 +781,12 @@ def test_sample_takes_any_solver_and_grid() -> None:
 @pytest.mark.parametrize("sde", [CLD, PLANE], ids=name)
 def test_log_likelihood_is_exact(sde: MatrixSDE) -> None:
     score = blob(sde)
-    x = score.sample(20, torch.Generator().manual_seed(0))
+    x = score.sample(8, torch.Generator().manual_seed(0))
     state, drawn = sde.begin(x, torch.Generator().manual_seed(1))
-    assert state.shape == (20, *sde.state_shape((2,)))
+    assert state.shape == (8, *sde.state_shape((2,)))
     exact = score.log_prob(state, 0.0)
     torch.testing.assert_close(
-        log_prob(sde, score, state, solver=SciPy("RK45", 1e-8, 1e-8)), exact, rtol=0, atol=1e-4
+        log_prob(sde, score, state, solver=SciPy("DOP853", 1e-6, 1e-6)), exact, rtol=0, atol=1e-4
     )
     # With the exact score the bound for the data is their log density, whatever was drawn.
     data = joint(blob(sde), 0.0).log_prob(x) if sde is PLANE else blob(VP()).log_prob(x, 0.0)
@@ -792,7 +802,7 @@ def test_a_flow_that_starts_late_counts_the_volume(sde: MatrixSDE) -> None:
     volume = x[0].numel() / sde.size * float(torch.linalg.det(phi).log())
     assert abs(volume) > 0.1
     times = torch.tensor([t, sde.T], dtype=F64)
-    found = log_prob(sde, score, x, times=times, solver=SciPy("RK45", 1e-8, 1e-8))
+    found = log_prob(sde, score, x, times=times, solver=SciPy("DOP853", 1e-6, 1e-6))
     torch.testing.assert_close(found, score.log_prob(act(phi, x), t) + volume, rtol=0, atol=1e-4)
 
 
@@ -906,6 +916,7 @@ def test_a_model_on_disk_comes_back_with_its_process(tmp_path: Path) -> None:
     torch.testing.assert_close(again(x, 0.4), model.eval()(x, 0.4))
 
 
+@pytest.mark.slow
 def test_a_network_learns_a_law_through_its_velocity() -> None:
     """Trained by the loss on (x, v), judged by the energy distance of its samples."""
     law = mixture(VE())
