@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_gen as sg
-from sde_gen import data, grids, plots
+from sde_gen import data, grids
 from sde_gen.data import Dequantise, Labelled
 from sde_gen.demo import Judge
 from sde_gen.metrics import energy_distance
@@ -84,8 +84,8 @@ def models(net: Any, x: Tensor, y: Tensor | None, steps: int) -> tuple[dict[str,
 
 
 def sweep(found: dict[str, Any], y: Tensor | None, n: int, calls: tuple[int, ...], grade: Any):
-    """One record for each model, sampler and number of calls; the samples of the finest flow."""
-    records, shown = [], {}
+    """One record for each model, sampler and number of calls."""
+    records = []
     jobs = [(m, s, c) for m in found for s in SAMPLERS for c in calls]
     for name, sampler, count in tqdm(jobs, desc="sampling"):
         eta, solver = SAMPLERS[sampler]
@@ -93,9 +93,7 @@ def sweep(found: dict[str, Any], y: Tensor | None, n: int, calls: tuple[int, ...
         times = calls_to_times(found[name].sde, solver, count, found[name].data_std)
         x = sg.sample(model, n, count, seed=1, eta=eta, solver=solver, times=times)
         records.append({"model": name, "sampler": sampler, "calls": count, **grade(x)})
-        if sampler == "flow, default":
-            shown[name] = x
-    return records, shown
+    return records
 
 
 def points(quick: bool) -> dict[str, Any]:
@@ -107,10 +105,9 @@ def points(quick: bool) -> dict[str, Any]:
     train, real, other = (2 * x for x in make)
     found, seconds = models(lambda: MLP((2,), 128, 3), train, None, 100 if quick else 4000)
     calls = CALLS[1:3] if quick else CALLS
-    records, shown = sweep(found, None, n, calls, lambda x: {"energy": energy_distance(x, real)})
+    records = sweep(found, None, n, calls, lambda x: {"energy": energy_distance(x, real)})
     return {
         "records": records,
-        "shown": {"real": real, **shown},
         "floor": {"energy": energy_distance(other, real)},
         "seconds": seconds,
     }
@@ -122,10 +119,9 @@ def images(quick: bool) -> dict[str, Any]:
     judge, y = Judge(train), torch.arange(100 if quick else 400) % 10
     found, seconds = models(lambda: UNet.digits(), *train, 20 if quick else 1500)
     calls = CALLS[1:3] if quick else CALLS
-    records, shown = sweep(found, y, len(y), calls, lambda x: judge.grade(x, y))
+    records = sweep(found, y, len(y), calls, lambda x: judge.grade(x, y))
     return {
         "records": records,
-        "shown": {"real": train.x[:400], **shown},
         "floor": judge.grade(*Labelled(*test)),
         "seconds": seconds,
     }
@@ -151,30 +147,22 @@ def show(title: str, result: dict[str, Any]) -> None:
 
 
 def draw(roll: dict[str, Any], digits: dict[str, Any], path: Path) -> None:
-    """Samples of both, and the energy distance against the calls."""
-    fig, axes = _report.panels(6, 3, (4.4, 3.4))
-    for ax, name in zip(axes[:2], ("VP", "CLD"), strict=True):
-        for label, color in (("real", "0.75"), (name, _report.COLORS[name == "CLD"])):
-            x = roll["shown"][label][:2000]
-            ax.plot(x[:, 0], x[:, 1], ".", ms=1.5, color=color)
-        ax.set(title=f"{name}, {max(r['calls'] for r in roll['records'])} calls", aspect="equal")
-    order = torch.arange(len(digits["shown"]["CLD"])).reshape(-1, 10).T[:, :10].flatten()
-    plots.image_grid(digits["shown"]["CLD"][order], 10, list(range(10)), "CLD", axes[2])
-    for ax, (title, result) in zip(
-        axes[3:5], (("swiss roll", roll), ("digits", digits)), strict=True
-    ):
-        curves(ax, result)
-        ax.set_title(title)
-    plots.image_grid(digits["shown"]["VP"][order], 10, list(range(10)), "VP", axes[5])
-    handles, labels = axes[3].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=140)
-    print(f"wrote {path.name}")
+    """Distances against calls, a colour a network and a line style a sampler."""
+    jobs = [
+        ("swiss roll: energy distance", roll, "energy"),
+        ("digits: Frechet distance of the judge's features", digits, "frechet"),
+        ("digits: accuracy", digits, "accuracy"),
+    ]
+    fig, axes = _report.panels(3, 3, (4.4, 3.6))
+    for ax, (title, result, measure) in zip(axes, jobs, strict=True):
+        curves(ax, result, measure)
+        ax.set_title(title, fontsize=10)
+    _report.finish(fig, axes, "calls of the network", "", path)
 
 
-def curves(ax: Any, result: dict[str, Any]) -> None:
-    """Energy distance against calls, a colour a network and a line style a sampler."""
+def curves(ax: Any, result: dict[str, Any], measure: str) -> None:
+    """One measure; an energy distance below its own resolution is drawn there."""
+    least = 1e-4 if measure == "energy" else 0.0
     styles = dict(zip(SAMPLERS, ("-o", "--s", "-^", ":v"), strict=True))
     names = dict.fromkeys(r["model"] for r in result["records"])
     for color, name in zip(_report.COLORS, names, strict=False):
@@ -182,10 +170,10 @@ def curves(ax: Any, result: dict[str, Any]) -> None:
             if name not in PROCESSES and sampler != "flow, default":
                 continue
             rows = [r for r in result["records"] if (r["model"], r["sampler"]) == (name, sampler)]
-            x, y = [r["calls"] for r in rows], [max(r["energy"], 1e-5) for r in rows]
+            x, y = [r["calls"] for r in rows], [max(r[measure], least) for r in rows]
             ax.plot(x, y, style, color=color, ms=4, lw=1.2, label=f"{name}: {sampler}")
-    ax.axhline(max(result["floor"]["energy"], 1e-5), color="0.4", lw=1, ls=(0, (1, 2)))
-    ax.set(xscale="log", yscale="log", xlabel="calls", ylabel="energy distance")
+    ax.axhline(max(result["floor"][measure], least), color="0.4", lw=1, ls=(0, (1, 2)))
+    ax.set(xscale="log", yscale="linear" if measure == "accuracy" else "log")
     _report.call_ticks(ax, sorted({r["calls"] for r in result["records"]}))
 
 
