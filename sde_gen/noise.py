@@ -104,16 +104,30 @@ def philox_normal(
         runs = [_philox_host(i * blocks, blocks, key, name) for i in samples.tolist()]
         words = torch.cat(runs) if runs else torch.empty(0, 4, dtype=torch.int64)
     else:
-        index = torch.arange(blocks, device=samples.device)
-        counter = samples.unsqueeze(1) * blocks + index
-        second = torch.as_tensor(name, device=samples.device).unsqueeze(-1).expand_as(counter)
-        words = philox(counter.flatten(), key, second=second.flatten())
+        counter = _counters(samples, blocks)
+        second = torch.as_tensor(name, device=samples.device).expand(len(samples))
+        words = philox(counter, key, second=second.repeat_interleave(blocks))
     halves = words.view(torch.int32).reshape(len(samples), 2, 4 * blocks)
     return _box_muller(halves[:, 0], halves[:, 1]).flatten(1)[:, :size]
 
 
 def _on_host(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+@torch.library.custom_op("sde_gen::counters", mutates_args=())
+def _counters(samples: Tensor, blocks: int) -> Tensor:
+    """The counters of the samples' blocks, (B,) -> (B * blocks,), as numbers in memory.
+
+    Compilers keep such counts as a formula, which every round of Philox would write out twice
+    again, 2^10 times in all. They do not look into this.
+    """
+    return (samples[:, None] * blocks + torch.arange(blocks, device=samples.device)).flatten()
+
+
+@_counters.register_fake
+def _(samples: Tensor, blocks: int) -> Tensor:
+    return samples.new_empty(len(samples) * blocks)
 
 
 def _box_muller(radius: Tensor, angle: Tensor) -> Tensor:

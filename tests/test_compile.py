@@ -41,3 +41,16 @@ def test_steps_compile_into_one_graph(solver: sg.Solver, eta: float) -> None:
     with torch.no_grad():
         fast = torch.compile(run, fullgraph=True)(x)
         torch.testing.assert_close(fast, run(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [3, 50])
+def test_compiled_noise_is_the_same_noise(size: int) -> None:
+    """One block of random words a sample, and several."""
+
+    def draw(x: Tensor) -> Tensor:
+        return sg.Streams(1)(x, 1.0, 0.9)
+
+    x = torch.zeros(8, size)
+    torch.testing.assert_close(torch.compile(draw, fullgraph=True)(x), draw(x), rtol=0, atol=1e-6)
