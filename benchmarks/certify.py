@@ -40,7 +40,8 @@ START, END = 1.0, 0.01
 class Entry:
     """A solver, how it is written, where it comes from, and where its asymptote is measured.
 
-    ``steps`` are those of the finest of two grids, per kind of order.
+    ``ode``, ``weak`` and ``strong`` are the steps of the finest of two grids. With ``matrix`` VP
+    is written with matrices -1/2 beta 1 and sqrt(beta) 1, for solvers of such processes alone.
     """
 
     name: str
@@ -49,6 +50,18 @@ class Entry:
     ode: int = 640
     weak: int = 320
     strong: int = 512
+    matrix: bool = False
+
+    def sde(self, k: int) -> sg.SDE:
+        """VP on states (B, k)."""
+        return matrix_vp(k) if self.matrix else VP
+
+
+@lru_cache
+def matrix_vp(k: int) -> sg.SDE:
+    """VP with coefficients that are matrices (k, k)."""
+    one = torch.eye(k, dtype=F64)
+    return sg.MatrixOrnsteinUhlenbeck((-one / 2).tolist(), one.tolist(), sg.Linear())
 
 
 ENTRIES = [
@@ -76,6 +89,15 @@ ENTRIES = [
         Exponential(3, 0.4, corrector=True, weights=Spectral(0.4, 2)),
         "docs/design.md",
         ode=1280,
+    ),
+    Entry(
+        "Propagator(3, C)",
+        sg.Propagator(3, 0.4),
+        "docs/design.md",
+        ode=640,
+        weak=320,
+        strong=128,
+        matrix=True,
     ),
     Entry("Churn()", sg.Churn(), "Karras et al. 2022, algorithm 2"),
     Entry(
@@ -119,7 +141,8 @@ def ode_order(entry: Entry) -> float:
     """Slope of the endpoint error on the probability flow of a 2-D mixture of three modes."""
     if entry.solver.own_steps:
         return adaptive_order(type(entry.solver))
-    flow, x, exact = flow_problem()
+    _, x, exact = flow_problem()
+    flow = entry.sde(2).probability_flow(MIXTURE)
 
     def error(n: int) -> float:
         return float(
@@ -141,7 +164,7 @@ def adaptive_order(kind: Callable[[float, float], sg.Solver]) -> float:
     return math.log(coarse / fine) / math.log(many / few)
 
 
-def affine_variance(solver: sg.Solver, n: int, v: float) -> float:
+def affine_variance(entry: Entry, n: int, v: float) -> float:
     """Variance of the output at eta = 1 for data N(0, v), exactly, by unit impulses."""
     score = sg.Gaussian(VP, torch.zeros(1, dtype=F64), math.sqrt(v))
     start = math.sqrt(float(VP.alpha(START)) ** 2 * v + float(VP.sigma(START)) ** 2)
@@ -153,7 +176,8 @@ def affine_variance(solver: sg.Solver, n: int, v: float) -> float:
 
     x = torch.zeros(3 * n + 3, 1, dtype=F64)
     x[1] = start
-    y = sg.solve(VP.reverse(score), x, grids.log_snr(VP, n, START, END), solver, Impulses())
+    process = entry.sde(1).reverse(score)
+    y = sg.solve(process, x, grids.log_snr(VP, n, START, END), entry.solver, Impulses())
     return float((y[1:] - y[0]).square().sum())
 
 
@@ -162,8 +186,7 @@ def weak_order(entry: Entry) -> tuple[float, float]:
     v = 0.25
     exact = float(VP.alpha(END)) ** 2 * v + float(VP.sigma(END)) ** 2
     errors = {
-        n: abs(affine_variance(entry.solver, n, v) / exact - 1)
-        for n in (40, entry.weak // 2, entry.weak)
+        n: abs(affine_variance(entry, n, v) / exact - 1) for n in (40, entry.weak // 2, entry.weak)
     }
     slope = math.log2(errors[entry.weak // 2] / errors[entry.weak])
     return slope, errors[40]
@@ -220,7 +243,8 @@ def path_problem(n: int) -> tuple[sg.Reverse, Tensor, Tensor, Nested, Tensor]:
 def strong_order(entry: Entry) -> float:
     """Slope of the root mean square distance of paths at eta = 1 from a path 8 times finer."""
     n = entry.strong
-    process, x, fine, noise, exact = path_problem(8 * n)
+    reverse, x, fine, noise, exact = path_problem(8 * n)
+    process = entry.sde(1).reverse(reverse.score)
 
     def error(m: int) -> float:
         y = sg.solve(process, x, fine[:: 8 * n // m], entry.solver, noise)
@@ -237,6 +261,8 @@ def takes(entry: Entry) -> str:
         "reversal": VP.reverse(MIXTURE),
         "flow": VP.probability_flow(MIXTURE),
         "Langevin": sg.Langevin(target),
+        "matrix reversal": matrix_vp(2).reverse(MIXTURE),
+        "matrix flow": matrix_vp(2).probability_flow(MIXTURE),
     }
     accepted = []
     for name, process in kinds.items():
@@ -250,14 +276,14 @@ def calls_a_step(entry: Entry) -> float:
     """Score evaluations over 10 steps of the flow, divided by 10."""
     score = Counted(MIXTURE)
     x = torch.zeros(1, 2, dtype=F64)
-    sg.solve(VP.probability_flow(score), x, grids.log_snr(VP, 10), entry.solver)
+    sg.solve(entry.sde(2).probability_flow(score), x, grids.log_snr(VP, 10), entry.solver)
     return score.calls / 10
 
 
 def depends_on_the_batch(entry: Entry) -> float:
     """Largest change of a sample when it is computed alone, over the size of the batch."""
     eta = 0.0 if entry.solver.weak is None else 1.0
-    process = VP.reverse(MIXTURE, eta)
+    process = entry.sde(2).reverse(MIXTURE, eta)
     x = torch.randn(16, 2, dtype=F64, generator=torch.Generator().manual_seed(2))
     times = grids.log_snr(VP, 12)
     together = sg.solve(process, x, times, entry.solver, sg.Streams(5))
@@ -324,7 +350,8 @@ fails when this page says something else. Do not edit it by hand.
 - **weak order**: at eta = 1 for data N(0, 1/4): the slope of the error of the variance of the
   output, exact by unit impulses. *Law at 40 steps* is that error relative to the variance.
 - **strong order**: at eta = 1 on a mixture in one dimension, one Brownian path for all grids.
-- **takes**: an SDE running forward, a reversal with eta > 0, a flow (eta = 0), a Langevin process.
+- **takes**: an SDE running forward, a reversal with eta > 0, a flow (eta = 0), a Langevin process,
+  and the reversals and flows of processes with matrices.
 
 Where a method has `C` it is the variance of the data (here 0.4). `SciPy(method)` runs any flow
 with scipy's own error control, one step size for the batch. Where a solver chooses its own steps

@@ -53,7 +53,7 @@ def ours(
 OURS: dict[str, Run] = {
     "DDPM": lambda c, n, s: ours(c, n, s, Exponential(1)),
     "SDE-DPM-Solver++": lambda c, n, s: ours(c, n, s, Exponential(2)),
-    "std, order 2c": lambda c, n, s: ours(c, n, s, Exponential(2, c.variance, corrector=True)),
+    "std, no corrector": lambda c, n, s: ours(c, n, s, Exponential(2, c.variance)),
     "default (std)": ours,
     "covariance": lambda c, n, s: ours(c, n, s, covariance=True),
 }

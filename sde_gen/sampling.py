@@ -183,16 +183,16 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     """The solver that ``sample`` takes, from what the model knows of its data.
 
     An exponential integrator that is exact for Gaussian data of the covariance that the model
-    knows (``moments``), or of its standard deviation in every direction: on the probability flow
-    of order 4 with corrector and ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a matrix
-    process ``Propagator``, of order 3 or 2.
+    knows (``moments``), or of its standard deviation in every direction, with corrector: on the
+    probability flow of order 4 with ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a
+    matrix process ``Propagator``, of order 3 or 2.
     """
     if isinstance(model.sde, MatrixSDE):
         return Propagator(3 if eta == 0 else 2, model.data_std**2)
     variance = model.data_std**2 if model.moments is None else model.moments.variance
     reference = isotropic(variance) if model.moments is None else model.moments
     if eta > 0:
-        return Exponential(2, reference)
+        return Exponential(2, reference, corrector=True)
     weights = Spectral(variance, math.prod(model.shape or (1,))) if variance > 0 else None
     return Exponential(4, reference, corrector=True, weights=weights)
 
