@@ -8,7 +8,7 @@ is then just f of those variances, and ``apply`` sums f_j(C) x_j without ever fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class Moments:
     values: Tensor
     mean: Tensor | None = None
     basis: Tensor | None = None
+    _cast: dict[tuple[torch.dtype, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or not bool((self.values >= 0).all()):
@@ -76,13 +79,21 @@ class Moments:
         """Numbers f (m,) in the form that ``apply`` takes."""
         return float(f[0]) if len(f) == 1 else torch.from_numpy(np.array(f, dtype=np.float64))
 
+    def _basis_like(self, x: Tensor) -> Tensor:
+        """The basis in the dtype and on the device of x, converted once."""
+        assert self.basis is not None
+        key = (x.dtype, x.device)
+        if key not in self._cast:
+            self._cast[key] = self.basis.to(x)
+        return self._cast[key]
+
     def apply(self, numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
         """sum_j f_j(C) x_j for tensors x_j (B, *D)."""
         if self.basis is None:
             return _combine([_spread(f, tensors[0]) for f in numbers], tensors)
         floor = [float(f if isinstance(f, float) else f[0]) for f in numbers]
         x = _combine(floor, tensors)
-        basis = self.basis.to(x)
+        basis = self._basis_like(x)
         inner = [
             (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
             for f, y in zip(numbers, tensors, strict=True)
