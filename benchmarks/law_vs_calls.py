@@ -22,6 +22,7 @@ import _peers
 import _report
 import torch
 from _problems import F64, HERE, PROBLEMS, RANGES, Case, Model, Problem, problems
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -248,6 +249,9 @@ def draw(results: dict[str, Any], calls: tuple[int, ...], path: Path) -> None:
             )
         ax.set(xscale="log", yscale="log", title=name)
         _report.call_ticks(ax, calls)
+        # Numbers also where no power of ten lies in the range.
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4)))
+        ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.2, 0.5)))
     _report.finish(fig, axes, "network calls", "sliced Wasserstein-2", path)
 
 
