@@ -423,3 +423,19 @@ def test_bad_input() -> None:
     flow = sde.probability_flow(sg.Gaussian(sde, torch.zeros(2)))
     with pytest.raises(ValueError, match="noise prediction"):
         sg.solve(flow, torch.zeros(1, 2), [1.0, 0.5, 0.0], dpm_solver(2))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_the_last_step_does_to_the_law(eta: float) -> None:
+    """N(0, 1) seen at noise 0.3: stopping there keeps its noise, denoising takes twice too much.
+
+    Variances: 1 + 0.09 where the grid stops; 1 / 1.09 after D = x / 1.09 (Tweedie, C = 0); 1 after
+    the Gaussian end with C = 1, at every eta.
+    """
+    sde = sg.EDM()
+    process = sde.reverse(sg.Gaussian(sde, torch.zeros(1, dtype=F64), 1.0), eta)
+    # Two unit impulses: the state at 0.3, and the normal of the step.
+    x = torch.tensor([[0.0], [math.sqrt(1.09)]], dtype=F64)
+    for reference, variance in ((0.0, 1 / 1.09), (1.0, 1.0)):
+        y = sg.solve(process, x, [0.3, 0.0], Exponential(1, reference), sg.Impulses())
+        assert float((y**2).sum()) == pytest.approx(variance, rel=1e-12)
