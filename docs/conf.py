@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from docutils import nodes
+
 import sde_gen
 
 DOCS = Path(__file__).parent
@@ -81,7 +83,22 @@ def point_at_copies(app, name: str, source: list[str]) -> None:
     source[0] = source[0].replace("](../notebooks/", "](notebooks/")
 
 
+def name_pictures(app, doctree: nodes.document) -> None:
+    """A picture that a cell drew and did not describe is called by the title of its section."""
+    for image in doctree.findall(nodes.image):
+        if "alt" not in image and (section := section_of(image)) is not None:
+            image["alt"] = f"Picture: {section.next_node(nodes.title).astext()}"
+
+
+def section_of(node: nodes.Node) -> nodes.section | None:
+    """The innermost section around a node."""
+    while node.parent is not None and not isinstance(node, nodes.section):
+        node = node.parent
+    return node if isinstance(node, nodes.section) else None
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
+    app.connect("doctree-read", name_pictures)
     app.connect("source-read", point_at_copies)
     app.connect("autodoc-process-docstring", escape_formulas, priority=100)

@@ -88,7 +88,9 @@ f.onload = () => {{
   const boxes = [w, ...d.querySelectorAll(".main, .content, .article-container, article")];
   const wide = Math.max(...boxes.map(e => e.scrollWidth - e.clientWidth));
   result.textContent = JSON.stringify({{
-    title: d.title, broken, flat, wide, math: d.querySelectorAll("math").length,
+    title: d.title, broken, flat, wide,
+    nameless: [...d.images].filter(i => !i.alt || i.alt.endsWith(".png")).length,
+    math: d.querySelectorAll("math").length,
     images: d.images.length, raw: d.body.innerText.includes("$$"),
     errors: d.querySelectorAll(".problematic, .system-message").length,
     remote: [...d.querySelectorAll("script[src], link[rel=stylesheet], img")]
@@ -132,6 +134,7 @@ def test_browser_shows_every_page(site: Path, tmp_path: Path) -> None:
         assert found, f"{page.name} did not load"
         seen[page.name] = report = json.loads(html.unescape(found[1]))
         assert not report["broken"], f"{page.name}: pictures that do not load"
+        assert not report["nameless"], f"{page.name}: pictures without words"
         assert not report["remote"], f"{page.name} needs the network: {report['remote']}"
         assert report["wide"] <= HEADINGS, f"{page.name} scrolls sideways on a telephone"
         assert not report["flat"], f"{page.name}: formulas that do not show"
