@@ -20,7 +20,7 @@ for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
     shutil.copy2(notebook, DOCS / "notebooks" / notebook.name)
 
 project = "sde_gen"
-author = "sde_gen contributors"
+author = copyright = "sde_gen contributors"
 release = version = sde_gen.__version__
 
 extensions = [

@@ -117,9 +117,11 @@ def error_budget(
             neither its moments nor how to sample, or data that are not floating point.
         ValueError: a law of another process or shape, or data without ``real``.
     """
-    sde, shape = model.sde, model.shape
+    sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
     if not isinstance(sde, LinearSDE) or shape is None:
         raise TypeError("error_budget needs a score that knows its linear process and data shape")
+    if not isinstance(law, Score | Tensor):
+        raise TypeError(f"law must be an exact score or data (n, *D), got {type(law).__name__}")
     if solver is None:
         tuned = model.tuned if times is None else None
         solver = default_solver(model) if tuned is None else tuned

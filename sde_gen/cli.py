@@ -42,6 +42,13 @@ for the model of the demo on one CPU core. Other numbers of --steps, --guidance 
 work, and gain less or nothing."""
 
 
+EXAMPLE = """\
+for example:
+  sde-gen train two_moons --steps 1000 --out moons
+  sde-gen sample moons --n 1000 --out moons.npz
+  sde-gen evaluate moons two_moons"""
+
+
 class Data(NamedTuple):
     """Samples (N, *D), their labels (N,), and the number of grey levels of quantised data."""
 
@@ -71,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="sde-gen",
         description="Score-based generative modelling with stochastic differential equations.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_demo, _add_train, _add_tune, _add_sample, _add_evaluate):

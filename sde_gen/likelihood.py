@@ -103,6 +103,10 @@ def log_prob(
     Raises:
         TypeError, ValueError: bad input, as in ``solve``; ``probes`` < 1.
     """
+    if not isinstance(sde, KernelSDE):
+        raise TypeError(
+            f"log_prob(sde, score, x): sde must be a LinearSDE or MatrixSDE, got {sde!r}"
+        )
     check_state(x)
     check_finite(x)
     if probes is not None and (isinstance(probes, bool) or probes < 1):

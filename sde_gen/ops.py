@@ -7,7 +7,7 @@ coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -102,6 +102,20 @@ def sum_rest(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
+def check_tensor(x: object, name: str) -> None:
+    """Raise TypeError unless ``x`` is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor (B, *D), got {type(x).__name__}:"
+            " torch.as_tensor(...).float() makes one of arrays and lists"
+        )
+
+
+def batch_of(shape: Sequence[int], batch: str = "B") -> str:
+    """``(B, 2)``: how messages write the shape of a batch of samples."""
+    return f"({batch}, {', '.join(str(size) for size in shape)})"
+
+
 def check_state(x: Tensor, name: str = "x") -> None:
     """Raise unless ``x`` is a floating-point batch (B, *D).
 
@@ -109,8 +123,7 @@ def check_state(x: Tensor, name: str = "x") -> None:
         TypeError: not a tensor, or an integer one (images must be scaled to floats first).
         ValueError: no batch dimension, or an empty batch.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor (B, *D), got {type(x).__name__}")
+    check_tensor(x, name)
     if not x.is_floating_point():
         raise TypeError(
             f"{name} must be floating point, got {x.dtype}: scale integer images first,"

@@ -63,8 +63,7 @@ def solve(
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
+    _check_solver(solver)
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
@@ -162,6 +161,7 @@ def sample(
     if solver is None:
         tuned = model.tuned if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
+    _check_solver(solver)
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.data_std)
         to_zero = not solver.evaluates_end
@@ -209,6 +209,11 @@ def start(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tenso
     if moments.mean is None:
         return x
     return x + alpha * moments.mean.to(x).reshape(x.shape[1:])
+
+
+def _check_solver(solver: object) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
 def _as_noise(noise: Noise | int | None) -> Noise:

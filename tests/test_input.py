@@ -34,6 +34,7 @@ from sde_gen import (
     OrnsteinUhlenbeck,
     Power,
     Quadratic,
+    Recipe,
     Reverse,
     RungeKutta,
     SciPy,
@@ -44,10 +45,16 @@ from sde_gen import (
     Tabulated,
     TorchSDE,
     classifier_loss,
+    error_budget,
     grids,
+    log_prob,
     sample,
+    save,
     solve,
+    train,
+    tune_grid,
 )
+from sde_gen.networks import MLP
 
 SDE_ = VP()
 SCORE = gaussian(SDE_)
@@ -167,7 +174,7 @@ EXACT: dict[str, Case] = {
     "wrong width": (
         lambda: SCORE(X[:, :2], 0.5),
         ValueError,
-        r"shape \(B, \*\(3,\)\), got \(4, 2\)",
+        r"shape \(B, 3\), got \(4, 2\)",
     ),
     "3 times": (lambda: SCORE(X, torch.rand(3)), ValueError, r"number or \(4,\), got \(3,\)"),
     "after T": (lambda: SCORE(X, 1.5), ValueError, r"\[0, 1.0\], got 1.5"),
@@ -190,7 +197,7 @@ LEARNED: dict[str, Case] = {
     "wrong state": (
         lambda: ScoreNetwork(Net(), SDE_, shape=(2,))(X, 0.5),
         ValueError,
-        r"shape \(B, \*\(2,\)\), got \(4, 3\)",
+        r"shape \(B, 2\), got \(4, 3\)",
     ),
     "integer state": (lambda: NET(INTEGERS, 0.5), TypeError, "floating point"),
     "unknown context": (lambda: NET.given(label=1)(X, 0.5), TypeError, "label"),
@@ -233,7 +240,11 @@ GRIDS: dict[str, Case] = {
     "log of 0": (lambda: grids.karras(SDE_, 5, end=0.0), ValueError, "cannot end at t = 0"),
     "rho": (lambda: grids.karras(SDE_, 5, rho=0.0), ValueError, "rho must be a positive"),
     "power": (lambda: grids.uniform(SDE_, 5, power=-1.0), ValueError, "power must be a positive"),
-    "data_std": (lambda: grids.default(SDE_, 5, data_std=0.0), ValueError, "data_std must be a pos"),
+    "data_std": (
+        lambda: grids.default(SDE_, 5, data_std=0.0),
+        ValueError,
+        "data_std must be a pos",
+    ),
     "no noise level": (lambda: grids.log_snr(Langevin(SCORE), 5), TypeError, "a LinearSDE"),  # type: ignore[arg-type]
     "rising table": (lambda: grids.from_table(SDE_, [1.0, 2.0]), ValueError, "fall strictly"),
     "NaN table": (lambda: grids.from_table(SDE_, [1.0, math.nan]), ValueError, "fall strictly"),
@@ -337,6 +348,25 @@ SAMPLES: dict[str, Case] = {
     ),
     "seed": (lambda: sample(SCORE, 4, seed="a"), TypeError, "integer seed"),  # type: ignore[arg-type]
 }
+MOONS = ScoreNetwork(MLP((2,)), SDE_)
+ARRAY: Any = np.zeros((4, 2))
+SLIPS: dict[str, Case] = {
+    "solver by name": (lambda: sample(SCORE, 4, solver="heun"), TypeError, "must be a Solver"),  # type: ignore[arg-type]
+    "an array to train on": (lambda: train(MOONS, ARRAY), TypeError, "torch.as_tensor"),
+    "data of another shape": (
+        lambda: train(MOONS, torch.zeros(4)),
+        ValueError,
+        r"data must be \(N, 2\), got \(4,\)",
+    ),
+    "score times score": (lambda: SCORE * SCORE, TypeError, "scores add"),  # type: ignore[operator]
+    "log_prob(score, sde)": (lambda: log_prob(SCORE, SDE_, X), TypeError, "sde must be a Lin"),  # type: ignore[arg-type]
+    "save(path, model)": (lambda: save("path", MOONS), TypeError, "must be a ScoreNetwork"),  # type: ignore[arg-type]
+    "tune a process": (lambda: tune_grid(SDE_), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
+    "budget of a process": (lambda: error_budget(SDE_, SCORE), TypeError, "needs a score"),  # type: ignore[arg-type]
+    "budget with an array": (lambda: error_budget(MOONS, ARRAY), TypeError, "law must be"),
+    "a shape that is a number": (lambda: MLP(2), TypeError, "shape must hold sizes"),  # type: ignore[arg-type]
+    "no kernel": (lambda: ScoreNetwork(MLP((3,)), Langevin(SCORE)), TypeError, "dsm_loss"),  # type: ignore[arg-type]
+}
 TABLE = {
     f"{room}: {name}": case
     for room, cases in {
@@ -349,6 +379,7 @@ TABLE = {
         "solvers": SOLVERS,
         "solve": RUNS,
         "sample": SAMPLES,
+        "slips": SLIPS,
     }.items()
     for name, case in cases.items()
 }
@@ -406,3 +437,11 @@ def test_mixture_is_at_home_at_0() -> None:
     score = mixture(SDE_)
     assert not score.singular
     assert bool(torch.isfinite(score(X[:, :2], 0.0)).all())
+
+
+def test_training_warns_of_data_on_another_scale() -> None:
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(steps=1, batch=8)
+    with pytest.warns(UserWarning, match="standard deviation 2.* expects 1: scale the data"):
+        train(MOONS, 250 * x, recipe=recipe, progress=False)
+    train(ScoreNetwork(MLP((2,)), SDE_, data_std=250.0), 250 * x, recipe=recipe, progress=False)

@@ -480,7 +480,7 @@ BAD_DATA = [
     ((255 * DATA).to(torch.uint8), None, TypeError, "floating point"),
     (broken(3, math.nan), None, ValueError, r"NaN or infinite.*\(3, 1\)"),
     (broken(5, math.inf), None, ValueError, r"NaN or infinite.*\(5, 1\)"),
-    (DATA.repeat(1, 2), None, ValueError, r"\(N, \*\(2,\)\)"),
+    (DATA.repeat(1, 2), None, ValueError, r"\(N, 2\), got \(500, 4\)"),
     (DATA[:0], None, ValueError, "N >= 1"),
     (DATA, LABELS, ValueError, "no classes"),
 ]

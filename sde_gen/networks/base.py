@@ -16,6 +16,13 @@ import torch
 from torch import Tensor, nn
 
 
+def sizes(shape: Sequence[int]) -> list[int]:
+    """The shape of a sample as a list; raises TypeError for a number, (2,) meant as 2."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape must hold sizes, such as (2,) or (1, 8, 8); got {shape!r}")
+    return list(shape)
+
+
 class Network(nn.Module, ABC):
     """A function (x, c, y) -> F of a state (B, *shape) that returns another tensor of that shape.
 

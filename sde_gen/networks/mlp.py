@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network
+from .base import Network, sizes
 from .embeddings import Embedding
 
 
@@ -63,7 +63,7 @@ class MLP(Network):
         outputs: int | None = None,
     ) -> None:
         config = {
-            "shape": list(shape),
+            "shape": sizes(shape),
             "width": width,
             "depth": depth,
             "classes": classes,

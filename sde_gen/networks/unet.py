@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network
+from .base import Network, sizes
 from .embeddings import Embedding
 
 
@@ -151,7 +151,7 @@ class UNet(Network):
         scale_shift: bool = True,
     ) -> None:
         config = {
-            "shape": list(shape),
+            "shape": sizes(shape),
             "channels": channels,
             "multipliers": list(multipliers),
             "blocks": blocks,

@@ -117,6 +117,10 @@ class Sum(Score):
         for score, weight in terms:
             if not callable(score):
                 raise TypeError(f"a term must be callable as score(x, t), got {score!r}")
+            if isinstance(weight, Score):
+                raise TypeError(
+                    "scores add, as densities multiply: a weight is a number, or a function of t"
+                )
             if not (callable(weight) or isinstance(weight, float | int | Tensor)):
                 raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
         inherit(self, [score for score, _ in terms])

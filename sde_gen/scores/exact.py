@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..moments import Moments
-from ..ops import Time, as_time, check_finite, check_state, check_time
+from ..ops import Time, as_time, batch_of, check_finite, check_state, check_time
 from ..sdes import LinearSDE
 from .base import Score
 
@@ -51,7 +51,7 @@ class _Exact(Score):
         """alpha and sigma as (1, 1) or (B, 1), after checking x (B, *shape) and t."""
         check_state(x)
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape {batch_of(self.shape)}, got {tuple(x.shape)}")
         t = as_time(t)
         if t.ndim and t.shape != x.shape[:1]:
             raise ValueError(f"t must be a number or ({len(x)},), got {tuple(t.shape)}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, check_finite, check_state, check_time, match
+from ..ops import Time, as_time, batch_of, check_finite, check_state, check_time, match
 from ..sdes import KernelSDE, LinearSDE, MatrixSDE
 from .base import Score
 from .network import check_one_component
@@ -159,7 +159,7 @@ class CorrelatedMixture(Score):
         t, wanted = as_time(t), self.sde.state_shape(self.shape)
         check_time(t, self.sde.T)
         if x.shape[1:] != wanted:
-            raise ValueError(f"x must have shape (B, *{wanted}), got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
         if self.singular and bool((t == 0).any()):
             raise ValueError("a covariance is singular: at t = 0 the score is not defined")
         size = self.means.shape[1]

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import Time, as_time, check_state, match
+from ..ops import Time, as_time, batch_of, check_state, match
 from ..sdes import KernelSDE, MatrixSDE
 from .base import Score
 
@@ -114,7 +114,7 @@ class ScoreNetwork(nn.Module, Score):
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
         t = as_time(t)
         if self.shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(self.shape)):
-            raise ValueError(f"x must have shape (B, *{wanted}), got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
         check_state(x)
         if not isinstance(self.sde, MatrixSDE):
             return self._read(x, self.sde.alpha(t), self.sde.sigma(t), context)
@@ -136,7 +136,10 @@ class ScoreNetwork(nn.Module, Score):
 def check_one_component(sde: object) -> None:
     """Raise TypeError unless x_t, or a statistic of it, is alpha x_0 + sigma z with numbers."""
     if not isinstance(sde, KernelSDE):
-        raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
+        raise TypeError(
+            f"sde must be a LinearSDE, got {type(sde).__name__}: for other processes train a"
+            " score (x, t) of your own with dsm_loss"
+        )
     if isinstance(sde, MatrixSDE) and not sde.added and sde.size > 1:
         raise TypeError(
             f"{type(sde).__name__} mixes {sde.size} components of the data, which have no common"

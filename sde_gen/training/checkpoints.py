@@ -47,6 +47,8 @@ def describe(model: ScoreNetwork) -> dict[str, Any]:
         TypeError: the process or its clock is not a dataclass of this library, or an argument of
             it is nothing that JSON can hold.
     """
+    if not isinstance(model, ScoreNetwork):
+        raise TypeError(f"model must be a ScoreNetwork, got {type(model).__name__}")
     config = {
         "format": _FORMAT,
         "sde": _pack(model.sde),

@@ -12,6 +12,7 @@ import hashlib
 import math
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..ops import check_finite, check_state
+from ..ops import batch_of, check_finite, check_state, check_tensor
 from ..scores import ScoreNetwork
 from .checkpoints import CheckpointError, describe, save, write
 from .devices import accelerator, pick_device
@@ -325,8 +326,7 @@ def check_data(
         ValueError: no data, NaN or infinity, a shape that is not the model's; labels missing, not
             wanted, of another number than the data, or out of range.
     """
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a torch.Tensor (N, *D), got {type(data).__name__}")
+    check_tensor(data, "data")
     if data.ndim < 1 or len(data) == 0:
         raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
     check_finite(data, "data")
@@ -336,8 +336,20 @@ def check_data(
     check_state(batch, "data" if transform is None else "transform(data)")
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
-        raise ValueError(f"data must be (N, *{tuple(shape)}), got (N, *{tuple(batch.shape[1:])})")
+        raise ValueError(f"data must be {batch_of(shape, 'N')}, got {tuple(data.shape)}")
     _check_labels(model, data, labels)
+    if isinstance(model, ScoreNetwork) and transform is None:
+        _check_scale(model.data_std, float(data.std(correction=0)))
+
+
+def _check_scale(expected: float, std: float) -> None:
+    """Warn where noise that is made for one scale meets data of another by a factor of ten."""
+    if not 0.1 * expected <= std <= 10 * expected:
+        warnings.warn(
+            f"the data have standard deviation {std:.3g}, the model expects {expected:.3g}:"
+            " scale the data, (x - x.mean(0)) / x.std(0), or pass data_std=...",
+            stacklevel=4,
+        )
 
 
 def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None) -> None:

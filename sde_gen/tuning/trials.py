@@ -56,7 +56,7 @@ def sign_test(wins: int, n: int) -> float:
 
 def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) -> tuple[int, ...]:
     """The numbers of steps in order; raises as ``tune_grid`` says."""
-    if not isinstance(model.sde, LinearSDE) or model.shape is None:
+    if not isinstance(getattr(model, "sde", None), LinearSDE) or model.shape is None:
         raise TypeError("tuning needs a score that knows its linear process and data shape")
     if solver is not None and not isinstance(solver, Exponential):
         raise TypeError(f"tuning fits Exponential solvers, got {type(solver).__name__}")
