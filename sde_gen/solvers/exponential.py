@@ -37,6 +37,8 @@ from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score, require_scalar_reversal
 from .weights import Polynomial, Weights
 
+_KEPT_PLANS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
@@ -100,6 +102,7 @@ class Exponential(Solver):
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
+        self._plans: dict[tuple[object, ...], list[Step]] = {}
 
     def check(self, process: SDE) -> None:
         require_scalar_reversal(self, process)
@@ -117,11 +120,18 @@ class Exponential(Solver):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             lam = np.log(alpha) - np.log(sigma)
-        table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
-        return [
-            Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
-            for i, step in enumerate(super().plan(process, times))
-        ]
+        # A grid is mostly run again and again: its plan is kept.
+        own = (self.nodes, self.corrector, self.reference, self.weights)
+        key = (*own, process.eta, times.numpy().tobytes(), alpha.tobytes(), sigma.tobytes())
+        if key not in self._plans:
+            if len(self._plans) == _KEPT_PLANS:
+                self._plans.clear()
+            table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
+            self._plans[key] = [
+                Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
+                for i, step in enumerate(super().plan(process, times))
+            ]
+        return list(self._plans[key])
 
     def _predict(self, process: Reverse, lam: np.ndarray, i: int) -> _Prediction:
         c: np.ndarray = self.reference.values.numpy()
