@@ -303,7 +303,7 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
 
 
 def test_sample_from_what_has_no_density() -> None:
-    """A finite data set: the last step to t = 0 lands on the points, up to the noise that it keeps.
+    """A finite data set: the last step to t = 0 lands on the points, but for noise that it keeps.
 
     From a ratio w^(1/2) = 0.005 of noise to signal the Gaussian end at eta = 1 gives D plus noise
     of variance C w / (C + w) < w; of 360 samples in the plane one lies farther than r with
