@@ -40,7 +40,7 @@ docs: $(VENV)/docs.stamp ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
 
 notebooks: $(VENV)/notebooks.stamp $(VENV)/dev.stamp ## run every notebook
-	$(BIN)/python -m pytest --nbmake notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --numprocesses $(JOBS) notebooks/*.ipynb
 
 bench: $(VENV)/bench.stamp ## run every benchmark
 	set -e; for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script $(BENCH_ARGS); done

@@ -68,6 +68,7 @@ def solve(
     check_finite(x)
     grid = _check_grid(process, times, solver)
     solver.check(process)
+    _check_diffusion(process, grid[:2])
     noise = _as_noise(noise)
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -224,6 +225,19 @@ def _as_noise(noise: Noise | int | None) -> Noise:
     if isinstance(noise, bool) or not isinstance(noise, int):
         raise TypeError(f"noise must be a Noise, an integer seed or None, got {noise!r}")
     return Streams(noise)
+
+
+def _check_diffusion(process: SDE, times: Tensor) -> None:
+    """Raise unless a process with noise gives its diffusion for each of several times."""
+    if process.direction == 0:
+        return
+    g = process.diffusion(times)
+    if not isinstance(g, Tensor) or g.shape[:1] != times.shape:
+        kind = tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__
+        raise TypeError(
+            f"diffusion(t) of {describe(process)} must return a tensor of the shape of t,"
+            f" {tuple(times.shape)}, such as torch.ones_like(t); got {kind}"
+        )
 
 
 def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -> Tensor:

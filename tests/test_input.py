@@ -348,6 +348,20 @@ SAMPLES: dict[str, Case] = {
     ),
     "seed": (lambda: sample(SCORE, 4, seed="a"), TypeError, "integer seed"),  # type: ignore[arg-type]
 }
+
+
+class Constant(SDE):
+    """dX = dW, whose diffusion forgets the shape of t."""
+
+    T = 1.0
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        return torch.zeros_like(x)
+
+    def diffusion(self, t: Any) -> Tensor:
+        return torch.ones(())
+
+
 MOONS = ScoreNetwork(MLP((2,)), SDE_)
 ARRAY: Any = np.zeros((4, 2))
 SLIPS: dict[str, Case] = {
@@ -364,6 +378,7 @@ SLIPS: dict[str, Case] = {
     "tune a process": (lambda: tune_grid(SDE_), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
     "budget of a process": (lambda: error_budget(SDE_, SCORE), TypeError, "needs a score"),  # type: ignore[arg-type]
     "budget with an array": (lambda: error_budget(MOONS, ARRAY), TypeError, "law must be"),
+    "one diffusion for all times": (lambda: run(Constant()), TypeError, r"shape of t, \(2,\)"),
     "a shape that is a number": (lambda: MLP(2), TypeError, "shape must hold sizes"),  # type: ignore[arg-type]
     "no kernel": (lambda: ScoreNetwork(MLP((3,)), Langevin(SCORE)), TypeError, "dsm_loss"),  # type: ignore[arg-type]
 }
