@@ -37,7 +37,7 @@ format: $(VENV)/dev.stamp ## ruff, which mends what it can
 	$(BIN)/ruff format .
 
 docs: $(VENV)/docs.stamp ## the documentation, in docs/_build/html
-	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
 
 notebooks: $(VENV)/notebooks.stamp $(VENV)/dev.stamp ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --numprocesses $(JOBS) notebooks/*.ipynb
