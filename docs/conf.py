@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
 import sys
@@ -14,10 +16,30 @@ import sde_gen
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+# Which of its pictures stands for a notebook in the gallery.
+PICTURES = {
+    "01_processes": 3,
+    "02_langevin": 2,
+    "03_reversal": 0,
+    "04_learning": 1,
+    "05_samplers": 3,
+    "06_guidance": 0,
+}
+
+
+def picture(notebook: Path, number: int) -> bytes:
+    """One of the pictures that a notebook drew."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    data = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
+    return base64.b64decode([d["image/png"] for d in data if "image/png" in d][number])
+
+
 # Sphinx wants its sources under one roof; links in the pages point at the originals.
 (DOCS / "notebooks").mkdir(exist_ok=True)
 for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
     shutil.copy2(notebook, DOCS / "notebooks" / notebook.name)
+    image = picture(notebook, PICTURES[notebook.stem])
+    (DOCS / "notebooks" / notebook.with_suffix(".png").name).write_bytes(image)
 
 project = "sde_gen"
 author = copyright = "sde_gen contributors"
