@@ -166,9 +166,6 @@ def default(
     return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
 
 
-mixed = default
-
-
 @dataclass(frozen=True, eq=False)
 class Density:
     """A grid for every number of steps: times where a rising curve reaches 0, 1/n, ..., 1.

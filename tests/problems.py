@@ -7,6 +7,8 @@ that returns a ``Score``; each answer is written here without the library's solv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -134,3 +136,13 @@ def gaussian_reversal(
     gain = a_s / a_t * rho ** ((1 + eta**2) / 2)
     spread = torch.sqrt(v_s * -torch.expm1(eta**2 * torch.log(rho)))
     return gain, a_t * score.mean, a_s * score.mean, spread
+
+
+def slopes(errors: Sequence[float]) -> list[float]:
+    """Orders between neighbours of a sequence in which the step halves."""
+    return [math.log2(a / b) for a, b in pairwise(errors)]
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square over everything."""
+    return float(x.pow(2).mean().sqrt())

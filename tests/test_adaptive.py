@@ -16,6 +16,7 @@ from problems import (
     line,
     mixture,
     quantile_flow,
+    rms,
     start,
 )
 from torch import Tensor
@@ -46,10 +47,6 @@ from sde_gen import (
 )
 from sde_gen.ops import Time, as_time, match
 from sde_gen.solvers.adaptive import _Standard
-
-
-def rms(x: Tensor) -> float:
-    return float(x.pow(2).mean().sqrt())
 
 
 def slopes(x: list[float], y: list[float]) -> list[float]:

@@ -15,6 +15,8 @@ from problems import (
     grid25,
     line,
     quantile_flow,
+    rms,
+    slopes,
     start,
 )
 from torch import Tensor
@@ -47,14 +49,6 @@ from sde_gen import (
 from sde_gen.ops import Time
 from sde_gen.solvers import Step
 from sde_gen.solvers.base import Memory
-
-
-def slopes(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def rms(x: Tensor) -> float:
-    return float(x.pow(2).mean().sqrt())
 
 
 def marginal(score: Gaussian, t: float) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from problems import F64, mixture
+from problems import F64, mixture, slopes
 from scipy.linalg import expm, solve_continuous_lyapunov
 from test_sra import Nested
 from torch import Tensor
@@ -534,10 +533,6 @@ def law_error(score: CorrelatedMixture, law: tuple[Tensor, Tensor], t: float) ->
     exact = joint(score, t).component_distribution
     away = [law[0] - exact.mean[0], (law[1] - exact.covariance_matrix[0]).flatten()]
     return float(torch.cat(away).norm())
-
-
-def slopes(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in pairwise(errors)]
 
 
 def name(value: object) -> str:

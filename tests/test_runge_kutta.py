@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from problems import F64, gaussian, line, quantile_flow, start
+from problems import F64, gaussian, line, quantile_flow, rms, slopes, start
 from scipy.integrate import RK45
 from torch import Tensor
 
@@ -17,14 +16,6 @@ from sde_gen.ops import Time
 from sde_gen.solvers.runge_kutta import CLASSICAL, DORMAND_PRINCE, Tableau
 
 both = pytest.mark.parametrize("order", [4, 5])
-
-
-def slopes(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def rms(x: Tensor) -> float:
-    return float(x.pow(2).mean().sqrt())
 
 
 def padded(table: Tableau) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

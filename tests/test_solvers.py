@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import pairwise
 
 import pytest
 import torch
@@ -16,6 +15,8 @@ from problems import (
     gaussian_reversal,
     line,
     quantile_flow,
+    rms,
+    slopes,
     start,
 )
 from torch import Tensor
@@ -54,15 +55,6 @@ def name(value: object) -> str:
         c, rule = float(value.reference.values[0]), type(value.weights).__name__
         return f"Exponential {value.nodes} C={c} {rule}"
     return type(value).__name__ if isinstance(value, Solver) else str(value)
-
-
-def slopes(errors: list[float]) -> list[float]:
-    """Orders between neighbours of a sequence in which the step halves."""
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def rms(x: Tensor) -> float:
-    return float(x.pow(2).mean().sqrt())
 
 
 TORCHSDE = [TorchSDE(method) for method in ("euler", "euler_heun", "midpoint", "heun", "srk")]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, gaussian, line, quantile_flow, start
+from problems import F64, gaussian, line, quantile_flow, rms, slopes, start
 from torch import Tensor
 
 from sde_gen import (
@@ -31,14 +31,6 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
-
-
-def slopes(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def rms(x: Tensor) -> float:
-    return float(x.pow(2).mean().sqrt())
 
 
 class Nested(Noise):

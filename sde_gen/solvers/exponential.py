@@ -37,8 +37,6 @@ from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score, require_scalar_reversal
 from .weights import Polynomial, Weights
 
-_KEPT_PLANS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
@@ -102,7 +100,7 @@ class Exponential(Solver):
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
-        self._plans: dict[tuple[object, ...], list[Step]] = {}
+        self._last: tuple[tuple[object, ...], list[Step]] = ((), [])
 
     def check(self, process: SDE) -> None:
         require_scalar_reversal(self, process)
@@ -121,17 +119,16 @@ class Exponential(Solver):
         with np.errstate(divide="ignore"):
             lam = np.log(alpha) - np.log(sigma)
         # A grid is mostly run again and again: its plan is kept.
-        own = (self.nodes, self.corrector, self.reference, self.weights)
-        key = (*own, process.eta, times.numpy().tobytes(), alpha.tobytes(), sigma.tobytes())
-        if key not in self._plans:
-            if len(self._plans) == _KEPT_PLANS:
-                self._plans.clear()
+        own = (self.nodes, self.corrector, self.reference, self.weights, process.eta)
+        key = (*own, times.numpy().tobytes(), alpha.tobytes(), sigma.tobytes())
+        if key != self._last[0]:
             table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
-            self._plans[key] = [
+            steps = [
                 Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
                 for i, step in enumerate(super().plan(process, times))
             ]
-        return list(self._plans[key])
+            self._last = key, steps
+        return list(self._last[1])
 
     def _predict(self, process: Reverse, lam: np.ndarray, i: int) -> _Prediction:
         c: np.ndarray = self.reference.values.numpy()
