@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ..noise import Noise
 from ..ops import act
 from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
 
+N = TypeVar("N", covariant=True)
 Memory = tuple[Tensor, ...]
 
 Gain = float | Tensor
@@ -26,12 +27,12 @@ Gain = float | Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[N]):
     """One interval of the grid, from t to s, with the solver's numbers for it."""
 
     t: float
     s: float
-    numbers: Any = None
+    numbers: N
 
     @property
     def h(self) -> float:
@@ -64,13 +65,13 @@ class Solver(ABC):
     def check(self, process: SDE) -> None:  # noqa: B027 (most solvers take every process)
         """Raise TypeError unless the solver can step this process."""
 
-    def plan(self, process: SDE, times: Tensor) -> list[Step]:
+    def plan(self, process: SDE, times: Tensor) -> list[Step[Any]]:
         """The steps of a grid, with whatever depends on the grid alone."""
-        return [Step(t, s) for t, s in pairwise(times.tolist())]
+        return [Step(t, s, None) for t, s in pairwise(times.tolist())]
 
     @abstractmethod
     def step(
-        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
+        self, process: SDE, x: Tensor, step: Step[Any], noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         """The state at ``step.s`` from the state x (B, *D) at ``step.t``.
 
@@ -104,10 +105,14 @@ def require_ode(solver: Solver, process: SDE) -> None:
         )
 
 
-def require_scalar_reversal(solver: Solver, process: SDE) -> None:
-    """Raise TypeError unless the process is the reversal of a ``LinearSDE``."""
+def reversal(solver: Solver, process: SDE) -> tuple[Reverse, LinearSDE]:
+    """The process as the reversal of a ``LinearSDE``, and that.
+
+    Raises:
+        TypeError: it is none.
+    """
     if isinstance(process, Reverse) and isinstance(process.sde, LinearSDE):
-        return
+        return process, process.sde
     matrix = isinstance(getattr(process, "sde", None), KernelSDE)
     raise TypeError(
         f"{type(solver).__name__} needs the reversal of a LinearSDE, sde.reverse(score, eta) or"
@@ -116,8 +121,9 @@ def require_scalar_reversal(solver: Solver, process: SDE) -> None:
     )
 
 
-def read_score(process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+def read_score(process: SDE, x: Tensor, t: Tensor) -> Tensor:
     """The score of a reversal, of the shape of x: a wrong one would be broadcast in silence."""
+    assert isinstance(process, Reverse)
     score = process.score(x, t)
     if score.shape != x.shape:
         raise ValueError(

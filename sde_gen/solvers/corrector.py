@@ -20,7 +20,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
 from ..ops import as_time, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe, read_score, require_scalar_reversal
+from .base import Memory, Solver, Step, describe, read_score, reversal
 from .exponential import Exponential
 from .runge_kutta import Heun
 
@@ -96,7 +96,7 @@ class Churn(Solver):
         self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
 
     def check(self, process: SDE) -> None:
-        require_scalar_reversal(self, process)
+        reversal(self, process)
         if self.amount is not None and process.direction != 0:
             raise TypeError(
                 "Churn with an amount steps a probability flow; leave the amount out to follow"
@@ -105,14 +105,11 @@ class Churn(Solver):
         self.solver.check(_flow(process))
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        assert isinstance(process, Reverse)
-        assert isinstance(process.sde, LinearSDE)
+        reverse, sde = reversal(self, process)
         _falling(self, times)
-        sde, flow = process.sde, _flow(process)
-        steps = []
-        for step, gain in zip(
-            super().plan(process, times), self._gains(process, times), strict=True
-        ):
+        steps, flow = [], _flow(process)
+        gains = self._gains(sde, reverse.eta, times)
+        for step, gain in zip(super().plan(process, times), gains, strict=True):
             up, kick = step.t, (1.0, 0.0)
             if gain > 0:
                 up = float(sde.time_at(sde.log_snr(step.t) - 2 * gain))
@@ -122,14 +119,13 @@ class Churn(Solver):
             steps.append(Step(step.t, step.s, _Kick(kick[0], kick[1] * self.inflate, inner)))
         return steps
 
-    def _gains(self, process: Reverse, times: Tensor) -> list[float]:
+    def _gains(self, sde: LinearSDE, eta: float, times: Tensor) -> list[float]:
         """log(1 + gamma) of each step."""
-        assert isinstance(process.sde, LinearSDE)
-        log_ratio = -process.sde.log_snr(times) / 2
+        log_ratio = -sde.log_snr(times) / 2
         if self.amount is None:
             # A step to t = 0 is infinitely long in lambda; what counts is where it starts.
             fall = -log_ratio.diff()
-            return [process.eta**2 * v if math.isfinite(v) else 0.0 for v in fall.tolist()]
+            return [eta**2 * v if math.isfinite(v) else 0.0 for v in fall.tolist()]
         gain = math.log1p(min(self.amount / (len(times) - 1), _MOST))
         ratio = log_ratio[:-1].exp()
         inside = (self.low <= ratio) & (ratio <= self.high)
@@ -215,15 +211,14 @@ class PredictorCorrector(Solver):
         self.calls = self.predictor.calls + corrections
 
     def check(self, process: SDE) -> None:
-        require_scalar_reversal(self, process)
+        reversal(self, process)
         self.predictor.check(process)
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        assert isinstance(process, Reverse)
-        assert isinstance(process.sde, LinearSDE)
+        _, sde = reversal(self, process)
         _falling(self, times)
-        alpha, sigma = process.sde.alpha(times).tolist(), process.sde.sigma(times).tolist()
-        length = (process.sde.log_snr(times).diff() / 2).tolist()
+        alpha, sigma = sde.alpha(times).tolist(), sde.sigma(times).tolist()
+        length = (sde.log_snr(times).diff() / 2).tolist()
         steps = []
         for i, step in enumerate(self.predictor.plan(process, times)):
             s = sigma[i + 1]
@@ -240,7 +235,6 @@ class PredictorCorrector(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        assert isinstance(process, Reverse)
         k: _Kept = step.numbers
         x, _ = self.predictor.step(process, x, k.predictor, noise, ())
         if k.a == 0:

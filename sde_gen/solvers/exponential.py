@@ -8,59 +8,113 @@ process is one equation (kappa = 1 + eta^2, D = E[x_0 | x] the denoised state):
 Suppose the data were Gaussian with covariance C. Then Q = D + C (D - y) / w would be constant
 (the data's mean), so the linear part is solved exactly and only Q is interpolated:
 
-    dy = -kappa w / (C + w) (y - Q) dlambda + sqrt(2) eta sqrt(w) dW,
+    dy = -kappa w / (C + w) (y - Q) dlambda + sqrt(2) eta sqrt(w) dW.
+
+The *predictor* takes the step from t to s with the last p values of Q,
+
     y_s = rho^(kappa/2) y_t + sum_j W_j Q_j + sqrt((C + w_s) (1 - rho^(eta^2))) z,
     rho = (C + w_s) / (C + w_t),
     W_j = kappa int w / (C + w) ((C + w_s) / (C + w))^(kappa/2) l_j(lambda) dlambda,
 
-with l_j the Lagrange basis through the last p values of Q (or another rule: ``weights``). A
-corrector does the same once more with the value at the new point, which the next step needs
-anyway: it costs no call (Zhao et al. 2023). With C = 0 (data prediction) order 1
-is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al. 2020), higher
-orders are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and SA-Solver (Xue et
-al. 2023). With C the variance of the data every step is exact for Gaussian data, at every eta.
+with l_j the Lagrange basis through them (or another rule: ``weights``). The *corrector* takes the
+step that led here once more, with the value of Q here among those that it interpolates: it moves
+y by sum_j (W'_j - W_j) Q_j, and costs no call (Zhao et al. 2023). With C = 0 (data prediction)
+order 1 is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al.
+2020), higher orders are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and
+SA-Solver (Xue et al. 2023). With C the variance of the data every step is exact for Gaussian data,
+at every eta.
+
+DPM-Solver++(2M), algorithm 2 of Lu et al. 2022, written out beside its configuration here:
+
+>>> import torch
+>>> from math import exp
+>>> from sde_gen import VP, GaussianMixture, grids, solve
+>>> from sde_gen.solvers import dpm_solver_pp
+>>> sde = VP()
+>>> score = GaussianMixture(sde, torch.ones(2), torch.tensor([[-1.0], [1.0]]).double(), 0.2)
+>>> times = grids.log_snr(sde, 8)
+>>> x_T = torch.tensor([[0.7], [-1.9]]).double()
+>>> alpha, sigma = sde.alpha(times).tolist(), sde.sigma(times).tolist()
+>>> h = (sde.log_snr(times).diff() / 2).tolist()
+>>> x, before = x_T, None
+>>> for i, t in enumerate(times[:-1]):
+...     D = now = sde.denoise(x, t, score)
+...     if before is not None:
+...         D = now + h[i] / h[i - 1] / 2 * (now - before)
+...     x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * (exp(-h[i]) - 1) * D
+...     before = now
+>>> torch.allclose(x, solve(sde.probability_flow(score), x_T, times, dpm_solver_pp()))
+True
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
-from ..noise import Noise
-from ..ops import as_time
-from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, read_score, require_scalar_reversal
+from ..sdes import SDE
+from .base import Memory, Step, reversal
+from .multistep import Multistep
 from .weights import Polynomial, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class _Numbers:
-    """Coefficients of one step: everything is linear in the state x, the score s at it and the
-    past values of Q, latest first.
+class Combination:
+    """One step as what it is: linear in what is known, (x, s, Q_1, Q_2 ...), latest Q first.
 
-    x, q: the next state and the value of Q here, from (x, s, Q_1, Q_2 ...); std: of the normal z.
+    x, q: the next state and the value of Q here; std: of the normal z; all are functions of C.
+    kept: how many values of Q the next step reads.
     """
 
+    reference: Moments
     x: tuple[Coefficient, ...]
     q: tuple[Coefficient, ...]
     std: Coefficient | None
+    kept: int
+
+    @property
+    def noisy(self) -> bool:
+        return self.std is not None
+
+    def __call__(
+        self, x: Tensor, s: Tensor, past: tuple[Tensor, ...], z: Tensor | None
+    ) -> tuple[Tensor, Memory]:
+        known = (x, s, *past)
+        if self.kept:
+            past = (self.reference.apply(self.q, known), *past[: self.kept - 1])
+        if self.std is None or z is None:
+            return self.reference.apply(self.x, known), past
+        return self.reference.apply((*self.x, self.std), (*known, z)), past
 
 
-class _Prediction(NamedTuple):
-    """One step in y: the factor of y, the weights of Q (p, m), the spread of z; 1 + eta^2."""
+class Levels(NamedTuple):
+    """The nodes of a grid: alpha, sigma and lambda, (N + 1,) each."""
 
-    a: np.ndarray
-    b: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    lam: np.ndarray
+
+    def w(self, i: int) -> float:
+        """(sigma / alpha)^2 at node i."""
+        return float((self.sigma[i] / self.alpha[i]) ** 2)
+
+
+class Prediction(NamedTuple):
+    """The predictor's step in y: the factor of y, the weights of Q (p, m), the spread of z."""
+
+    decay: np.ndarray
+    weights: np.ndarray
     spread: np.ndarray
     kappa: float
 
 
-class Exponential(Solver):
+class Exponential(Multistep):
     """Multistep exponential integrator for the reversal of a linear process, at any eta.
 
     Args:
@@ -82,8 +136,6 @@ class Exponential(Solver):
         ValueError: an order that is not 1 .. 4, or a negative reference.
     """
 
-    strong = 1.0
-
     def __init__(
         self,
         order: int = 3,
@@ -96,113 +148,95 @@ class Exponential(Solver):
         if not isinstance(reference, Moments) and not reference >= 0:
             raise ValueError(f"reference must be a variance >= 0 or Moments, got {reference}")
         self.nodes, self.corrector = order, corrector
+        self.kept = order if corrector else order - 1
         self.reference = reference if isinstance(reference, Moments) else isotropic(reference)
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
-        self._last: tuple[tuple[object, ...], list[Step]] = ((), [])
 
     def check(self, process: SDE) -> None:
-        require_scalar_reversal(self, process)
+        reversal(self, process)
 
-    def noise_level(self, process: Reverse, start: float, end: float) -> float:
-        """eta of the step from lambda = start to end: that of the process."""
-        return process.eta
+    def noise_level(self, eta: float, h: float) -> float:
+        """The eta of a step of length h in lambda under a process of noise level eta: eta."""
+        return eta
 
-    def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        assert isinstance(process, Reverse)
-        assert isinstance(process.sde, LinearSDE)
-        alpha = process.sde.alpha(times).numpy()
-        sigma = process.sde.sigma(times).numpy()
+    def plan(self, process: SDE, times: Tensor) -> list[Step[Combination]]:
+        reverse, sde = reversal(self, process)
+        alpha, sigma = sde.alpha(times).numpy(), sde.sigma(times).numpy()
         if sigma[0] == 0:
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
-            lam = np.log(alpha) - np.log(sigma)
-        # A grid is mostly run again and again: its plan is kept.
-        own = (self.nodes, self.corrector, self.reference, self.weights, process.eta)
-        key = (*own, times.numpy().tobytes(), alpha.tobytes(), sigma.tobytes())
-        if key != self._last[0]:
-            table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
-            steps = [
-                Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
-                for i, step in enumerate(super().plan(process, times))
-            ]
-            self._last = key, steps
-        return list(self._last[1])
+            levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
+        steps, change = list[Step[Combination]](), None
+        for i, (t, s) in enumerate(pairwise(times.tolist())):
+            step = self._predictor(levels, i, reverse.eta)
+            steps.append(Step(t, s, self._combine(levels, i, step, change)))
+            if self.corrector:
+                change = self._corrector(levels, i, step)
+        return steps
 
-    def _predict(self, process: Reverse, lam: np.ndarray, i: int) -> _Prediction:
+    def _predictor(self, levels: Levels, i: int, eta: float) -> Prediction:
+        """From node i to the next."""
         c: np.ndarray = self.reference.values.numpy()
-        w, w_s = np.exp(-2 * lam[i : i + 2])
-        eta = self.noise_level(process, lam[i], lam[i + 1])
+        start, end = levels.lam[i : i + 2]
+        w_t, w_s = levels.w(i), levels.w(i + 1)
+        eta = self.noise_level(eta, end - start)
         kappa = 1 + eta**2
         if np.isinf(c).any():
             if w_s == 0:
                 raise ValueError("noise prediction (reference = infinity) cannot end at t = 0")
-            a, spread = np.ones(1), np.array([eta * math.sqrt(abs(w - w_s))])
+            decay, spread = np.ones(1), np.array([eta * math.sqrt(abs(w_t - w_s))])
         else:
             with np.errstate(divide="ignore"):
-                log_rho = np.log((c + w_s) / (c + w))
-            a = np.exp(kappa / 2 * log_rho)
+                log_rho = np.log((c + w_s) / (c + w_t))
+            decay = np.exp(kappa / 2 * log_rho)
             fade = -np.expm1(eta**2 * log_rho) if eta else np.zeros_like(c)
             spread = np.sqrt((c + w_s) * fade)
         if w_s == 0:
-            return _Prediction(a, (1 - a)[None], spread, kappa)
-        nodes = lam[max(0, i + 1 - self.nodes) : i + 1][::-1]
-        b = self.weights(nodes, lam[i], lam[i + 1], c, kappa)
-        return _Prediction(a, b, spread, kappa)
+            return Prediction(decay, (1 - decay)[None], spread, kappa)
+        nodes = levels.lam[max(0, i + 1 - self.nodes) : i + 1][::-1]
+        return Prediction(decay, self.weights(nodes, start, end, c, kappa), spread, kappa)
 
-    def _numbers(
-        self,
-        i: int,
-        alpha: np.ndarray,
-        sigma: np.ndarray,
-        lam: np.ndarray,
-        table: list[_Prediction],
-    ) -> _Numbers:
-        c = self.reference.values.numpy()
-        a, b, spread, _ = table[i]
-        past = min(i, self._kept)
-        x, score, *older = np.eye(2 + past)[:, :, None] * np.ones(len(c))
-        if np.isinf(c).any():
-            q, linear = -sigma[i] * score, np.zeros(1)
-        else:
-            # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
-            w = (sigma[i] / alpha[i]) ** 2
-            q, linear = x / alpha[i] + (c + w) * alpha[i] * score, -c / (w * alpha[i])
-        if self.corrector and i > 0:
-            new = alpha[i] * self._correct(lam, i, table[i - 1], c)
-            change = sum(n * v for n, v in zip(new, (q, *older), strict=True))
-            # The denoised state is kept as evaluated; what of Q is linear in x is new.
-            x, q = x + change, q + linear * change
-        values = (q, *older)[: len(b)]
-        x = alpha[i + 1] * (a / alpha[i] * x + sum(n * v for n, v in zip(b, values, strict=True)))
-        f = self.reference.coefficient
-        return _Numbers(
-            x=tuple(f(row) for row in x),
-            q=tuple(f(row) for row in q),
-            std=f(alpha[i + 1] * spread) if spread.any() else None,
-        )
-
-    @property
-    def _kept(self) -> int:
-        """How many past values of Q a step reads."""
-        return self.nodes if self.corrector else self.nodes - 1
-
-    def _correct(self, lam: np.ndarray, i: int, last: _Prediction, c: np.ndarray) -> np.ndarray:
-        """How y at node i changes when Q there is known: weights of Q_i, Q_(i-1), ..."""
-        nodes = lam[i - len(last.b) : i + 1][::-1]
-        new = self.weights(nodes, lam[i - 1], lam[i], c, last.kappa)
-        new[1:] -= last.b
+    def _corrector(self, levels: Levels, i: int, step: Prediction) -> np.ndarray:
+        """How knowing Q at the end of step i moves y there: its weight, then those of Q_i, ..."""
+        c: np.ndarray = self.reference.values.numpy()
+        if levels.sigma[i + 1] == 0:
+            return np.zeros((0, len(c)))
+        nodes = levels.lam[i + 1 - len(step.weights) : i + 2][::-1]
+        new = self.weights(nodes, levels.lam[i], levels.lam[i + 1], c, step.kappa)
+        new[1:] -= step.weights
         return new
 
-    def step(
-        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        assert isinstance(process, Reverse)
-        k: _Numbers = step.numbers
-        known = (x, read_score(process, x, as_time(step.t)), *memory)
-        if self._kept:
-            memory = (self.reference.apply(k.q, known), *memory[: self._kept - 1])
-        if k.std is None:
-            return self.reference.apply(k.x, known), memory
-        return self.reference.apply((*k.x, k.std), (*known, noise(x, step.t, step.s))), memory
+    def _combine(
+        self, levels: Levels, i: int, step: Prediction, change: np.ndarray | None
+    ) -> Combination:
+        """What is done at node i: read Q, correct, predict, as three matrices in a product."""
+        c: np.ndarray = self.reference.values.numpy()
+        alpha, sigma, alpha_s = levels.alpha[i], levels.sigma[i], levels.alpha[i + 1]
+        size = 2 + min(i, self.kept)
+        one = np.tile(np.eye(size), (len(c), 1, 1))
+        # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
+        read = one.copy()
+        read[:, 1, 0] = 0.0 if np.isinf(c).any() else 1 / alpha
+        read[:, 1, 1] = -sigma if np.isinf(c).any() else (c + levels.w(i)) * alpha
+        correct = one
+        if change is not None:
+            # The denoised state is kept as evaluated; what of Q is linear in x is new.
+            linear = 0.0 if np.isinf(c).any() else -c / levels.w(i)
+            moved = slice(1, 1 + len(change))
+            correct[:, 0, moved] += alpha * change.T
+            correct[:, 1, moved] += (linear * change).T
+        predict = np.zeros((len(c), 2, size))
+        predict[:, 0, 0] = alpha_s / alpha * step.decay
+        predict[:, 0, 1 : 1 + len(step.weights)] = alpha_s * step.weights.T
+        predict[:, 1, 1] = 1.0
+        x, q = (predict @ correct @ read).transpose(1, 2, 0)
+        f = self.reference.coefficient
+        return Combination(
+            self.reference,
+            x=tuple(f(row) for row in x),
+            q=tuple(f(row) for row in q),
+            std=f(alpha_s * step.spread) if step.spread.any() else None,
+            kept=self.kept,
+        )

@@ -24,27 +24,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..noise import Noise
-from ..ops import act, as_time, cholesky
+from ..ops import act, cholesky
 from ..sdes import SDE, MatrixSDE, Reverse
-from .base import Memory, Solver, Step, describe, read_score
+from .base import Memory, Step, describe
+from .multistep import Multistep
 
 _PARTS = 64
 """Parts of a step, a power of two, to each of which Magnus' integrator is applied."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Numbers:
-    """Q = score s + state x; the next x is ``a`` x + sum_j b_j Q_j + root z, latest Q first."""
+class MatrixStep:
+    """Q = read_score s + read_state x; the next x is a x + sum_j b_j Q_j + root z."""
 
-    score: Tensor
-    state: Tensor
+    read_score: Tensor
+    read_state: Tensor
     a: Tensor
     b: tuple[Tensor, ...]
     root: Tensor | None
+    kept: int
+
+    @property
+    def noisy(self) -> bool:
+        return self.root is not None
+
+    def __call__(
+        self, x: Tensor, s: Tensor, past: tuple[Tensor, ...], z: Tensor | None
+    ) -> tuple[Tensor, Memory]:
+        values = (act(self.read_score, s) + act(self.read_state, x), *past[: self.kept])
+        x_s = act(self.a, x)
+        for weight, value in zip(self.b, values, strict=False):
+            x_s = x_s + act(weight, value)
+        if self.root is not None and z is not None:
+            x_s = x_s + act(self.root, z)
+        return x_s, values
 
 
-class Propagator(Solver):
+class Propagator(Multistep):
     """Multistep exponential integrator for the reversal of a matrix process, at any eta.
 
     Exact, to the 1e-7 of its weights, for Gaussian data of covariance ``reference`` times 1,
@@ -60,8 +76,6 @@ class Propagator(Solver):
         TypeError: no reversal of a ``MatrixSDE``; one whose noise does not enter as many
             components as the data have, so that their score does not determine Q.
     """
-
-    strong = 1.0
 
     def __init__(self, order: int = 3, reference: float = 1.0) -> None:
         if order not in (1, 2, 3, 4):
@@ -110,23 +124,13 @@ class Propagator(Solver):
             one, weights, root = found[i]
             noise = root if process.eta else None
             steps.append(
-                Step(step.t, step.s, _Numbers(q_score[i], q_state[i], one, weights, noise))
+                Step(
+                    step.t,
+                    step.s,
+                    MatrixStep(q_score[i], q_state[i], one, weights, noise, self.order - 1),
+                )
             )
         return steps
-
-    def step(
-        self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        assert isinstance(process, Reverse)
-        k: _Numbers = step.numbers
-        q = act(k.score, read_score(process, x, as_time(step.t))) + act(k.state, x)
-        memory = (q, *memory[: self.order - 1])
-        x_s = act(k.a, x)
-        for weight, value in zip(k.b, memory, strict=False):
-            x_s = x_s + act(weight, value)
-        if k.root is not None:
-            x_s = x_s + act(k.root, noise(x, step.t, step.s))
-        return x_s, memory
 
 
 class _Law:

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from ..sdes import Reverse
 from .exponential import Exponential
 from .weights import Midpoint, Polynomial, Weights
 
@@ -23,9 +22,8 @@ class _DDIM(Exponential):
         super().__init__(1)
         self.eta = eta
 
-    def noise_level(self, process: Reverse, start: float, end: float) -> float:
+    def noise_level(self, eta: float, h: float) -> float:
         # Their variance eta^2 (1 - e^(-2h)) of the new noise is 1 - e^(-2 h ours^2).
-        h = end - start
         if self.eta == 0 or math.isinf(h):
             return self.eta
         return math.sqrt(-math.log1p(self.eta**2 * math.expm1(-2 * h)) / (2 * h))
