@@ -1,0 +1,185 @@
+"""What is known of the data, in one place: ``Facts``, fitted by one call and kept with a model.
+
+Data come in units of their own (pixels, kelvin, dollars); a process, its score and ``solve`` work
+where the data are of order one. ``Units`` is the map between the two, x = shift + scale z, for
+all coordinates together, for each column of a table or for each channel of an image. It is kept in
+float64 and lies inside the facts, so that whoever takes a model (``sample``, ``log_prob``, ...)
+gives and takes data in their own units and cannot forget a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .moments import Moments, data_moments
+from .ops import check_finite, check_state
+
+Each = Literal["all", "column", "channel"]
+"""What has a shift and a scale of its own: nothing, each column (N, D), each channel (axis 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """x = shift + scale z, from the units of the process (z) to those of the data (x).
+
+    Args:
+        shift, scale: float64, of shapes that broadcast with one sample (*D); scale > 0.
+
+    Raises:
+        ValueError: a scale that is not positive, or numbers that are not finite.
+
+    >>> celsius = Units(torch.tensor(20.0), torch.tensor(5.0))
+    >>> celsius.decode(torch.tensor([[-1.0], [2.0]])).flatten()
+    tensor([15., 30.])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64).cpu()
+            check_finite(value, name)
+            object.__setattr__(self, name, value)
+        if not bool((self.scale > 0).all()):
+            raise ValueError(f"scale must be positive, got {self.scale.flatten().tolist()[:8]}")
+
+    @classmethod
+    def of(cls, x: Tensor, each: Each = "all") -> Units:
+        """Mean and standard deviation of data x (N, *D); what does not vary keeps its scale.
+
+        Raises:
+            ValueError: an unknown ``each``; columns of what is no table.
+        """
+        if each not in get_args(Each):
+            raise ValueError(f"units are for one of {get_args(Each)}, got {each!r}")
+        if each == "column" and x.ndim != 2:
+            raise ValueError(f"columns are those of a table (N, D), got {tuple(x.shape)}")
+        if x.ndim < 2 and each != "all":
+            raise ValueError(f"channels are axis 1 of (N, C, ...), got {tuple(x.shape)}")
+        axes = list(range(x.ndim)) if each == "all" else [0, *range(2, x.ndim)]
+        y = x.double()
+        shift = y.mean(axes, keepdim=True)[0]
+        scale = (y - shift).square().mean(axes, keepdim=True)[0].sqrt()
+        # A constant: what rounding leaves of its spread is no scale.
+        flat = scale <= 1e-12 * y.abs().amax(axes, keepdim=True)[0]
+        scale = torch.where(flat, 1.0, scale)
+        return cls(shift.reshape(()), scale.reshape(())) if each == "all" else cls(shift, scale)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """z = (x - shift) / scale: from the data's units, in the dtype of x."""
+        return ((_wide(x) - self.shift.to(_wide(x))) / self.scale.to(_wide(x))).to(x.dtype)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """x = shift + scale z: to the data's units, in the dtype of z."""
+        return (self.shift.to(_wide(z)) + self.scale.to(_wide(z)) * _wide(z)).to(z.dtype)
+
+    def log_volume(self, shape: Sequence[int]) -> float:
+        """log |det dx/dz| for samples of this shape: sum of log scale over the coordinates."""
+        return float(self.scale.log().expand(tuple(shape)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What is known of the data. Moments and std are in the units of the process.
+
+    Args:
+        shape: *D, of one sample.
+        std: standard deviation over all coordinates.
+        moments: mean and covariance.
+        units: the map to the units of the data; None where they are those of the process.
+        classes: the names of the classes, in the order of their labels.
+        levels: the number of grey levels of quantised data on [-1, 1].
+
+    Raises:
+        ValueError: a std that is not positive and finite, fewer than two levels.
+    """
+
+    shape: tuple[int, ...] | None = None
+    std: float = 1.0
+    moments: Moments | None = None
+    units: Units | None = None
+    classes: tuple[str, ...] | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"std must be a positive number, got {self.std}")
+        if self.levels is not None and self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        units: Each | None = None,
+        rank: int | None = None,
+        classes: Sequence[str] | None = None,
+        levels: int | None = None,
+    ) -> Facts:
+        """Fit the facts to data x (N, *D).
+
+        Args:
+            x: floating point, finite.
+            units: scale the data to mean 0 and deviation 1, all together or each column or
+                channel; None leaves them as they are.
+            rank: keep the covariance, with so many principal directions; None keeps none.
+            classes, levels: as in ``Facts``.
+
+        Raises:
+            TypeError, ValueError: bad data, or units that do not fit them.
+
+        >>> facts = Facts.of(torch.tensor([[0.0, 100.0], [2.0, 300.0]]), units="column")
+        >>> facts.units.scale, facts.std
+        (tensor([  1., 100.], dtype=torch.float64), 1.0)
+        """
+        check_state(x)
+        check_finite(x)
+        fitted = None if units is None else Units.of(x, units)
+        z = x if fitted is None else fitted.encode(x)
+        std = float(z.double().std(correction=0))
+        return cls(
+            shape=tuple(x.shape[1:]),
+            std=std if std > 0 else 1.0,
+            moments=None if rank is None else data_moments(z, rank),
+            units=fitted,
+            classes=None if classes is None else tuple(classes),
+            levels=levels,
+        )
+
+    @property
+    def variance(self) -> float:
+        """Mean variance over the coordinates: that of the moments, else std^2."""
+        return self.std**2 if self.moments is None else self.moments.variance
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Data in the units of the process."""
+        return x if self.units is None else self.units.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """States of the process in the units of the data."""
+        return z if self.units is None else self.units.decode(z)
+
+    def log_volume(self) -> float:
+        """log |det dx/dz|, what a log density in the units of the process loses in the data's."""
+        if self.units is None or self.shape is None:
+            return 0.0
+        return self.units.log_volume(self.shape)
+
+    def of_another_law(self) -> Facts:
+        """What still holds for a score made of this one (guided, conditioned, added to others):
+        everything but the moments, which are those of this law alone."""
+        return Facts(self.shape, self.std, None, self.units, self.classes, self.levels)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
