@@ -70,6 +70,7 @@ class Combination:
 
     x, q: the next state and the value of Q here; std: of the normal z; all are functions of C.
     kept: how many values of Q the next step reads.
+    reads_data: whether s stands for the denoised state: where alpha = 0 the score tells nothing.
     """
 
     reference: Moments
@@ -77,6 +78,7 @@ class Combination:
     q: tuple[Coefficient, ...]
     std: Coefficient | None
     kept: int
+    reads_data: bool
 
     @property
     def noisy(self) -> bool:
@@ -101,16 +103,18 @@ class Levels(NamedTuple):
     lam: np.ndarray
 
     def w(self, i: int) -> float:
-        """(sigma / alpha)^2 at node i."""
-        return float((self.sigma[i] / self.alpha[i]) ** 2)
+        """(sigma / alpha)^2 at node i; infinite where no signal is left."""
+        return float((self.sigma[i] / self.alpha[i]) ** 2) if self.alpha[i] else math.inf
 
 
 class Prediction(NamedTuple):
-    """The predictor's step in y: the factor of y, the weights of Q (p, m), the spread of z."""
+    """The predictor's step in y: the factor of y, the weights of Q (p, m), the spread of z; w at
+    its end, and kappa."""
 
     decay: np.ndarray
     weights: np.ndarray
     spread: np.ndarray
+    w: float
     kappa: float
 
 
@@ -184,8 +188,11 @@ class Exponential(Multistep):
         eta = self.noise_level(eta, end - start)
         kappa = 1 + eta**2
         if np.isinf(c).any():
-            if w_s == 0:
-                raise ValueError("noise prediction (reference = infinity) cannot end at t = 0")
+            if w_s == 0 or math.isinf(w_t):
+                raise ValueError(
+                    "noise prediction (reference = infinity) can neither end at t = 0 nor start"
+                    " where alpha = 0: the noise says nothing of the data there"
+                )
             decay, spread = np.ones(1), np.array([eta * math.sqrt(abs(w_t - w_s))])
         else:
             with np.errstate(divide="ignore"):
@@ -194,9 +201,9 @@ class Exponential(Multistep):
             fade = -np.expm1(eta**2 * log_rho) if eta else np.zeros_like(c)
             spread = np.sqrt((c + w_s) * fade)
         if w_s == 0:
-            return Prediction(decay, (1 - decay)[None], spread, kappa)
+            return Prediction(decay, (1 - decay)[None], spread, w_s, kappa)
         nodes = levels.lam[max(0, i + 1 - self.nodes) : i + 1][::-1]
-        return Prediction(decay, self.weights(nodes, start, end, c, kappa), spread, kappa)
+        return Prediction(decay, self._weigh(nodes, start, end, kappa), spread, w_s, kappa)
 
     def _corrector(self, levels: Levels, i: int, step: Prediction) -> np.ndarray:
         """How knowing Q at the end of step i moves y there: its weight, then those of Q_i, ..."""
@@ -204,9 +211,21 @@ class Exponential(Multistep):
         if levels.sigma[i + 1] == 0:
             return np.zeros((0, len(c)))
         nodes = levels.lam[i + 1 - len(step.weights) : i + 2][::-1]
-        new = self.weights(nodes, levels.lam[i], levels.lam[i + 1], c, step.kappa)
+        new = self._weigh(nodes, levels.lam[i], levels.lam[i + 1], step.kappa)
         new[1:] -= step.weights
         return new
+
+    def _weigh(self, nodes: np.ndarray, start: float, end: float, kappa: float) -> np.ndarray:
+        """The rule's weights. Where alpha = 0 lambda is -infinity: no polynomial goes through a
+        value there, and a step from there sees nothing but its latest value."""
+        c: np.ndarray = self.reference.values.numpy()
+        weights = np.zeros((len(nodes), len(c)))
+        if math.isinf(start):
+            weights[0] = 1.0
+        else:
+            finite = np.isfinite(nodes)
+            weights[finite] = self.weights(nodes[finite], start, end, c, kappa)
+        return weights
 
     def _combine(
         self, levels: Levels, i: int, step: Prediction, change: np.ndarray | None
@@ -216,19 +235,16 @@ class Exponential(Multistep):
         alpha, sigma, alpha_s = levels.alpha[i], levels.sigma[i], levels.alpha[i + 1]
         size = 2 + min(i, self.kept)
         one = np.tile(np.eye(size), (len(c), 1, 1))
-        # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
         read = one.copy()
-        read[:, 1, 0] = 0.0 if np.isinf(c).any() else 1 / alpha
-        read[:, 1, 1] = -sigma if np.isinf(c).any() else (c + levels.w(i)) * alpha
+        read[:, 1, :2], linear = _reading(alpha, sigma, c)
         correct = one
         if change is not None:
             # The denoised state is kept as evaluated; what of Q is linear in x is new.
-            linear = 0.0 if np.isinf(c).any() else -c / levels.w(i)
             moved = slice(1, 1 + len(change))
             correct[:, 0, moved] += alpha * change.T
-            correct[:, 1, moved] += (linear * change).T
+            correct[:, 1, moved] += alpha * (linear * change).T
         predict = np.zeros((len(c), 2, size))
-        predict[:, 0, 0] = alpha_s / alpha * step.decay
+        predict[:, 0, 0] = _decay(alpha, sigma, alpha_s, c, step)
         predict[:, 0, 1 : 1 + len(step.weights)] = alpha_s * step.weights.T
         predict[:, 1, 1] = 1.0
         x, q = (predict @ correct @ read).transpose(1, 2, 0)
@@ -239,4 +255,27 @@ class Exponential(Multistep):
             q=tuple(f(row) for row in q),
             std=f(alpha_s * step.spread) if step.spread.any() else None,
             kept=self.kept,
+            reads_data=alpha == 0,
         )
+
+
+def _reading(alpha: float, sigma: float, c: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+    """Q at (x, s) as coefficients (m, 2), and its derivative by x at a fixed denoised state."""
+    if np.isinf(c).any():
+        return np.array([[0.0, -sigma]]), 0.0
+    if alpha == 0:
+        return np.tile([0.0, 1.0], (len(c), 1)), 0.0
+    # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
+    w = (sigma / alpha) ** 2
+    read = np.stack([np.full(len(c), 1 / alpha), (c + w) * alpha], 1)
+    return read, -c * alpha / sigma**2
+
+
+def _decay(
+    alpha: float, sigma: float, alpha_s: float, c: np.ndarray, step: Prediction
+) -> np.ndarray:
+    """The factor of x in the next x, alpha_s / alpha rho^(kappa/2)."""
+    if alpha:
+        return alpha_s / alpha * step.decay
+    # Its limit as alpha falls to 0; rho alpha^-2 stays.
+    return alpha_s * np.sqrt(c + step.w) / sigma if step.kappa == 1 else np.zeros_like(c)
