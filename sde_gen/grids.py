@@ -9,16 +9,19 @@ stop at a small positive time (``end``, by default where sigma / alpha = 0.005) 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .ops import check_count
 from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
+_MOST_RATIO = 1e3
+"""sigma / alpha above which no step is placed: a process that reaches infinity starts there."""
 
 
 def default_end(sde: SDE) -> float:
@@ -31,8 +34,7 @@ def default_end(sde: SDE) -> float:
 def _limits(
     sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
 ) -> tuple[float, float, int]:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 + to_zero:
-        raise ValueError(f"steps must be an integer >= {1 + to_zero}, got {steps!r}")
+    steps = check_count(steps, "steps", 1 + to_zero)
     start = sde.T if start is None else float(start)
     end = default_end(sde) if end is None else float(end)
     if not 0 <= end < start <= sde.T:
@@ -81,6 +83,22 @@ def uniform(
     return _finish(u**power, start, end, to_zero)
 
 
+def _even(
+    sde: KernelSDE,
+    steps: int,
+    start: float | None,
+    end: float | None,
+    to_zero: bool,
+    forward: Callable[[Tensor], Tensor],
+    inverse: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Even in ``forward`` of the noise-to-signal ratio; ``inverse`` leads back to ratios."""
+    start, end, n = _limits(sde, steps, start, end, to_zero)
+    a, b = forward(_ends(sde, start, end)).tolist()
+    ratios = inverse(torch.linspace(a, b, n + 1, dtype=torch.float64))
+    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+
+
 def log_snr(
     sde: KernelSDE,
     steps: int,
@@ -89,10 +107,7 @@ def log_snr(
     to_zero: bool = False,
 ) -> Tensor:
     """Even in the log signal-to-noise ratio (Lu et al. 2022)."""
-    start, end, n = _limits(sde, steps, start, end, to_zero)
-    a, b = (-2 * math.log(_ratio(sde, t)) for t in (start, end))
-    times = sde.time_at(torch.linspace(a, b, n + 1, dtype=torch.float64))
-    return _finish(times, start, end, to_zero)
+    return _even(sde, steps, start, end, to_zero, torch.log, torch.exp)
 
 
 def karras(
@@ -104,11 +119,8 @@ def karras(
     to_zero: bool = False,
 ) -> Tensor:
     """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5)."""
-    start, end, n = _limits(sde, steps, start, end, to_zero)
     _check_positive(rho, "rho")
-    a, b = (_ratio(sde, t) ** (1 / rho) for t in (start, end))
-    ratios = torch.linspace(a, b, n + 1, dtype=torch.float64) ** rho
-    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+    return _even(sde, steps, start, end, to_zero, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 
 _VP_LOW, _VP_SLOPE = 0.1, 19.9
@@ -125,7 +137,9 @@ def _vp_ratio(u: Tensor) -> Tensor:
 
 
 def _ends(sde: SDE, start: float, end: float) -> Tensor:
-    return torch.tensor([_ratio(sde, start), _ratio(sde, end)], dtype=torch.float64)
+    """The ratios at both ends; where no signal is left, one so high that none is seen."""
+    ratios = torch.tensor([_ratio(sde, start), _ratio(sde, end)], dtype=torch.float64)
+    return ratios.clamp_max(_MOST_RATIO)
 
 
 def quadratic(
@@ -137,10 +151,15 @@ def quadratic(
 ) -> Tensor:
     """Even in sqrt(u), with u the time that standard VP (linear beta 0.1 .. 20) needs to reach
     the same noise-to-signal ratio."""
-    start, end, n = _limits(sde, steps, start, end, to_zero)
-    a, b = _vp_time(_ends(sde, start, end)).sqrt().tolist()
-    ratios = _vp_ratio(torch.linspace(a, b, n + 1, dtype=torch.float64) ** 2)
-    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+    return _even(
+        sde,
+        steps,
+        start,
+        end,
+        to_zero,
+        lambda r: _vp_time(r).sqrt(),
+        lambda v: _vp_ratio(v**2),
+    )
 
 
 def default(
@@ -159,11 +178,17 @@ def default(
     data_std enters by its root, because data of twice the spread are rarely twice as rough.
     """
     _check_positive(data_std, "data_std")
-    start, end, n = _limits(sde, steps, start, end, to_zero)
+    n = check_count(steps, "steps", 1 + to_zero) - to_zero
     p, unit = 1.8 + math.log2(n / 5) / 4, math.sqrt(0.7 / data_std)
-    a, b = (_vp_time(_ends(sde, start, end) * unit) ** (1 / p)).tolist()
-    ratios = _vp_ratio(torch.linspace(a, b, n + 1, dtype=torch.float64) ** p) / unit
-    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+    return _even(
+        sde,
+        steps,
+        start,
+        end,
+        to_zero,
+        lambda r: _vp_time(r * unit) ** (1 / p),
+        lambda v: _vp_ratio(v**p) / unit,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -223,3 +223,41 @@ def test_impulses_number_the_draws() -> None:
         noise(x, 0.5, 0.1)
     with pytest.raises(TypeError, match="do not chunk"):
         noise.rows(slice(0, 2))
+
+
+def test_named_uniforms_are_numpys_philox() -> None:
+    import hashlib
+
+    x = torch.empty(3, 5, dtype=torch.float64)
+    u = Streams(7, 11).uniform(x, "flip")
+    stream = int.from_bytes(hashlib.blake2b(b"flip", digest_size=8).digest(), "little")
+    # A sample of five words takes two blocks of four; numpy counts one before it draws.
+    for row, sample in zip(u, range(11, 14), strict=True):
+        words = np.random.Philox(counter=2 * sample - 1, key=7 | stream << 64).random_raw(8)[:5]
+        np.testing.assert_array_equal(row.numpy(), (words >> np.uint64(11)) * 2.0**-53)
+    single = Streams(7, 11).uniform(x.float(), "flip")
+    assert bool(((u - single) >= 0).all())
+    assert bool(((u - single) < 2**-24).all())
+
+
+def test_named_draws_follow_the_sample_and_differ_by_name() -> None:
+    x = torch.empty(6, 4)
+    noise = Streams(1)
+    for draw in (noise.uniform, noise.normal):
+        whole = draw(x, "a")
+        part = getattr(noise.rows(slice(2, 5)), draw.__name__)(x[:3], "a")
+        assert torch.equal(whole[2:5], part)
+        assert not torch.equal(whole, draw(x, "b"))
+
+
+def test_spread_times_are_even_and_uniform() -> None:
+    n = 4096
+    for first in (0, 10**12):
+        u = Streams(5, torch.arange(first, first + n)).spread()
+        gaps = torch.cat([u.sort().values, u.min()[None] + 1]).diff()
+        # Three lengths, the largest at most phi^2 / n (n between Fibonacci numbers).
+        assert len(torch.unique((gaps * 1e9).round())) <= 3
+        assert float(gaps.max()) < 2.62 / n
+    # Over seeds each number is uniform: mean 1/2 with standard error 1 / sqrt(12 * 4000).
+    first = torch.stack([Streams(s, torch.tensor([3])).spread()[0] for s in range(4000)])
+    assert abs(float(first.mean()) - 0.5) < 4 / (12 * 4000) ** 0.5
