@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .ops import Time, as_time, bisect, integrate
+from .ops import Time, as_time, bisect, integrate, lasting
 
 
 class Schedule(ABC):
@@ -242,8 +242,9 @@ class Tabulated(Schedule):
 
     @cached_property
     def _table(self) -> Tensor:
-        steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
-        return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        with lasting():
+            steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
+            return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = len(self.betas)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, ScoreFunction, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .evaluation import ScoreFunction, evaluate
 
 
 class LinearSDE(KernelSDE):
@@ -62,8 +63,9 @@ class LinearSDE(KernelSDE):
 
     def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
         """Tweedie's formula E[x_0 | x_t] = (x_t + sigma_t^2 s(x_t, t)) / alpha_t."""
-        t = as_time(t)
-        return (x + match(self.sigma(t) ** 2, x) * score(x, t)) / match(self.alpha(t), x)
+        t = check_input(self, x, t)
+        variance = match(self.sigma(t) ** 2, x)
+        return (x + variance * evaluate(score, x, t)) / match(self.alpha(t), x)
 
     def prior(
         self,

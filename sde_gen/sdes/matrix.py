@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import Time, act, as_time, cholesky, sum_rest
+from ..ops import Time, act, as_time, cholesky, lasting, sum_rest
 from ..schedules import Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, ScoreFunction, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .evaluation import ScoreFunction, evaluate
 
 Rows = Sequence[Sequence[float]]
 
@@ -177,8 +178,9 @@ class MatrixSDE(KernelSDE):
     @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:
         """log-SNR, rising, and the times of it, for ``time_at`` to start from."""
-        t = self.T * torch.logspace(0, -8, 2000, dtype=torch.float64)
-        return self.log_snr(t), t
+        with lasting():
+            t = self.T * torch.logspace(0, -8, 2000, dtype=torch.float64)
+            return self.log_snr(t), t
 
     def time_at(self, log_snr: Time) -> Tensor:
         level = as_time(log_snr)
@@ -251,6 +253,7 @@ class MatrixSDE(KernelSDE):
         Raises:
             TypeError: there are not as many driven components as there are of the data.
         """
+        t = check_input(self, x, t)
         c = self.channel(t)
         lift = c.pick.mT[..., self.driven, :]
         if lift.shape[-1] != lift.shape[-2]:
@@ -258,7 +261,7 @@ class MatrixSDE(KernelSDE):
                 f"{type(self).__name__} has {lift.shape[-2]} driven components for data of"
                 f" {lift.shape[-1]}: their score does not say what the data are"
             )
-        s_y = (score(x, as_time(t)) + act(c.rest, x))[:, self.driven]
+        s_y = (evaluate(score, x, t) + act(c.rest, x))[:, self.driven]
         y = act(c.pick, x) + act(c.noise @ torch.linalg.inv(lift), s_y)
         return self.data(y)
 
@@ -318,8 +321,9 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        a, g = (torch.tensor(m, dtype=torch.float64) for m in (self.a, self.g))
-        return a, g
+        with lasting():
+            a, g = (torch.tensor(m, dtype=torch.float64) for m in (self.a, self.g))
+            return a, g
 
     def _at(self, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         """beta or B, to be multiplied by matrices, where they are needed."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..ops import act
-from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
+from ..sdes import SDE, KernelSDE, LinearSDE, Reverse, evaluate
 
 N = TypeVar("N", covariant=True)
 Memory = tuple[Tensor, ...]
@@ -122,14 +122,9 @@ def reversal(solver: Solver, process: SDE) -> tuple[Reverse, LinearSDE]:
 
 
 def read_score(process: SDE, x: Tensor, t: Tensor) -> Tensor:
-    """The score of a reversal, of the shape of x: a wrong one would be broadcast in silence."""
+    """The score of a reversal, of the shape and dtype of x."""
     assert isinstance(process, Reverse)
-    score = process.score(x, t)
-    if score.shape != x.shape:
-        raise ValueError(
-            f"the score returned shape {tuple(score.shape)} for a state {tuple(x.shape)}"
-        )
-    return score
+    return evaluate(process.score, x, t)
 
 
 def describe(process: SDE) -> str:
