@@ -180,6 +180,12 @@ class Facts:
         return Facts(self.shape, self.std, None, self.units, self.classes, self.levels)
 
 
+def facts_of(score: object) -> Facts:
+    """The facts that a score function has; none, where it is a plain function."""
+    facts: Facts = getattr(score, "facts", Facts())
+    return facts
+
+
 def _wide(x: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .facts import Facts
 from .ops import Time, as_labels, as_time
 from .scores import Given, Score
 from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
 from .scores.network import network_input
-from .sdes import KernelSDE
-from .sdes.evaluation import at_rest, read
+from .sdes import Evaluation, KernelSDE, at_rest
 
 Labels = int | Sequence[int] | np.ndarray | Tensor
 
@@ -50,10 +50,10 @@ class Classifier(Score):
     sde: KernelSDE
 
     def __init__(self, net: nn.Module, y: Labels, sde: KernelSDE, data_std: float = 1.0) -> None:
-        self.net, self.sde, self.data_std = net, sde, data_std
+        self.net, self.sde = net, sde
         self.y = as_labels(y)
         self.batch = len(self.y) if self.y.ndim else None
-        self.shape = getattr(net, "shape", None)
+        self.facts = Facts(getattr(net, "shape", None), data_std)
         if (self.y < 0).any():
             raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
 
@@ -64,7 +64,7 @@ class Classifier(Score):
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p(y | x_t) in nats, (B, *D) -> (B,)."""
         with at_rest(self.net):
-            logits = self.net(*network_input(self.sde, self.data_std, x, t))
+            logits = self.net(*network_input(self.sde, self.facts.std, x, t))
         y = _labels(self.y, x, logits.shape[1])
         return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
 
@@ -73,11 +73,11 @@ class Classifier(Score):
 
     def given(self, **context: Any) -> Score:
         """``y=`` takes the place of its labels."""
-        other = Classifier(self.net, context.pop("y", self.y), self.sde, self.data_std)
+        other = Classifier(self.net, context.pop("y", self.y), self.sde, self.facts.std)
         return Given(other, context) if context else other
 
     def rows(self, index: slice | Tensor) -> Classifier:
-        return Classifier(self.net, cut(self.y, index), self.sde, self.data_std)
+        return Classifier(self.net, cut(self.y, index), self.sde, self.facts.std)
 
 
 def classifier_loss(
@@ -123,26 +123,35 @@ class ClassifierFree(Score):
         self.score, self.weight = score, as_weight(weight)
         self.y = as_labels(y)
         inherit(self, [score], {"y": self.y, "weight": self.weight})
-        classes: Any = getattr(score, "classes", None)
-        _check_range(self.y, classes)
+        _check_range(self.y, score.classes)
 
     @property
     def device(self) -> torch.device:
         return self.score.device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        check_batch(self, x, "a label or weight")
-        t = as_time(t)
-        y = _labels(self.y, x, None)
-        w = self.weight(t) if callable(self.weight) else self.weight
+        return self.evaluate(x, t).score
+
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """One call of the score, on twice the batch; its denoised states combine as scores do."""
+        score = self.given(**context) if context else self
+        check_batch(score, x, "y or weight")
+        t, y = as_time(t), _labels(score.y, x, None)
+        w = score.weight(t) if callable(score.weight) else score.weight
         if not isinstance(w, Tensor) and w == 0:
-            return read(self.score.given(y=y), x, t)
+            return score.score.given(y=y).evaluate(x, t)
         both = torch.cat([y, torch.full_like(y, -1)])
         times = torch.cat([t, t]) if t.ndim else t
         # Whatever else is bound per sample is needed twice as well.
-        score = self.score.rows(torch.arange(len(x)).repeat(2)).given(y=both)
-        given, free = read(score, torch.cat([x, x]), times).chunk(2)
-        return given + scale(w, given - free)
+        twice = score.score.rows(torch.arange(len(x)).repeat(2)).given(y=both)
+        e = twice.evaluate(torch.cat([x, x]), times)
+
+        def guided(both: Tensor) -> Tensor:
+            given, free = both.chunk(2)
+            return given + scale(w, given - free)
+
+        head = None if e.head is None else e.head[: len(x)]
+        return Evaluation(guided(e.score), lambda: guided(e.denoised), head)
 
     def given(self, **context: Any) -> ClassifierFree:
         """``y=`` takes the place of its labels."""

@@ -4,12 +4,17 @@ Densities multiply, so scores add: a product p^a q^b has the score a s_p + b s_q
 tempering, products of experts and observations are all such sums. At t = 0 a sum is the exact
 score of the product; at t > 0 it is exact only when the factor is the density of something given
 x_t (a classifier of noisy data), because noising does not commute with multiplication.
+
+A score is read in three ways: ``score(x, t)`` is its value, ``score.evaluate(x, t)`` all that one
+call tells (value, denoised state, a network's second output), ``score.linearise(x, t)`` the same
+with the pullback of the denoised state. A score of your own defines the first; the rest follows.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..moments import Moments
+from ..facts import Facts
 from ..ops import Time, as_real, as_time, match
-from ..sdes import KernelSDE, ScoreFunction
-from ..sdes.evaluation import read
+from ..sdes import Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 
 if TYPE_CHECKING:
     from ..solvers import Solver
@@ -36,22 +40,19 @@ class Score:
 
     Attributes:
         sde: the process whose marginals p_t are, where known.
-        shape: *D of the data, where known; on a matrix process a state may hold more.
+        facts: what is known of the data: shape, deviation, moments, units, classes, levels.
         singular: whether the score is infinite or undefined at t = 0.
         device: where its states live.
         batch: number of samples that labels, observations or weights were bound for, None where
             it serves any batch.
-        moments: mean and covariance of the data, where known.
-        data_std: standard deviation of the data over all coordinates.
+        classes: number of classes that it can be given, None where it takes no labels.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
     """
 
     sde: KernelSDE | None = None
-    shape: tuple[int, ...] | None = None
+    facts: Facts = Facts()
     singular: bool = False
     batch: int | None = None
-    moments: Moments | None = None
-    data_std: float = 1.0
     tuned: Solver | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
@@ -59,11 +60,50 @@ class Score:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    @property
+    def classes(self) -> int | None:
+        return None
+
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """s(x, t), of the shape of x (B, *state), for a time () or (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x, t)")
 
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """What one call tells: the score, the denoised state, a network's second output.
+
+        Networks are in evaluation mode meanwhile.
+        """
+        t = as_time(t)
+        with resting():
+            s = read(self, x, t, **context)
+        return Evaluation(s, lambda: self._tweedie(x, t, s))
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """D = E[x_0 | x_t = x] by Tweedie's formula, (B, *state) -> (B, *D)."""
+        return self.evaluate(x, t).denoised
+
+    def linearise(self, x: Tensor, t: Time) -> Evaluation:
+        """``evaluate`` with ``pull``: u (B, *D) -> J^T u for the Jacobian J = dD / dx, each by
+        one backward pass through the one call that is made."""
+
+        def parts(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            e = self.evaluate(x, t)
+            return e.denoised, (e.score,) if e.head is None else (e.score, e.head)
+
+        denoised, pull, (s, *head) = torch.func.vjp(parts, x, has_aux=True)  # type: ignore[misc]
+        return Evaluation(s, denoised, head[0] if head else None, lambda u: pull(u)[0])
+
+    def _tweedie(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if self.sde is None:
+            raise TypeError(f"{type(self).__name__} knows no process (.sde) to denoise by")
+        return self.sde.tweedie(x, t, s)
+
     def given(self, **context: Any) -> Score:
-        """The score with arguments bound, for example labels: ``score.given(y=labels)``."""
+        """The score with arguments bound: ``score.given(y=labels)``.
+
+        A tensor (an array, a list) has one row a sample; a number, or ``shared(tensor)``, is for
+        all samples.
+        """
         return Given(self, context)
 
     def rows(self, index: slice | Tensor) -> Score:
@@ -87,11 +127,27 @@ class Score:
         return Sum([(self, -1.0)])
 
 
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A value that is one for all samples, made by ``shared``."""
+
+    value: Tensor
+
+
+def shared(value: Tensor | np.ndarray | Sequence[float]) -> Shared:
+    """Mark what is bound to a score as the same for all samples: ``score.given(y=shared(row))``.
+
+    The network gets it as one row a sample, (B, *value.shape), like everything else.
+    """
+    return Shared(torch.as_tensor(value))
+
+
 class Given(Score):
     """A score with context bound: ``score(x, t, **context)``.
 
     Tensors, and arrays and lists of numbers, hold one row a sample and follow the rows of the
-    batch; numbers and whatever else there is are for all.
+    batch; a number and what is ``shared`` are for all, and reach the score as one row a sample.
+    Whatever else there is passes as it is.
 
     Raises:
         ValueError: rows for different numbers of samples, here or when called.
@@ -107,10 +163,21 @@ class Given(Score):
     def device(self) -> torch.device:
         return self.score.device
 
-    def __call__(self, x: Tensor, t: Time) -> Tensor:
+    @property
+    def classes(self) -> int | None:
+        return self.score.classes
+
+    def _rows(self, x: Tensor) -> dict[str, Any]:
+        """The context, one row a sample of x."""
         check_batch(self, x, ", ".join(self.context))
+        return {name: _repeat(value, len(x)) for name, value in self.context.items()}
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
         score: Any = self.score
-        return score(x, t, **self.context)
+        return score(x, t, **self._rows(x))
+
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        return self.score.evaluate(x, t, **{**self._rows(x), **context})
 
     def given(self, **context: Any) -> Score:
         return Given(self.score, {**self.context, **context})
@@ -143,16 +210,22 @@ class Sum(Score):
         return _home(self) or super().device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        return self.evaluate(x, t).score
+
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
         check_batch(self, x, "a term or weight")
-        t = as_time(t)
-        total: Tensor | None = None
-        for score, weight in self.terms:
+        score = self.given(**context) if context else self
+        assert isinstance(score, Sum)
+        t, total, head = as_time(t), None, None
+        for term, weight in score.terms:
             w = weight(t) if callable(weight) else weight
             if not isinstance(w, Tensor) and w == 0:
                 continue
-            s = scale(w, read(score, x, t))
-            total = s if total is None else total + s
-        return x.new_zeros(x.shape) if total is None else total
+            e = evaluate(term, x, t, self._tweedie)
+            total = scale(w, e.score) if total is None else total + scale(w, e.score)
+            head = e.head if head is None else head
+        s = x.new_zeros(x.shape) if total is None else total
+        return Evaluation(s, lambda: self._tweedie(x, t, s), head)
 
     def rows(self, index: slice | Tensor) -> Score:
         return Sum(
@@ -171,8 +244,9 @@ def inherit(
 ) -> None:
     """What is known of a score made of others, and of what is bound to it.
 
-    Moments are not passed on: a sum, or a score given its label, is the score of another law. Nor
-    is a tuned solver, but to a score given its label: that is what it was tuned for.
+    The facts are those of the first that has any, without the moments: a sum, or a score given
+    its label, is the score of another law. All must agree on process, shape, device and batch. A
+    tuned solver is passed on to a score given its label alone: that is what it was tuned for.
 
     Raises:
         ValueError: what two of them know differs.
@@ -180,12 +254,12 @@ def inherit(
     known = [(type(s).__name__, s) for s in parents if isinstance(s, Score)]
     rows = [(n, len(v)) for n, v in (bound or {}).items() if isinstance(v, Tensor) and v.ndim]
     child.sde = _shared("process", [(n, s.sde) for n, s in known], _same_process)
-    child.shape = _shared("shape", [(n, s.shape) for n, s in known])
+    _shared("shape", [(n, s.facts.shape) for n, s in known])
     child.batch = _shared("batch size", [*((n, s.batch) for n, s in known), *rows])
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
-    if known:
-        child.data_std = known[0][1].data_std
+    told = [s.facts for _, s in known if s.facts.shape is not None] or [s.facts for _, s in known]
+    child.facts = told[0].of_another_law() if told else Facts()
 
 
 def _shared(
@@ -251,10 +325,21 @@ def cut(value: Any, index: slice | Tensor) -> Any:
     return value[index]
 
 
+def _repeat(value: Any, n: int) -> Any:
+    """What is for all samples as n rows."""
+    if isinstance(value, Shared):
+        return value.value.expand(n, *value.value.shape)
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value.expand(n)
+    return value
+
+
 def _bound(value: Any, device: torch.device) -> Any:
-    """Context as it is kept: arrays and lists of numbers are tensors, numpy's numbers Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Context as it is kept: numbers, arrays and lists of numbers are tensors."""
+    if isinstance(value, Shared):
+        return Shared(value.value.to(device))
+    if isinstance(value, int | float | np.generic) and not isinstance(value, bool):
+        return torch.as_tensor(value, device=device)
     if not isinstance(value, np.ndarray | list | tuple):
         return value
     try:

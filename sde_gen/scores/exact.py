@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..facts import Facts
 from ..moments import Moments
 from ..ops import (
     Time,
@@ -60,13 +61,17 @@ def _precise(x: Tensor) -> Tensor:
 
 class _Exact(Score):
     sde: LinearSDE
-    shape: tuple[int, ...]
+    _shape: tuple[int, ...]
     _where: Tensor
+    _centre: Tensor
 
     def _know(self, sde: LinearSDE, shape: tuple[int, ...]) -> None:
         if not isinstance(sde, LinearSDE):
             raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
-        self.sde, self.shape = sde, tuple(shape)
+        self.sde, self._shape = sde, tuple(shape)
+
+    def _tweedie(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.sde.tweedie(x, t, s, self._centre.reshape(self._shape))
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +79,8 @@ class _Exact(Score):
 
     def _levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """alpha and sigma as (1, 1) or (B, 1), after checking x (B, *shape) and t."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x must have shape {batch_of(self.shape)}, got {tuple(x.shape)}")
+        if x.shape[1:] != self._shape:
+            raise ValueError(f"x must have shape {batch_of(self._shape)}, got {tuple(x.shape)}")
         t = as_time(t)
         if t.ndim and t.shape != x.shape[:1]:
             raise ValueError(f"t must be a number or ({len(x)},), got {tuple(t.shape)}")
@@ -118,19 +123,20 @@ class Gaussian(_Exact):
             n = self.mean.numel()
             if covariance.shape != (n, n):
                 raise ValueError(f"covariance must be {(n, n)}, got {(*covariance.shape,)}")
-            self.moments = Moments.of(as_real(covariance, "covariance"), self.mean)
-            self.variance = self.moments.values[1:].to(self.mean)
+            moments = Moments.of(as_real(covariance, "covariance"), self.mean)
+            self.variance = moments.values[1:].to(self.mean)
         else:
             scale = as_real(std, "std", self.mean.device)
             _check_std(scale)
-            if scale.ndim and scale.shape != self.shape:
-                raise ValueError(f"std must be a number or {self.shape}, got {(*scale.shape,)}")
-            self.variance = scale.expand(self.shape).flatten() ** 2
+            if scale.ndim and scale.shape != self._shape:
+                raise ValueError(f"std must be a number or {self._shape}, got {(*scale.shape,)}")
+            self.variance = scale.expand(self._shape).flatten() ** 2
             values = self.variance if scale.ndim else self.variance[:1]
-            self.moments = Moments(values.cpu(), self.mean)
-        self.basis = self.moments.basis
+            moments = Moments(values.cpu(), self.mean)
+        self.basis, self._centre = moments.basis, self.mean
         self.singular = bool((self.variance == 0).any())
-        self.data_std = math.sqrt(max(float(self.variance.mean()), 1e-12))
+        std = math.sqrt(max(float(self.variance.mean()), 1e-12))
+        self.facts = Facts(self._shape, std, moments)
 
     def _whiten(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """x_t - alpha mean in the eigenbasis (B, n), and the variances there (1 or B, n)."""
@@ -158,7 +164,7 @@ class Gaussian(_Exact):
         z = torch.randn(n, self.mean.numel(), generator=generator, dtype=self.mean.dtype)
         x = z.to(self.mean.device) * self.variance.sqrt()
         x = x if self.basis is None else x @ self.basis.T
-        return (x + self.mean).reshape(n, *self.shape)
+        return (x + self.mean).reshape(n, *self._shape)
 
 
 class GaussianMixture(_Exact):
@@ -205,7 +211,7 @@ class GaussianMixture(_Exact):
         self._centre = torch.stack([w.exp() @ m for w, m, _ in self._chunks(1)]).sum(0)
         # Between and within components, in the mean over coordinates.
         spread = sum(float(w.exp() @ (m.square() + v).mean(1)) for w, m, v in self._chunks(1))
-        self.data_std = math.sqrt(max(spread, 1e-12))
+        self.facts = Facts(self._shape, math.sqrt(max(spread, 1e-12)))
 
     def _chunks(self, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Log weights, means less the mean of the data, and variances, a part of the components
@@ -272,7 +278,7 @@ class GaussianMixture(_Exact):
         c = self.variance.sqrt().to(m.dtype)
         c = c if len(c) == 1 else c[k]
         z = torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device)
-        return (m + c * z).reshape(n, *self.shape)
+        return (m + c * z).reshape(n, *self._shape)
 
 
 def _isotropic(y: Tensor, alpha: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, _Pull]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..facts import Facts
 from ..ops import (
     Time,
     as_real,
@@ -24,8 +25,7 @@ from ..ops import (
     check_time,
     match,
 )
-from ..sdes import KernelSDE, LinearSDE, MatrixSDE
-from ..sdes.evaluation import read
+from ..sdes import KernelSDE, LinearSDE, MatrixSDE, read
 from .base import Score
 from .network import check_one_component
 
@@ -63,8 +63,8 @@ class Lifted(Score):
                 f" to {asked:.4g}: give it a score under a longer process, EDM({asked + 1:.0f})"
             )
         self.score, self.inner, self.sde = score, inner, sde
-        self.shape, self.singular = score.shape, score.singular
-        self.batch, self.data_std = score.batch, score.data_std
+        self.facts, self.singular = score.facts.of_another_law(), score.singular
+        self.batch = score.batch
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +133,7 @@ class CorrelatedMixture(Score):
     """
 
     sde: KernelSDE
-    shape: tuple[int, ...]
+    _shape: tuple[int, ...]
 
     def __init__(
         self, sde: KernelSDE, weights: Tensor, means: Tensor, covariances: Tensor
@@ -142,7 +142,7 @@ class CorrelatedMixture(Score):
             raise TypeError(f"sde must be a LinearSDE or MatrixSDE, got {type(sde).__name__}")
         check_state(means, "means")
         check_finite(means, "means")
-        self.sde, self.shape = sde, tuple(means.shape[1:])
+        self.sde, self._shape = sde, tuple(means.shape[1:])
         weights = as_real(weights, "weights", means.device)
         if weights.shape != (len(means),) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
@@ -162,7 +162,7 @@ class CorrelatedMixture(Score):
         pi = self.log_weights.exp()
         away = self.means - pi @ self.means
         spread = self.covariances.diagonal(dim1=1, dim2=2) + away**2
-        self.data_std = math.sqrt(float((pi @ spread).mean()))
+        self.facts = Facts(self._shape, math.sqrt(float((pi @ spread).mean())))
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +171,7 @@ class CorrelatedMixture(Score):
     def _components(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """log of the joint density of x and each component (B, K), and its score (B, K, N)."""
         check_state(x)
-        t, wanted = as_time(t), self.sde.state_shape(self.shape)
+        t, wanted = as_time(t), self.sde.state_shape(self._shape)
         check_time(t, self.sde.T)
         if x.shape[1:] != wanted:
             raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
@@ -204,7 +204,7 @@ class CorrelatedMixture(Score):
         """Draw n data points (t = 0), float64 (n, *D)."""
         j = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
-        return (self.means[j] + (self._root[j] @ z).squeeze(-1)).reshape(n, *self.shape)
+        return (self.means[j] + (self._root[j] @ z).squeeze(-1)).reshape(n, *self._shape)
 
 
 def _blocks(c: Tensor, n: int) -> Tensor:

@@ -12,55 +12,78 @@ sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..facts import Facts
 from ..ops import Time, as_time, batch_of, check_state, check_time, match
-from ..sdes import Channel, KernelSDE, LinearSDE, MatrixSDE
-from ..sdes.evaluation import at_rest, evaluating
+from ..sdes import (
+    Channel,
+    Evaluation,
+    KernelSDE,
+    LinearSDE,
+    MatrixSDE,
+    at_rest,
+    evaluating,
+    resting,
+)
 from .base import Score
 
 Prediction = Literal["noise", "data", "velocity", "score", "preconditioned"]
-Coefficients = tuple[Tensor, Tensor]
 Levels = tuple[Tensor, Tensor, Tensor]
 """alpha, sigma and log(sigma / alpha), which is finite where alpha is not."""
 
 
-def _noise(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
-    return torch.zeros_like(sigma), -1 / sigma
+class Reading(NamedTuple):
+    """What an output F says: score = score_x x + score_f F and D = data_x x + data_f F."""
+
+    score_x: Tensor
+    score_f: Tensor
+    data_x: Tensor
+    data_f: Tensor
 
 
-def _data(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
-    return -1 / sigma**2, alpha / sigma**2
+def _noise(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
+    return Reading(torch.zeros_like(sigma), -1 / sigma, 1 / alpha, -sigma / alpha)
 
 
-def _velocity(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+def _data(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
+    one = torch.ones_like(sigma)
+    return Reading(-1 / sigma**2, alpha / sigma**2, 0 * one, one)
+
+
+def _velocity(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
     # v = alpha z - sigma x_0 (Salimans & Ho 2022)
     n = alpha**2 + sigma**2
-    return -1 / n, -alpha / (sigma * n)
+    return Reading(-1 / n, -alpha / (sigma * n), alpha / n, -sigma / n)
 
 
-def _score(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
-    return torch.zeros_like(sigma), torch.ones_like(sigma)
+def _score(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
+    return Reading(torch.zeros_like(sigma), torch.ones_like(sigma), 1 / alpha, sigma**2 / alpha)
 
 
-def _preconditioned(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
+def _preconditioned(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
     # Karras et al. 2022, table 1, in alpha and sigma: the score of N(0, c^2) plus a residual.
     v = (alpha * c) ** 2 + sigma**2
-    return -1 / v, alpha * c / (sigma * torch.sqrt(v))
+    root = torch.sqrt(v)
+    return Reading(-1 / v, alpha * c / (sigma * root), alpha * c**2 / v, sigma * c / root)
 
 
-_TABLE: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
+_TABLE: dict[str, Callable[[Tensor, Tensor, float], Reading]] = {
     "noise": _noise,
     "data": _data,
     "velocity": _velocity,
     "score": _score,
     "preconditioned": _preconditioned,
 }
+_MOST_NOISE = math.log(1e4)
+"""The largest log(sigma / alpha) that a network is told: no signal is seen beyond it."""
 
 
 class ScoreNetwork(nn.Module, Score):
@@ -72,18 +95,19 @@ class ScoreNetwork(nn.Module, Score):
     x, alpha and sigma are y, 1 and sqrt(W).)
 
     Args:
-        net: ``net(x, c_noise, **context)`` -> tensor of the shape of x.
+        net: ``net(x, c_noise, **context)`` -> F of the shape of x, or of twice its first axis: the
+            second half is then the ``head`` of an ``Evaluation`` (a learned variance).
         sde: a linear process, or a matrix one whose data are one component.
         prediction: what the output of the network stands for.
-        data_std: standard deviation c of the data, over all coordinates.
-        shape: *D; taken from ``net.shape`` where the network has one.
+        facts: what is known of the data, ``Facts.of(x)``; c is their standard deviation. A shape
+            that they do not tell is taken from ``net.shape``, where there is one.
 
     In training mode the network has its dropout where it is called, as a loss does it, and not
     where a process, a solver or a likelihood reads it (``sdes.evaluate``).
 
     Raises:
-        ValueError: unknown prediction, ``data_std`` not positive; when called: t = 0 or outside
-            [0, T], a state or an output of the wrong shape.
+        ValueError: unknown prediction; facts and network of different shapes; when called: t = 0
+            or outside [0, T], a state or an output of the wrong shape.
         TypeError: a process without a kernel, or a matrix that mixes components of the data; when
             called: an integer or complex state, a network that returns no tensor.
     """
@@ -96,19 +120,14 @@ class ScoreNetwork(nn.Module, Score):
         net: nn.Module,
         sde: KernelSDE,
         prediction: Prediction = "preconditioned",
-        data_std: float = 1.0,
-        shape: tuple[int, ...] | None = None,
+        facts: Facts | None = None,
     ) -> None:
         super().__init__()
         if prediction not in _TABLE:
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}")
-        if not data_std > 0:
-            raise ValueError(f"data_std must be positive, got {data_std}")
         check_one_component(sde)
-        known = shape if shape is not None else getattr(net, "shape", None)
         self.net, self.sde, self.prediction = net, sde, prediction
-        self.data_std = float(data_std)
-        self.shape = None if known is None else tuple(known)
+        self.facts = _shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
 
     @property
     def device(self) -> torch.device:
@@ -120,23 +139,53 @@ class ScoreNetwork(nn.Module, Score):
         return getattr(self.net, "classes", None)
 
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
+        return self._evaluate(x, t, context).score
+
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        with resting():
+            return self._evaluate(x, t, context)
+
+    def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:
         check_state(x)
-        if self.shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(self.shape)):
+        shape = self.facts.shape
+        if shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(shape)):
             raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
         levels, c = _levels(self.sde, t)
         if c is None:
             return self._read(x, levels, context)
         assert isinstance(self.sde, MatrixSDE)
-        return self.sde.state_score(x, self._read(self.sde.statistic(x, c), levels, context), c)
+        e = self._read(self.sde.statistic(x, c), levels, context)
+        return Evaluation(self.sde.state_score(x, e.score, c), lambda: e.denoised, e.head)
 
-    def _read(self, x: Tensor, levels: Levels, context: dict[str, Any]) -> Tensor:
+    def _read(self, x: Tensor, levels: Levels, context: dict[str, Any]) -> Evaluation:
         with at_rest(self.net) if evaluating() else nullcontext():
-            f = self.net(*_scaled(x, levels, self.data_std), **context)
-        if not isinstance(f, Tensor) or f.shape != x.shape:
-            got = f"shape {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
-            raise ValueError(f"the network returned {got} for a state {tuple(x.shape)}")
-        a, b = _TABLE[self.prediction](*levels[:2], self.data_std)
-        return match(a, x) * x + match(b, x) * f.to(x.dtype)
+            f = self.net(*_scaled(x, levels, self.facts.std), **context)
+        f, head = _split(f, x)
+        r = _TABLE[self.prediction](*levels[:2], self.facts.std)
+        score = match(r.score_x, x) * x + match(r.score_f, x) * f
+        return Evaluation(score, lambda: match(r.data_x, x) * x + match(r.data_f, x) * f, head)
+
+
+def _shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
+    """The facts with the network's shape, which must be theirs."""
+    if shape is None or facts.shape == tuple(shape):
+        return facts
+    if facts.shape is not None:
+        raise ValueError(f"the data have shape {facts.shape}, the network {tuple(shape)}")
+    return replace(facts, shape=tuple(shape))
+
+
+def _split(f: object, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A network's output in the dtype of x: the part that is read, and the rest."""
+    if isinstance(f, Tensor) and f.shape == x.shape:
+        return f.to(x.dtype), None
+    if isinstance(f, Tensor) and x.ndim > 1:
+        twice = (len(x), 2 * x.shape[1], *x.shape[2:])
+        if f.shape == twice:
+            first, second = f.to(x.dtype).chunk(2, 1)
+            return first, second
+    got = f"shape {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
+    raise ValueError(f"the network returned {got} for a state {tuple(x.shape)}")
 
 
 def check_one_component(sde: object) -> None:
@@ -184,7 +233,8 @@ def _levels(sde: KernelSDE, t: Time) -> tuple[Levels, Channel | None]:
         return (torch.ones_like(sigma), sigma, sigma.log()), c
     assert isinstance(sde, LinearSDE)
     log_alpha, sigma = sde.log_alpha(t), sde.sigma(t)
-    return (log_alpha.exp(), sigma, sigma.log() - log_alpha), None
+    level = (sigma.log() - log_alpha).clamp_max(_MOST_NOISE)
+    return (log_alpha.exp(), sigma, level), None
 
 
 def _scaled(x: Tensor, levels: Levels, data_std: float) -> tuple[Tensor, Tensor]:

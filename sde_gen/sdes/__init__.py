@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import SDE, KernelSDE, Perturbed, Reverse
 from .damped import CriticallyDamped
-from .evaluation import ScoreFunction, evaluate
+from .evaluation import Evaluation, ScoreFunction, at_rest, evaluate, evaluating, read, resting
 from .langevin import Langevin
 from .linear import EDM, VE, VP, LinearSDE, OrnsteinUhlenbeck, SubVP, Wiener
 from .matrix import Channel, Correlated, MatrixOrnsteinUhlenbeck, MatrixSDE
@@ -12,6 +12,7 @@ from .matrix import Channel, Correlated, MatrixOrnsteinUhlenbeck, MatrixSDE
 __all__ = [
     "EDM",
     "SDE",
+    "Evaluation",
     "VE",
     "VP",
     "Channel",
@@ -28,5 +29,9 @@ __all__ = [
     "ScoreFunction",
     "SubVP",
     "Wiener",
+    "at_rest",
     "evaluate",
+    "evaluating",
+    "read",
+    "resting",
 ]

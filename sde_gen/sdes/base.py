@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
 from ..schedules import Schedule
-from .evaluation import ScoreFunction, evaluate
+from .evaluation import Evaluation, ScoreFunction, evaluate
 
 
 class Perturbed(NamedTuple):
@@ -154,7 +154,16 @@ class Reverse(SDE):
     def drift(self, x: Tensor, t: Time) -> Tensor:
         t = as_time(t)
         c = (1 + self.eta**2) / 2 * square(self.sde.diffusion(t))
-        return self.sde.drift(x, t) - act(c, evaluate(self.score, x, t))
+        return self.sde.drift(x, t) - act(c, self.evaluate(x, t).score)
+
+    def evaluate(self, x: Tensor, t: Time) -> Evaluation:
+        """What one call of the score tells at (x, t): score, denoised state, and more."""
+        return evaluate(self.score, x, as_time(t), self._tweedie)
+
+    def _tweedie(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if not isinstance(self.sde, KernelSDE):
+            raise TypeError(f"{type(self.sde).__name__} has no kernel to denoise by")
+        return self.sde.tweedie(x, t, s)
 
     def diffusion(self, t: Time) -> Tensor:
         return self.eta * self.sde.diffusion(t)
@@ -187,8 +196,11 @@ class KernelSDE(SDE):
         return bisect(lambda t: -self.log_snr(t), -as_time(log_snr), 0.0, self.T)
 
     @abstractmethod
-    def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
-        """Tweedie's formula: E[x_0 | x_t] from the score, in the shape of the data."""
+    def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Tweedie's formula: E[x_0 | x_t = x] from the score s there, in the shape of the data.
+
+        Where alpha = 0 a score says nothing of the data: there it is their ``mean``, if given.
+        """
 
     @abstractmethod
     def prior(

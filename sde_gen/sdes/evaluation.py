@@ -1,10 +1,11 @@
-"""Reading a score: its output is checked, and networks are in evaluation mode meanwhile.
+"""Reading a score: one call tells its value, the denoised state, and what else a network says.
 
-A network in training mode has dropout: what it is asked for by a sampler, a likelihood or a
-denoiser would then depend on the global generator, and the marginals would be wrong. Whoever reads
-a score for such a purpose calls ``evaluate``; a loss calls the score itself. Which of the two it
-is stands in a variable of the thread, so that it reaches a network through sums, guidance and
-functions of the user's own.
+An ``Evaluation`` is what one call of a score gives; whoever samples, weighs or denoises reads it,
+and nothing is called twice. A loss calls the score itself. The difference is dropout: a network
+in training mode has it, and what a sampler or a likelihood gets would depend on the global
+generator and have the wrong marginals. So networks rest in evaluation mode while a score is
+evaluated. That this is so stands in a variable of the thread, and reaches a network through sums,
+guidance and functions of the user's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,31 +27,96 @@ _resting: dict[nn.Module, int] = {}
 """How many calls hold a part of a network in evaluation mode that was in training."""
 
 
-def evaluate(score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
-    """s(x, t) in the shape and dtype of x, without dropout.
+class Evaluation:
+    """What one call of a score at (x, t) tells.
+
+    Attributes:
+        score: grad_x log p_t(x), (B, *state).
+        head: what a network returned beside the reading of its score, or None.
+        pull: u (B, *D) -> J^T u, J = dD / dx the Jacobian of the denoised state, by one backward
+            pass each; None unless the score was asked for it (``Score.linearise``).
+    """
+
+    __slots__ = ("_denoised", "head", "pull", "score")
+
+    def __init__(
+        self,
+        score: Tensor,
+        denoised: Tensor | Callable[[], Tensor],
+        head: Tensor | None = None,
+        pull: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.score, self.head, self.pull = score, head, pull
+        self._denoised = denoised
+
+    @property
+    def denoised(self) -> Tensor:
+        """D = E[x_0 | x_t], (B, *D); worked out when it is first asked for."""
+        if not isinstance(self._denoised, Tensor):
+            self._denoised = self._denoised()
+        return self._denoised
+
+
+def evaluate(
+    score: ScoreFunction,
+    x: Tensor,
+    t: Tensor,
+    tweedie: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Evaluation:
+    """Evaluate any score function at (x, t), without dropout.
+
+    Args:
+        score: a ``Score``, or any function (x, t).
+        x, t: state (B, *D) and time () or (B,).
+        tweedie: (x, t, s) -> the denoised state, for a function that does not tell it.
 
     Raises:
-        TypeError, ValueError: as ``read``.
+        TypeError: a result that is no tensor of real numbers.
+        ValueError: a result of another shape than the state.
     """
+    own = getattr(score, "evaluate", None)
+    if own is not None:
+        found: Evaluation = own(x, t)
+        check_result(found.score, x, score)
+        return found
+    with resting():
+        s = read(score, x, t)
+    return Evaluation(s, lambda: tweedie(x, t, s))
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Networks that this thread calls are in evaluation mode meanwhile."""
     if torch.compiler.is_compiling():  # what is compiled is in the mode that it was traced in
-        return read(score, x, t)
+        yield
+        return
     before = evaluating()
     _thread.evaluating = True
     try:
-        return read(score, x, t)
+        yield
     finally:
         _thread.evaluating = before
 
 
-def read(score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
+def read(score: ScoreFunction, x: Tensor, t: Tensor, **context: Any) -> Tensor:
     """s(x, t) in the shape and dtype of x.
 
     Raises:
-        TypeError: a result that is no tensor of real numbers.
-        ValueError: a result of another shape, which would be broadcast in silence.
+        TypeError, ValueError: as ``check_result``.
     """
     with at_rest(score) if isinstance(score, nn.Module) and evaluating() else nullcontext():
-        s = score(x, t)
+        s = score(x, t, **context)
+    check_result(s, x, score)
+    return s.to(x.dtype)
+
+
+def check_result(s: object, x: Tensor, score: object) -> None:
+    """Raise unless ``s`` is what a score must return for the state x.
+
+    Raises:
+        TypeError: no tensor of real numbers.
+        ValueError: another shape, which would be broadcast in silence.
+    """
     if not isinstance(s, Tensor) or s.is_complex():
         got = s.dtype if isinstance(s, Tensor) else type(s).__name__
         raise TypeError(
@@ -61,7 +128,6 @@ def read(score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
             f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}"
             f" ({_name(score)})"
         )
-    return s.to(x.dtype)
 
 
 def evaluating() -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import Time, as_time, match
 from ..schedules import Power, Schedule
 from .base import Clocked, rows_of
-from .evaluation import ScoreFunction, evaluate
+from .evaluation import ScoreFunction, read, resting
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Langevin(Clocked):
             )
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        return match(0.5 * self.schedule.beta(t), x) * evaluate(self.score, x, as_time(self.at))
+        with resting():
+            s = read(self.score, x, as_time(self.at))
+        return match(0.5 * self.schedule.beta(t), x) * s
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(self.schedule.beta(t))

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
 from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
-from .evaluation import ScoreFunction, evaluate
 
 
 class LinearSDE(KernelSDE):
@@ -61,11 +60,23 @@ class LinearSDE(KernelSDE):
         z = randn_like(x, generator)
         return Perturbed(mean + std * z, mean, std, z)
 
-    def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
-        """Tweedie's formula E[x_0 | x_t] = (x_t + sigma_t^2 s(x_t, t)) / alpha_t."""
-        t = check_input(self, x, t)
-        variance = match(self.sigma(t) ** 2, x)
-        return (x + variance * evaluate(score, x, t)) / match(self.alpha(t), x)
+    def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Tweedie's formula E[x_0 | x_t] = (x_t + sigma_t^2 s(x_t, t)) / alpha_t.
+
+        Raises:
+            ValueError: alpha = 0 at t, and no ``mean`` of the data to answer with.
+        """
+        t = as_time(t)
+        alpha, up = self.alpha(t), x + match(self.sigma(t) ** 2, x) * s
+        if mean is None:
+            if alpha.device.type == "cpu" and bool((alpha == 0).any()):
+                raise ValueError(
+                    "where alpha = 0 a score says nothing of the data: ask one that denoises by"
+                    " itself (a ScoreNetwork that predicts data or velocity, an exact score)"
+                )
+            return up / match(alpha, x)
+        alpha = match(alpha, x)
+        return torch.where(alpha == 0, mean.to(x), up / torch.where(alpha == 0, 1.0, alpha))
 
     def prior(
         self,

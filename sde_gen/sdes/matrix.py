@@ -32,7 +32,6 @@ from torch import Tensor
 from ..ops import Time, act, as_time, cholesky, lasting, sum_rest
 from ..schedules import Power, Schedule
 from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
-from .evaluation import ScoreFunction, evaluate
 
 Rows = Sequence[Sequence[float]]
 
@@ -245,7 +244,7 @@ class MatrixSDE(KernelSDE):
         z = randn_like(mean, generator)
         return Correlated(mean + act(low, z), mean, low, z)
 
-    def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
+    def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
         """Tweedie: E[x_0 | x_t] = y + W s_y, (B, k, *rest) -> (B, *D).
 
         s_y is found from the driven components of the score, the only ones that are ever read.
@@ -261,7 +260,7 @@ class MatrixSDE(KernelSDE):
                 f"{type(self).__name__} has {lift.shape[-2]} driven components for data of"
                 f" {lift.shape[-1]}: their score does not say what the data are"
             )
-        s_y = (evaluate(score, x, t) + act(c.rest, x))[:, self.driven]
+        s_y = (s + act(c.rest, x))[:, self.driven]
         y = act(c.pick, x) + act(c.noise @ torch.linalg.inv(lift), s_y)
         return self.data(y)
 

@@ -27,10 +27,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..facts import facts_of
 from ..noise import BrownianPath, Noise, Streams
 from ..ops import Time, act, as_time, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, read_score
+from .base import Memory, Solver, Step
 from .runge_kutta import DORMAND_PRINCE, slope
 
 
@@ -56,7 +57,7 @@ class _Standard(SDE):
         w = self.variance * torch.expm1(u**4)
         time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
         scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
-        score = read_score(self.process, match(scale, x) * x, time)
+        score = self.process.evaluate(match(scale, x) * x, time).score
         kappa = 1 + self.process.eta**2
         return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
 
@@ -346,7 +347,7 @@ def _standard(process: SDE, step: Step) -> _Standard | None:
         return None
     if type(process.sde).time_at is LinearSDE.time_at:
         return None
-    std = float(getattr(process.score, "data_std", 1.0))
+    std = facts_of(process.score).std
     return _Standard(process, std**2 if std > 0 else 1.0, step.t, step.s)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..ops import act
-from ..sdes import SDE, KernelSDE, LinearSDE, Reverse, evaluate
+from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
 
 N = TypeVar("N", covariant=True)
 Memory = tuple[Tensor, ...]
@@ -119,12 +119,6 @@ def reversal(solver: Solver, process: SDE) -> tuple[Reverse, LinearSDE]:
         f" sde.probability_flow(score); got {describe(process)}"
         + (", whose coefficients are matrices: take Propagator, Heun or SRA" if matrix else "")
     )
-
-
-def read_score(process: SDE, x: Tensor, t: Tensor) -> Tensor:
-    """The score of a reversal, of the shape and dtype of x."""
-    assert isinstance(process, Reverse)
-    return evaluate(process.score, x, t)
 
 
 def describe(process: SDE) -> str:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
-from ..ops import as_time, match
+from ..ops import match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, describe, read_score, reversal
+from .base import Memory, Solver, Step, describe, reversal
 from .exponential import Exponential
 from .runge_kutta import Heun
 
@@ -235,12 +235,13 @@ class PredictorCorrector(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        assert isinstance(process, Reverse)
         k: _Kept = step.numbers
         x, _ = self.predictor.step(process, x, k.predictor, noise, ())
         if k.a == 0:
             return x, ()
         for j in range(self.corrections):
-            score = read_score(process, x, as_time(step.s))
+            score = process.evaluate(x, step.s).score
             z = noise(x, step.t, step.s, _CORRECTOR + j)
             if self.reference is not None:
                 x = self.reference.apply((1.0, k.score, k.noise), (x, score, z))

@@ -38,7 +38,7 @@ DPM-Solver++(2M), algorithm 2 of Lu et al. 2022, written out beside its configur
 >>> h = (sde.log_snr(times).diff() / 2).tolist()
 >>> x, before = x_T, None
 >>> for i, t in enumerate(times[:-1]):
-...     D = now = sde.denoise(x, t, score)
+...     D = now = score.denoise(x, t)
 ...     if before is not None:
 ...         D = now + h[i] / h[i - 1] / 2 * (now - before)
 ...     x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * (exp(-h[i]) - 1) * D

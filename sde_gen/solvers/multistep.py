@@ -12,9 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import as_time
-from ..sdes import SDE
-from .base import Memory, Solver, Step, read_score
+from ..sdes import SDE, Reverse
+from .base import Memory, Solver, Step
 
 
 class Linear(Protocol):
@@ -23,6 +22,10 @@ class Linear(Protocol):
     @property
     def noisy(self) -> bool:
         """Whether a normal z is drawn."""
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether s stands for the denoised state: where alpha = 0 the score tells nothing."""
 
     def __call__(
         self, x: Tensor, s: Tensor, past: tuple[Tensor, ...], z: Tensor | None
@@ -44,6 +47,7 @@ class Multistep(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step[Linear], noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        s = read_score(process, x, as_time(step.t))
-        z = noise(x, step.t, step.s) if step.numbers.noisy else None
-        return step.numbers(x, s, memory, z)
+        assert isinstance(process, Reverse)
+        k, e = step.numbers, process.evaluate(x, step.t)
+        z = noise(x, step.t, step.s) if k.noisy else None
+        return k(x, e.denoised if k.reads_data else e.score, memory, z)

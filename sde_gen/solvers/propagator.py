@@ -43,6 +43,7 @@ class MatrixStep:
     b: tuple[Tensor, ...]
     root: Tensor | None
     kept: int
+    reads_data: bool = False
 
     @property
     def noisy(self) -> bool:
