@@ -99,7 +99,7 @@ def classifier_loss(
     """
     x_t = sde.perturb(x, t, generator).x
     logits = net(*network_input(sde, data_std, x_t, t))
-    return cross_entropy(logits, _labels(as_labels(y), x, logits.shape[1]), reduction="none")
+    return cross_entropy(logits, _labels(y, x, logits.shape[1]), reduction="none")
 
 
 class ClassifierFree(Score):
@@ -163,8 +163,9 @@ class ClassifierFree(Score):
         return ClassifierFree(self.score.rows(index), cut(self.y, index), cut(self.weight, index))
 
 
-def _labels(y: Tensor, x: Tensor, classes: int | None) -> Tensor:
+def _labels(y: Labels, x: Tensor, classes: int | None) -> Tensor:
     """Labels as (B,) int64 on the device of x, checked."""
+    y = as_labels(y)
     _check_range(y, classes)
     if y.ndim == 0:
         return y.to(x.device).expand(len(x))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import check_finite, check_state, full_precision, lasting
+from .ops import as_real, check_finite, check_state, full_precision, lasting
 
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
@@ -43,7 +43,8 @@ class Moments:
     )
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 1 or not bool((self.values >= 0).all()):
+        real = self.values.is_floating_point()
+        if not real or self.values.ndim != 1 or not bool((self.values >= 0).all()):
             raise ValueError(f"values must be variances >= 0 of shape (m,), got {self.values}")
         if self.basis is not None and len(self.values) != self.basis.shape[1] + 1:
             raise ValueError(
@@ -58,7 +59,7 @@ class Moments:
         Raises:
             ValueError: not square, not symmetric, or with a negative eigenvalue.
         """
-        c = covariance.double()
+        c = as_real(covariance, "covariance")
         if c.ndim != 2 or c.shape != c.T.shape or not torch.allclose(c, c.T):
             raise ValueError(f"covariance must be symmetric (n, n), got {tuple(c.shape)}")
         values, basis = torch.linalg.eigh(c)

@@ -151,7 +151,7 @@ class CorrelatedMixture(Score):
         k, n = self.means.shape
         if covariances.shape not in ((n, n), (k, n, n)):
             raise ValueError(f"covariances must be {(n, n)} or {(k, n, n)}: {covariances.shape}")
-        self.covariances = as_real(covariances, "covariances").expand(k, n, n)
+        self.covariances = as_real(covariances, "covariances", means.device).expand(k, n, n)
         values, vectors = torch.linalg.eigh(self.covariances)
         if not torch.allclose(self.covariances, self.covariances.mT) or bool(
             (values < -1e-9).any()
@@ -178,9 +178,8 @@ class CorrelatedMixture(Score):
         if self.singular and bool((t == 0).any()):
             raise ValueError("a covariance is singular: at t = 0 the score is not defined")
         size = self.means.shape[1]
-        levels = (c(t).to(x.device) for c in (self.sde.alpha, self.sde.sigma))
-        sizes = size, math.prod(wanted)
-        alpha, sigma = (_blocks(c, n).unsqueeze(1) for c, n in zip(levels, sizes, strict=True))
+        alpha = _blocks(self.sde.alpha(t).to(x.device), size).unsqueeze(1)
+        sigma = _blocks(self.sde.sigma(t).to(x.device), math.prod(wanted)).unsqueeze(1)
         law = alpha @ self.covariances @ alpha.mT + sigma @ sigma.mT
         low = torch.linalg.cholesky(law)
         away = x.double().flatten(1).unsqueeze(1) - (alpha @ self.means.unsqueeze(-1)).squeeze(-1)
@@ -202,8 +201,10 @@ class CorrelatedMixture(Score):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data points (t = 0), float64 (n, *D)."""
-        j = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        weights = self.log_weights.exp().cpu()
+        j = torch.multinomial(weights, n, replacement=True, generator=generator).to(self.device)
         z = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
+        z = z.to(self.device)
         return (self.means[j] + (self._root[j] @ z).squeeze(-1)).reshape(n, *self._shape)
 
 

@@ -119,7 +119,8 @@ class VP(Clocked, LinearSDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         # exp(-log_snr) = exp(B) - 1
-        return self.schedule.time_at(torch.log1p(torch.exp(-as_time(log_snr))))
+        level = -as_time(log_snr)
+        return self.schedule.time_at(torch.logaddexp(level, torch.zeros_like(level)))
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,10 @@ class SubVP(Clocked, LinearSDE):
         return -torch.expm1(-self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
-        # exp(-log_snr / 2) = 2 sinh(B / 2)
-        return self.schedule.time_at(2 * torch.asinh(torch.exp(-as_time(log_snr) / 2) / 2))
+        # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
+        level = -as_time(log_snr)
+        known = level.clamp_max(100.0)
+        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + (level - known))
 
 
 @dataclass(frozen=True)
@@ -229,5 +232,5 @@ class OrnsteinUhlenbeck(LinearSDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
-        w = torch.exp(-as_time(log_snr))
-        return torch.log1p(-2 * self.a / self.g**2 * w) / (-2 * self.a)
+        level = math.log(-2 * self.a / self.g**2) - as_time(log_snr)
+        return torch.logaddexp(level, torch.zeros_like(level)) / (-2 * self.a)

@@ -172,6 +172,11 @@ class Exponential(Multistep):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
+        if -math.inf < levels.lam[0] < -300:
+            raise ValueError(
+                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise ="
+                f" e^{levels.lam[0]:.0f}): start at grids.default_start(sde)"
+            )
         steps, change = list[Step[Combination]](), None
         for i, (t, s) in enumerate(pairwise(times.tolist())):
             step = self._predictor(levels, i, reverse.eta)
