@@ -74,3 +74,52 @@ def test_bisection_reaches_rounding() -> None:
     y = torch.linspace(0, 8, 33, dtype=torch.float64)
     root = ops.bisect(lambda t: t**3, y, 0.0, 2.0)
     torch.testing.assert_close(root, y ** (1 / 3), rtol=0, atol=2e-15)
+
+
+def test_full_precision_shelters_states_and_user_precision_lets_a_network_out() -> None:
+    x, net = torch.randn(4, 3), torch.nn.Linear(3, 3)
+
+    def products() -> list[torch.dtype]:
+        user = ops.user_precision("cpu")
+        with ops.full_precision("cpu"):
+            inside = x @ x.T
+            with user:
+                seen = net(x)
+        return [(x @ x.T).dtype, inside.dtype, seen.dtype]
+
+    half = torch.bfloat16
+    assert products() == [torch.float32] * 3
+    with torch.autocast("cpu", half):
+        assert products() == [half, torch.float32, half]
+        with torch.autocast("cpu", enabled=False):
+            assert products() == [torch.float32] * 3
+    # A device that knows no autocast is no error.
+    with ops.full_precision("meta"), ops.user_precision("meta"):
+        pass
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5)])
+@pytest.mark.parametrize("many", [False, True])
+def test_matrices_act_in_full_precision_under_autocast(shape: tuple[int, ...], many: bool) -> None:
+    c = torch.randn(*((4,) if many else ()), 3, 3, dtype=torch.float64)
+    x = torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ops.act(c, x)
+    assert torch.equal(inside, ops.act(c, x))
+
+
+@pytest.mark.parametrize(
+    "value", [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)], ids=repr
+)
+def test_a_count_is_any_integer(value: object) -> None:
+    assert ops.check_count(value, "n") == 3
+    assert type(ops.check_count(value, "n")) is int
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, np.int64(0), True, np.True_, torch.tensor(True), 2.0, "2", None], ids=repr
+)
+def test_what_is_no_count_is_refused_by_name(value: object) -> None:
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got") as caught:
+        ops.check_count(value, "steps")
+    assert repr(value) in str(caught.value)
