@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
+from ..ops import check_count
 from ..sdes import SDE
 from .base import Memory, Solver, Step, require_ode
 
@@ -109,12 +110,10 @@ class TorchSDE(Solver):
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:
         if method not in _TORCHSDE:
             raise ValueError(f"method must be one of {sorted(_TORCHSDE)}, got {method!r}")
-        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-            raise ValueError(f"substeps must be an integer >= 1, got {substeps!r}")
-        self.method, self.substeps = method, substeps
+        self.method, self.substeps = method, check_count(substeps, "substeps")
         known = _TORCHSDE[method]
         self.order, self.weak, self.strong = known.order, known.weak, known.strong
-        self.calls = substeps * known.calls
+        self.calls = self.substeps * known.calls
         self.evaluates_end = method == "heun"
 
     def step(
