@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import check_finite, check_state
+from .ops import check_finite, check_state, full_precision
 
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
@@ -94,14 +94,15 @@ class Moments:
         floor = [float(f if isinstance(f, float) else f[0]) for f in numbers]
         x = _combine(floor, tensors)
         basis = self._basis_like(x)
-        inner = [
-            (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
-            for f, y in zip(numbers, tensors, strict=True)
-            if isinstance(f, Tensor)
-        ]
-        if not inner:
-            return x
-        return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
+        with full_precision(x.device.type):
+            inner = [
+                (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
+                for f, y in zip(numbers, tensors, strict=True)
+                if isinstance(f, Tensor)
+            ]
+            if not inner:
+                return x
+            return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
 
 
 def _spread(f: Coefficient, x: Tensor) -> Coefficient:

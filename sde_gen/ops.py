@@ -169,9 +169,10 @@ def check_state(x: Tensor, name: str = "x") -> None:
     """
     check_tensor(x, name)
     if not x.is_floating_point():
-        images = ": scale integer images first, for example 2 * image / 255 - 1"
-        advice = "" if x.is_complex() else images
-        raise TypeError(f"{name} must be floating point, got {x.dtype}{advice}")
+        raise TypeError(
+            f"{name} must be floating point, got {x.dtype}: scale integer images first,"
+            " for example 2 * image / 255 - 1"
+        )
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
     if len(x) == 0:
