@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ops import check_count
 from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
@@ -43,8 +44,7 @@ def default_start(sde: SDE) -> float:
 def _limits(
     sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
 ) -> tuple[float, float, int]:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 + to_zero:
-        raise ValueError(f"steps must be an integer >= {1 + to_zero}, got {steps!r}")
+    steps = check_count(steps, "steps", 1 + to_zero)
     start = default_start(sde) if start is None else float(start)
     end = default_end(sde) if end is None else float(end)
     if not 0 <= end < start <= sde.T:
@@ -239,14 +239,12 @@ def from_table(
     to_zero = float(r[-1]) == 0
     logs = torch.log(r[:-1] if to_zero else r)
     if steps is not None:
-        logs = _resample(logs, steps - to_zero)
+        logs = _resample(logs, check_count(steps, "steps", 1 + to_zero) - to_zero)
     times = sde.time_at(-2 * logs).clamp_max(sde.T)
     return torch.cat([times, times.new_zeros(1)]) if to_zero else times
 
 
 def _resample(values: Tensor, steps: int) -> Tensor:
-    if steps < 1:
-        raise ValueError("too few steps for this table")
     u = torch.linspace(0, len(values) - 1, steps + 1, dtype=torch.float64)
     i = u.long().clamp_max(len(values) - 2)
     return torch.lerp(values[i], values[i + 1], u - i)

@@ -59,6 +59,8 @@ class SDE(ABC):
     """Whether the drift cannot be read at t = 0."""
     steps: int = 100
     """Euler-Maruyama steps from 0 to t that ``perturb`` takes where no kernel is known."""
+    batch: int | None = None
+    """How many samples what is bound per sample was given for; None: any number will do."""
 
     @abstractmethod
     def drift(self, x: Tensor, t: Time) -> Tensor:
@@ -150,6 +152,11 @@ class Reverse(SDE):
     @property
     def singular(self) -> bool:  # type: ignore[override]
         return getattr(self.score, "singular", False)
+
+    @property
+    def batch(self) -> int | None:  # type: ignore[override]
+        bound: int | None = getattr(self.score, "batch", None)
+        return self.sde.batch if bound is None else bound
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         t = as_time(t)

@@ -40,6 +40,10 @@ class Langevin(Clocked):
                 "the score is singular at t = 0: give Langevin a small positive time, at=..."
             )
 
+    @property
+    def batch(self) -> int | None:  # type: ignore[override]
+        return getattr(self.score, "batch", None)
+
     def drift(self, x: Tensor, t: Time) -> Tensor:
         return match(0.5 * self.schedule.beta(t), x) * evaluate(self.score, x, as_time(self.at))
 

@@ -138,7 +138,7 @@ class SubVP(Clocked, LinearSDE):
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
         level = -as_time(log_snr)
         known = level.clamp_max(100.0)
-        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + level - known)
+        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + (level - known))
 
 
 @dataclass(frozen=True)
