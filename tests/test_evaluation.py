@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import sde_gen as sg
 from sde_gen import grids
-from sde_gen.networks import MLP
 from sde_gen.scores.network import Prediction
 from sde_gen.sdes import LinearSDE
 
@@ -41,9 +40,7 @@ def points(n: int = 6) -> Tensor:
     return torch.randn(n, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    "prediction", ["noise", "data", "velocity", "score", "preconditioned"]
-)
+@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "score", "preconditioned"])
 @pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(20.0), sg.SubVP()], ids=repr)
 def test_a_network_denoises_as_tweedie_says(prediction: Prediction, sde: LinearSDE) -> None:
     torch.manual_seed(0)
@@ -192,7 +189,9 @@ def test_exact_scores_denoise_where_no_signal_is_left() -> None:
     x = points()
     mean = torch.tensor([0.2, 0.3, 0.5], dtype=F64) @ MEANS
     torch.testing.assert_close(mixture(sde).denoise(x, 1.0), mean.expand(6, 2))
-    torch.testing.assert_close(sg.Gaussian(sde, MEANS[1], 0.2).denoise(x, 1.0), MEANS[1:2].expand(6, 2))
+    torch.testing.assert_close(
+        sg.Gaussian(sde, MEANS[1], 0.2).denoise(x, 1.0), MEANS[1:2].expand(6, 2)
+    )
     with pytest.raises(ValueError, match="where alpha = 0 a score says nothing of the data"):
         (1.0 * mixture(sde)).denoise(x, 1.0)
 
@@ -214,7 +213,7 @@ def test_one_exponential_step_from_no_signal_is_exact_on_gaussian_data(
     # Row n gets no draw and no start: the mean; the others each one unit of one of them.
     mean = out[n]
     torch.testing.assert_close(mean, MEANS[0], rtol=1e-9, atol=1e-9)
-    variance = (out[: n] - mean).square().sum(0) + (out[n + 1] - mean).square()
+    variance = (out[:n] - mean).square().sum(0) + (out[n + 1] - mean).square()
     torch.testing.assert_close(variance, torch.full((2,), std**2, dtype=F64), rtol=1e-9, atol=0)
 
 
