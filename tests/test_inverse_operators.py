@@ -79,7 +79,7 @@ OPERATORS: dict[str, Operator] = {
     "fourier-colour": Fourier(MASK, (2, *IMAGE)),
     "radon": Radon(ANGLES, IMAGE),
     "radon-narrow": Radon(ANGLES, (2, *IMAGE), detectors=4),
-    "callables": Callables(running_sum, running_sum_back, IMAGE),
+    "callables": Callables(running_sum, running_sum_back, IMAGE, device="cpu"),
     "scipy": from_linear_operator(aslinearoperator(MATRIX.numpy()), IMAGE),
     "deepinv": from_deepinv(Reversal(), (1, *IMAGE)),
     "composed": Downsample(2, IMAGE) @ Blur(KERNEL, IMAGE),
@@ -124,6 +124,19 @@ def test_dtype_is_kept_and_rows_do_not_meet(name: str) -> None:
         assert out.dtype == torch.float32
         assert relative(f(z[1:2]), out[1:2]) < 1e-6
         assert relative(out.double(), f(z.double())) < 1e-5
+
+
+@EACH
+@pytest.mark.gpu
+def test_the_device_is_that_of_the_state(name: str) -> None:
+    a = OPERATORS[name]
+    x, y = draw(3, *a.shape), draw(3, *a.measured)
+    for f, z in ((a.forward, x), (a.adjoint, y)):
+        out = f(z.cuda())
+        assert out.is_cuda
+        assert relative(out.cpu(), f(z)) < 1e-6
+    o = Observation(a, y, 0.3)
+    assert torch.allclose(o.log_likelihood(x.cuda()).cpu(), o.log_likelihood(x), rtol=1e-6)
 
 
 @EACH
