@@ -126,7 +126,7 @@ def error_budget(
         tuned = model.tuned if times is None else None
         solver = default_solver(model) if tuned is None else tuned
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.data_std)
+        grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=not solver.evaluates_end)
     runs = _Runs(sde, model, times[times > 0], fine)
     if isinstance(law, Tensor):
@@ -152,7 +152,7 @@ class _Runs:
     def exact(self, score: ScoreFunction, x: Tensor) -> Tensor:
         """Solved finely; the variance only makes it converge sooner."""
         first, last = float(self.times[0]), float(self.times[-1])
-        std = self.model.data_std
+        std = self.model.facts.std
         times = grids.default(self.sde, self.fine, first, last, data_std=std)
         return self._solve(score, x, times, Exponential(3, std**2, corrector=True))
 
@@ -174,7 +174,7 @@ def _along_paths(runs: _Runs, law: Score, solver: Solver, z: Tensor) -> Budget:
             f"the exact score must be that of {runs.sde!r} in shape {runs.model.shape},"
             f" got {law.sde!r} in {law.shape}"
         )
-    taken = runs.start(runs.model.moments, z)
+    taken = runs.start(runs.model.facts.moments, z)
     sampled, model = runs.steps(taken, solver), runs.exact(runs.model, taken)
     exact, true = runs.exact(law, taken), runs.exact(law, runs.start(_moments(law), z))
     return Budget(
@@ -186,8 +186,8 @@ def _along_paths(runs: _Runs, law: Score, solver: Solver, z: Tensor) -> Budget:
 
 
 def _moments(law: Score) -> Moments:
-    if law.moments is not None:
-        return law.moments
+    if law.facts.moments is not None:
+        return law.facts.moments
     draw = getattr(law, "sample", None)
     if draw is None:
         raise TypeError(f"{type(law).__name__} knows neither its moments nor how to sample")
@@ -221,7 +221,7 @@ def _between_laws(
     z = _normal(model, len(data), tuple(data.shape[1:]), seed)
     alpha, sigma = (float(f(runs.times[0])) for f in (runs.sde.alpha, runs.sde.sigma))
     x = data.to(z)
-    taken = runs.start(model.moments, z)
+    taken = runs.start(model.facts.moments, z)
     # The noise of the noised data is that of the start: what differs is the data in it.
     rungs = [
         x,

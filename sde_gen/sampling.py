@@ -167,7 +167,7 @@ def sample(
         solver = default_solver(model, eta) if tuned is None else tuned
     _check_solver(solver)
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.data_std)
+        grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
@@ -177,7 +177,7 @@ def sample(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
     z = noise.start(torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device))
-    x = start(sde, model.moments, float(times[0]), z)
+    x = start(sde, model.facts.moments, float(times[0]), z)
     with torch.no_grad():
         x = solve(sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk)
     return sde.data(x)
@@ -192,9 +192,9 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     matrix process ``Propagator``, of order 3 or 2.
     """
     if isinstance(model.sde, MatrixSDE):
-        return Propagator(3 if eta == 0 else 2, model.data_std**2)
-    variance = model.data_std**2 if model.moments is None else model.moments.variance
-    reference = isotropic(variance) if model.moments is None else model.moments
+        return Propagator(3 if eta == 0 else 2, model.facts.std**2)
+    variance = model.facts.std**2 if model.facts.moments is None else model.facts.moments.variance
+    reference = isotropic(variance) if model.facts.moments is None else model.facts.moments
     if eta > 0:
         return Exponential(2, reference, corrector=True)
     weights = Spectral(variance, math.prod(model.shape or (1,))) if variance > 0 else None

@@ -12,6 +12,7 @@ with the pullback of the denoised state. A score of your own defines the first; 
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ..sdes import Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 if TYPE_CHECKING:
     from ..solvers import Solver
 
+_S = TypeVar("_S", bound="Score")
 _T = TypeVar("_T")
 
 Weight = float | Tensor | Callable[[Tensor], Tensor | float]
@@ -45,7 +47,6 @@ class Score:
         device: where its states live.
         batch: number of samples that labels, observations or weights were bound for, None where
             it serves any batch.
-        classes: number of classes that it can be given, None where it takes no labels.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
     """
 
@@ -61,7 +62,13 @@ class Score:
         return torch.device("cpu")
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """*D of the data, as its facts tell; on a matrix process a state may hold more."""
+        return self.facts.shape
+
+    @property
     def classes(self) -> int | None:
+        """Number of classes that it can be given, None where it takes no labels."""
         return None
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
@@ -109,6 +116,12 @@ class Score:
     def rows(self, index: slice | Tensor) -> Score:
         """The same score for a selection of the batch: whatever is bound per sample follows."""
         return self
+
+    def with_facts(self: _S, facts: Facts) -> _S:
+        """The same score, of whose data this is known; a network is shared, not copied."""
+        other = copy.copy(self)
+        other.facts = facts
+        return other
 
     def __add__(self, other: ScoreFunction) -> Score:
         return Sum([(self, 1.0), (other, 1.0)])

@@ -70,6 +70,10 @@ class _Exact(Score):
             raise TypeError(f"sde must be a LinearSDE, got {type(sde).__name__}")
         self.sde, self._shape = sde, tuple(shape)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
     def _tweedie(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.sde.tweedie(x, t, s, self._centre.reshape(self._shape))
 

@@ -168,6 +168,10 @@ class CorrelatedMixture(Score):
     def device(self) -> torch.device:
         return self.means.device
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
     def _components(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """log of the joint density of x and each component (B, K), and its score (B, K, N)."""
         check_state(x)

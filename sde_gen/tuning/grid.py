@@ -65,7 +65,7 @@ def tune_grid(
     for each number of steps), is dropped for the default: ``print`` the result to see.
 
     The default solver is made to know the data's covariance, from whatever tells it: ``data``,
-    ``model.moments``, or else the ends of the trajectories of the first set.
+    ``model.facts.moments``, or else the ends of the trajectories of the first set.
 
     Costs 3 n max(128, 4 max(steps)) evaluations of the score, n (60 steps[0] + 30 sum(steps[1:]))
     to fit and 4 n sum(steps) to choose and judge: 0.2 million by default, half a minute for the
@@ -115,16 +115,16 @@ def tune(
         sets = trials(model, last, n, seed, counts[-1])
         if solver is None:
             ends = sets[0].exact / float(sde.alpha(last)) if data is None else data
-            known = data is None and model.moments is not None
+            known = data is None and model.facts.moments is not None
             solver = base_solver(model if known else informed(model, ends))
-        plain = partial(grids.default, data_std=model.data_std)
+        plain = partial(grids.default, data_std=model.facts.std)
         choices = []
         for choice, times in _searched(sets[0], sde, solver, counts, last):
             rivals = [choice, *extend(sets[0], choice, times)]
             usual = plain(sde, choice.steps, end=last)
             choices.append(_judged(sets, Choice(choice.steps, default), usual, rivals, times))
     ratio = float(sde.sigma(last) / sde.alpha(last))
-    return Tuned(choices, model.data_std, None if end is None else ratio)
+    return Tuned(choices, model.facts.std, None if end is None else ratio)
 
 
 def _searched(

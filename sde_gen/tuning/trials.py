@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from ..noise import Streams
 from ..ops import as_integer, check_count
 from ..sampling import default_solver
 from ..scores import Score
-from ..scores.base import Given
 from ..sdes import LinearSDE, Reverse
 from ..solvers import Exponential, Solver
 from ..solvers.base import Memory
@@ -84,7 +83,7 @@ def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     blank = torch.empty(3 * n, *shape, dtype=dtype, device=model.device)
     x = float(sde.sigma(sde.T)) * Streams(seed).start(blank)
-    times = grids.default(sde, max(FINE, 4 * most), end=end, data_std=model.data_std)
+    times = grids.default(sde, max(FINE, 4 * most), end=end, data_std=model.facts.std)
     made = []
     for i in range(0, 3 * n, n):
         part = slice(i, i + n)
@@ -95,7 +94,7 @@ def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial
 
 def reference(model: Score) -> Exponential:
     """What solves the flow to a fraction of the error that any tuned solver leaves."""
-    known = model.data_std**2 if model.moments is None else model.moments
+    known = model.facts.std**2 if model.facts.moments is None else model.facts.moments
     return Exponential(3, known, corrector=True)
 
 
@@ -117,9 +116,8 @@ def informed(model: Score, x: Tensor) -> Score:
 
     Four samples for each principal direction: fewer say more of themselves than of the data.
     """
-    knows = Given(model, {})
-    knows.moments = data_moments(x, rank=max(1, len(x) // 4))
-    return knows
+    moments = data_moments(x, rank=max(1, len(x) // 4))
+    return model.with_facts(replace(model.facts, moments=moments))
 
 
 def base_solver(model: Score) -> Exponential:
