@@ -6,15 +6,15 @@ else is a choice of how to step: a ``Solver`` on a grid of times, driven by a ``
 
 from __future__ import annotations
 
-from . import grids
-from .budget import Budget, error_budget
-from .guidance import Classifier, ClassifierFree, classifier_loss
+from . import gaussians, grids, guidance, metrics, networks, schedules, sdes, solvers
+from .budget import error_budget
+from .facts import Facts
+from .guidance import Classifier, ClassifierFree
 from .likelihood import bits_per_dim, log_prob
-from .mcmc import BAOAB, MALA, OBABO, ULA, Chains, annealed_langevin, langevin
+from .mcmc import BAOAB, MALA, OBABO, ULA, annealed_langevin, langevin
 from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
 from .sampling import default_solver, sample, solve
-from .schedules import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
 from .scores import (
     CorrelatedMixture,
     Empirical,
@@ -23,6 +23,7 @@ from .scores import (
     Lifted,
     Score,
     ScoreNetwork,
+    shared,
 )
 from .sdes import (
     EDM,
@@ -54,7 +55,7 @@ from .solvers import (
     TorchSDE,
 )
 from .training import Recipe, Trainer, dsm_loss, load, save, train
-from .tuning import Tuned, tune_grid, tune_solver
+from .tuning import tune_grid, tune_solver
 
 __version__ = "0.1.0"
 
@@ -62,26 +63,22 @@ __all__ = [
     "Adaptive",
     "BAOAB",
     "BrownianPath",
-    "Budget",
-    "Chains",
     "Churn",
     "Classifier",
     "ClassifierFree",
     "CorrelatedMixture",
-    "Cosine",
     "CriticallyDamped",
     "EDM",
     "Empirical",
     "EulerMaruyama",
     "Exponential",
+    "Facts",
     "Gaussian",
     "GaussianMixture",
-    "Geometric",
     "Heun",
     "Impulses",
     "Langevin",
     "Lifted",
-    "Linear",
     "LinearSDE",
     "MALA",
     "MatrixOrnsteinUhlenbeck",
@@ -90,45 +87,46 @@ __all__ = [
     "Noise",
     "OBABO",
     "OrnsteinUhlenbeck",
-    "Power",
     "PredictorCorrector",
     "Propagator",
-    "Quadratic",
     "Recipe",
     "Reverse",
     "RungeKutta",
     "SDE",
     "SRA",
-    "Schedule",
     "SciPy",
     "Score",
     "ScoreNetwork",
-    "Sigmoid",
     "Solver",
     "Streams",
     "SubVP",
-    "Tabulated",
     "TorchSDE",
     "ULA",
     "Trainer",
-    "Tuned",
     "VE",
     "VP",
     "Wiener",
     "annealed_langevin",
     "bits_per_dim",
-    "classifier_loss",
     "data_moments",
     "default_solver",
     "dsm_loss",
     "error_budget",
+    "gaussians",
     "grids",
+    "guidance",
     "langevin",
     "load",
     "log_prob",
+    "metrics",
+    "networks",
     "sample",
     "save",
+    "schedules",
+    "sdes",
+    "shared",
     "solve",
+    "solvers",
     "train",
     "tune_grid",
     "tune_solver",

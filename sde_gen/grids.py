@@ -152,7 +152,7 @@ def _vp_ratio(u: Tensor) -> Tensor:
 def _ends(sde: SDE, start: float, end: float) -> Tensor:
     """The ratios at both ends; where no signal is left, one so high that none is seen."""
     ratios = torch.tensor([_ratio(sde, start), _ratio(sde, end)], dtype=torch.float64)
-    return torch.where(torch.isinf(ratios), _NO_SIGNAL, ratios)
+    return torch.where(ratios > 1e100, _NO_SIGNAL, ratios)
 
 
 def quadratic(

@@ -69,7 +69,7 @@ def solve(
     check_finite(x)
     grid = _check_grid(process, times, solver)
     solver.check(process)
-    _check_diffusion(process, grid[:2])
+    _check_diffusion(process, grid, solver)
     noise = _as_noise(noise)
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
@@ -238,16 +238,21 @@ def _check_batch(process: SDE, noise: Noise, n: int) -> None:
             raise ValueError(f"{what} is for {bound} samples, the state has {n}")
 
 
-def _check_diffusion(process: SDE, times: Tensor) -> None:
-    """Raise unless a process with noise gives its diffusion for each of several times."""
-    if process.direction == 0:
-        return
+def _check_diffusion(process: SDE, times: Tensor, solver: Solver) -> None:
+    """Raise unless a process gives a finite diffusion for each of several times."""
     g = process.diffusion(times)
-    if not isinstance(g, Tensor) or g.shape[:1] != times.shape:
+    if process.direction != 0 and (not isinstance(g, Tensor) or g.shape[:1] != times.shape):
         kind = tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__
         raise TypeError(
             f"diffusion(t) of {describe(process)} must return a tensor of the shape of t,"
             f" {tuple(times.shape)}, such as torch.ones_like(t); got {kind}"
+        )
+    bad = ~torch.isfinite(torch.as_tensor(g).reshape(len(times), -1)).all(1)
+    if not solver.takes_infinite and bool(bad.any()):
+        raise ValueError(
+            f"the coefficients of {describe(process)} are infinite at t ="
+            f" {float(times[bad][0]):.6g}, where alpha = 0: take Exponential, which reads the"
+            " denoised state there, or start the grid a little before"
         )
 
 

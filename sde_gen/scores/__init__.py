@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Given, Score, Sum
+from .base import Given, Score, Shared, Sum, shared
 from .exact import Empirical, Gaussian, GaussianMixture
 from .matrix import CorrelatedMixture, Lifted
 from .network import Prediction, ScoreNetwork
@@ -17,5 +17,7 @@ __all__ = [
     "Prediction",
     "Score",
     "ScoreNetwork",
+    "Shared",
     "Sum",
+    "shared",
 ]

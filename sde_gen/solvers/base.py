@@ -51,6 +51,7 @@ class Solver(ABC):
         evaluates_end: whether a step evaluates the score at its end s.
         own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
             is only the times at which states are wanted.
+        takes_infinite: whether it steps from where alpha = 0 and the coefficients are infinite.
         grid: the grid that it was made for, called as those of ``grids``; None where any serves.
     """
 
@@ -60,6 +61,7 @@ class Solver(ABC):
     calls: int = 1
     evaluates_end: bool = False
     own_steps: bool = False
+    takes_infinite: bool = False
     grid: Callable[..., Tensor] | None = None
 
     def check(self, process: SDE) -> None:  # noqa: B027 (most solvers take every process)

@@ -140,6 +140,8 @@ class Exponential(Multistep):
         ValueError: an order that is not 1 .. 4, or a negative reference.
     """
 
+    takes_infinite = True
+
     def __init__(
         self,
         order: int = 3,
