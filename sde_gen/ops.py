@@ -121,8 +121,8 @@ def as_real(value: object, name: str, device: torch.device | None = None) -> Ten
     c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if c.is_complex():
         raise TypeError(f"{name} must be real, got {c.dtype}")
-    c = c if device is None else c.to(device)
-    return c.float() if c.device.type == "mps" else c.double()
+    device = c.device if device is None else device
+    return c.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
 
 
 def _check_real(x: Tensor, name: str = "x") -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import mpmath
 import pytest
 import torch
 from scipy.integrate import quad
@@ -129,3 +130,26 @@ def test_a_stretched_clock_reads_the_same(scale: float) -> None:
         torch.testing.assert_close(
             one.integral(u), stretched.integral(scale * u), rtol=1e-12, atol=0
         )
+
+
+@pytest.mark.parametrize("total", [0.5, 12.0, 100.0, 1300.0])
+@pytest.mark.parametrize("offset", [0.0, 0.008])
+def test_the_cosine_clock_runs_to_its_end(total: float, offset: float) -> None:
+    """exp(-B / 2) is a cosine, here as the sine of the angle that is left: in 400 digits."""
+    clock = Cosine(offset, total, T=2.0)
+    assert float(clock.integral(2.0)) == pytest.approx(total, rel=1e-14)
+    mpmath.mp.dps = 400
+    start = mpmath.mpf(offset) / (1 + mpmath.mpf(offset)) * mpmath.pi / 2
+    left = mpmath.asin(mpmath.cos(start) * mpmath.exp(-mpmath.mpf(total) / 2))
+    slope = (mpmath.pi / 2 - left - start) / 2
+    for t in (1e-7, 0.1, 0.7, 1.0, 1.5, 1.99, 2 - 1e-9, 2.0):
+        angle = start + slope * mpmath.mpf(t)
+        exact = -2 * mpmath.log(mpmath.cos(angle) / mpmath.cos(start))
+        rate = 2 * slope * mpmath.tan(angle)
+        # 2 - t is known to 1e-16 of 2, and at 2 - 1e-9 that is 1e-7 of the rate.
+        assert float(clock.integral(t)) == pytest.approx(float(exact), rel=1e-9)
+        assert float(clock.beta(t)) == pytest.approx(float(rate), rel=1e-6)
+        assert float(clock.time_at(float(exact))) == pytest.approx(t, rel=1e-12)
+    u = torch.tensor([0.2, 1.0, 1.9], dtype=F64, requires_grad=True)
+    (slope_found,) = torch.autograd.grad(clock.integral(u).sum(), u)
+    torch.testing.assert_close(slope_found, clock.beta(u.detach()), rtol=1e-10, atol=0)

@@ -120,8 +120,8 @@ class Exponential(Solver):
             lam = np.log(alpha) - np.log(sigma)
         if lam[0] < -300:
             raise ValueError(
-                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise ="
-                f" e^{lam[0]:.0f}): start at grids.default_start(sde)"
+                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
+                " 1e-130): start at grids.default_start(sde)"
             )
         # A grid is mostly run again and again: its plan is kept.
         own = (self.nodes, self.corrector, self.reference, self.weights, process.eta)
