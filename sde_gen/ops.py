@@ -7,7 +7,9 @@ coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -48,6 +50,29 @@ def match(c: Tensor, x: Tensor) -> Tensor:
     return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def full_precision(device_type: str) -> AbstractContextManager[object]:
+    """What shelters arithmetic on states from the caller's ``torch.autocast``.
+
+    Only a network may run in half precision: whatever multiplies matrices with states (autocast
+    changes nothing else) does it in here.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision("cpu"):
+    ...     (torch.eye(2) @ torch.eye(2)).dtype
+    torch.float32
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def user_precision(device_type: str) -> AbstractContextManager[object]:
+    """The caller's ``torch.autocast`` as it is now, for a network inside ``full_precision``:
+    take it before, enter it there."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, torch.get_autocast_dtype(device_type))
+    return nullcontext()
+
+
 def act(c: Tensor, x: Tensor) -> Tensor:
     """c x for a coefficient c: a number scales the state, a matrix acts on its axis 1.
 
@@ -69,9 +94,10 @@ def act(c: Tensor, x: Tensor) -> Tensor:
             f" {tuple(x.shape)}; got {tuple(c.shape)}"
         )
     c = c.to(device=x.device, dtype=x.dtype)
-    if x.ndim == 2:
-        return x @ c.mT if c.ndim == 2 else torch.linalg.vecdot(c, x.unsqueeze(1))
-    return (c @ x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
+    with full_precision(x.device.type):
+        if x.ndim == 2:
+            return x @ c.mT if c.ndim == 2 else torch.linalg.vecdot(c, x.unsqueeze(1))
+        return (c @ x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
 
 
 def square(c: Tensor) -> Tensor:
@@ -100,6 +126,48 @@ def cholesky(covariance: Tensor) -> Tensor:
 def sum_rest(x: Tensor) -> Tensor:
     """Sum over everything but the batch: (B, *D) -> (B,)."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def as_integer(value: object) -> int | None:
+    """The number that Python's, numpy's and PyTorch's integers stand for, None for all else."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, np.dtype(bool)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_count(value: object, name: str, least: int = 1) -> int:
+    """``value`` as an int; raise ``ValueError`` unless it is an integer >= ``least``."""
+    n = as_integer(value)
+    if n is None or n < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return n
+
+
+def as_numbers(x: object, name: str) -> Tensor:
+    """Real numbers as a tensor: a tensor as it is, an array or a list copied.
+
+    Raises:
+        TypeError: anything else, complex numbers among it.
+
+    >>> as_numbers([[1, 2], [3, 4]], "x").shape
+    torch.Size([2, 2])
+    """
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"{name} must be real, got {x.dtype}")
+        return x
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor, an array or a list: {error}") from error
+    kinds = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must be real numbers, got {type(x).__name__} of {array.dtype}")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return torch.from_numpy(array.astype(np.float32 if single else kinds[array.dtype.kind]))
 
 
 def check_tensor(x: object, name: str) -> None:

@@ -84,7 +84,7 @@ def test_trajectories_in_one_dimension():
         area = sum(bar.get_width() * bar.get_height() for bar in side.patches)
         assert area == pytest.approx(1)
         assert min(bar.get_y() for bar in side.patches) == pytest.approx(values.min().item())
-    with pytest.raises(ValueError, match=r"expected \(N,\) and \(N, B\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected times \(N,\) and paths \(N, B\), got \(2,\)"):
         plots.trajectories_1d(times[:2], paths)
 
 
