@@ -37,7 +37,7 @@ def _train(options: argparse.Namespace) -> None:
 
     check_writable(Path(options.out) / "config.json")
     data = _read(options, options.seed)
-    std = float(data.x.std())
+    std = float(data.x.std()) if data.x.numel() > 1 else 0.0
     if not std > 0:
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
     recipe = Recipe(
@@ -123,7 +123,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     model = load(options.model, options.device)
     reference, held = _split(options)
-    _check_comparable(model, held, options.bits)
+    for part in (reference, held):
+        _check_comparable(model, part, options.bits)
     seen = _seen(count_known(held.x, Path(options.model)), len(held.x))
     y = held.y if model.classes and held.y is not None else _labels(model, len(held.x), None)
     x = _draw(model, len(held.x), y, options)
@@ -142,14 +143,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(seen)
 
 
-def _check_comparable(model: ScoreNetwork, held: Data, bits: bool) -> None:
-    if model.shape != held.x.shape[1:]:
-        raise ValueError(f"the model draws {model.shape}, the data are {(*held.x.shape[1:],)}")
-    if bits and held.levels is None:
+def _check_comparable(model: ScoreNetwork, data: Data, bits: bool) -> None:
+    if model.shape != data.x.shape[1:]:
+        raise ValueError(f"the model draws {model.shape}, the data are {(*data.x.shape[1:],)}")
+    if bits and data.levels is None:
         raise ValueError("--bits needs quantised data: digits, images, or --levels")
-    if model.classes and held.y is not None and int(held.y.max()) >= model.classes:
+    if model.classes and data.y is not None and int(data.y.max()) >= model.classes:
         raise ValueError(
-            f"the model has the classes 0 .. {model.classes - 1}, the data {int(held.y.max())}"
+            f"the model has the classes 0 .. {model.classes - 1}, the data {int(data.y.max())}"
         )
 
 

@@ -18,7 +18,7 @@ def hashes(x: Tensor) -> np.ndarray:
 
     Equal samples have equal hashes; of M pairs of others M / 2^64 are expected to.
     """
-    rows = x.detach().cpu().float().flatten(1) + 0.0  # -0 becomes 0
+    rows = x.detach().cpu().float().reshape(len(x), -1) + 0.0  # -0 becomes 0
     bits = (blake2b(row, digest_size=8).digest() for row in rows.numpy())
     return np.frombuffer(b"".join(bits), dtype="<u8")
 
