@@ -202,9 +202,7 @@ def _nodes(n: int, panels: int) -> tuple[Tensor, Tensor]:
     u, w = np.polynomial.legendre.leggauss(n)
     u = ((u + 1) / 2 + np.arange(panels)[:, None]) / panels
     w = np.broadcast_to(w / (2 * panels), u.shape)
-    # What is kept here must serve gradients later, whoever asked first.
-    with torch.inference_mode(False):
-        return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
+    return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
 
 
 def integrate(

@@ -181,7 +181,8 @@ class Faults:
             return
         for kind, start, end, new in self.faults(node):
             line = self.source.count(b"\n", 0, start) + 1
-            if b"\n" not in self.source[start:end]:
+            old = self.source[start:end]
+            if b"\n" not in old and old != new:
                 self.found.append(Mutant(self.file, line, function, kind, start, end, new))
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "type_params"):
