@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import match
+from .ops import as_integer, match
 
 _LOW = 0xFFFFFFFF
 _WORD = 0xFFFFFFFFFFFFFFFF
@@ -154,7 +154,12 @@ _PATH = _name(0.0)
 
 
 class Noise(ABC):
-    """Standard normal increments, as a function of the sample and of the interval."""
+    """Standard normal increments, as a function of the sample and of the interval.
+
+    ``batch``: the number of samples that it is for, None where any will do.
+    """
+
+    batch: int | None = None
 
     @abstractmethod
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
@@ -175,9 +180,14 @@ class _Numbered(Noise):
 
     def __init__(self, seed: int = 0, samples: Tensor | int = 0) -> None:
         """Sample numbers, or the number of the first sample of the batch."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}")
-        self.seed, self.samples = seed, samples
+        number = as_integer(seed)
+        if number is None:
+            raise TypeError(f"seed must be an integer, got {seed!r}")
+        self.seed, self.samples = number, samples
+
+    @property
+    def batch(self) -> int | None:  # type: ignore[override]
+        return len(self.samples) if isinstance(self.samples, Tensor) else None
 
     def _numbers(self, x: Tensor) -> Tensor | range:
         if isinstance(self.samples, Tensor):

@@ -8,8 +8,8 @@ coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,8 @@ def as_time(t: Time) -> Tensor:
     if isinstance(t, Tensor):
         if t.dtype == torch.float64:
             return t
+        if t.is_complex():
+            raise TypeError(f"a time must be real, got {t.dtype}")
         # MPS has no float64: there the clock runs on the host.
         return (t.cpu() if t.device.type == "mps" else t).to(torch.float64)
     return torch.tensor(t, dtype=torch.float64)
@@ -40,6 +42,7 @@ def match(c: Tensor, x: Tensor) -> Tensor:
     >>> match(torch.ones(2, dtype=torch.float64), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
     """
+    _check_real(x)
     if c.ndim == 0:
         return c.to(x.dtype)
     if c.shape != x.shape[:1]:
@@ -73,6 +76,14 @@ def user_precision(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """For what is computed once and kept: neither a graph, nor tensors of inference mode, which
+    autograd refuses ever after."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def act(c: Tensor, x: Tensor) -> Tensor:
     """c x for a coefficient c: a number scales the state, a matrix acts on its axis 1.
 
@@ -93,11 +104,36 @@ def act(c: Tensor, x: Tensor) -> Tensor:
             f"a matrix must be (j, k) or ({len(x)}, j, k) for a state (B, k, *rest), here"
             f" {tuple(x.shape)}; got {tuple(c.shape)}"
         )
+    _check_real(x)
     c = c.to(device=x.device, dtype=x.dtype)
     with full_precision(x.device.type):
         if x.ndim == 2:
             return x @ c.mT if c.ndim == 2 else torch.linalg.vecdot(c, x.unsqueeze(1))
         return (c @ x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
+
+
+def as_real(value: object, name: str, device: torch.device | None = None) -> Tensor:
+    """A number, or a tensor, array or list of them, as float64 (float32 on MPS).
+
+    Raises:
+        TypeError: complex numbers, whose imaginary part torch would drop.
+    """
+    c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    if c.is_complex():
+        raise TypeError(f"{name} must be real, got {c.dtype}")
+    c = c if device is None else c.to(device)
+    return c.float() if c.device.type == "mps" else c.double()
+
+
+def _check_real(x: Tensor, name: str = "x") -> None:
+    # A coefficient takes the dtype of the state: cast to an integer it would be 0.
+    if not x.is_floating_point():
+        cure = (
+            "split it into real and imaginary parts, two channels"
+            if x.is_complex()
+            else "scale integer images first, for example 2 * image / 255 - 1"
+        )
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: {cure}")
 
 
 def square(c: Tensor) -> Tensor:
@@ -146,6 +182,26 @@ def check_count(value: object, name: str, least: int = 1) -> int:
     return n
 
 
+def as_labels(y: object) -> Tensor:
+    """Labels, an integer or (B,) of them, as an int64 tensor: of tensors, arrays and lists alike.
+
+    Raises:
+        TypeError: what are no integers. ValueError: more than one dimension.
+
+    >>> as_labels([2, 0])
+    tensor([2, 0])
+    """
+    try:
+        labels = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be integers, got {y!r}") from error
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.ndim > 1:
+        raise ValueError(f"labels must be a number or (B,), got shape {tuple(labels.shape)}")
+    return labels.to(torch.int64)
+
+
 def check_tensor(x: object, name: str) -> None:
     """Raise TypeError unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):
@@ -164,15 +220,11 @@ def check_state(x: Tensor, name: str = "x") -> None:
     """Raise unless ``x`` is a floating-point batch (B, *D).
 
     Raises:
-        TypeError: not a tensor, or an integer one (images must be scaled to floats first).
+        TypeError: not a tensor, or an integer or complex one.
         ValueError: no batch dimension, or an empty batch.
     """
     check_tensor(x, name)
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be floating point, got {x.dtype}: scale integer images first,"
-            " for example 2 * image / 255 - 1"
-        )
+    _check_real(x, name)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
     if len(x) == 0:
@@ -202,7 +254,8 @@ def _nodes(n: int, panels: int) -> tuple[Tensor, Tensor]:
     u, w = np.polynomial.legendre.leggauss(n)
     u = ((u + 1) / 2 + np.arange(panels)[:, None]) / panels
     w = np.broadcast_to(w / (2 * panels), u.shape)
-    return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
+    with lasting():
+        return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
 
 
 def integrate(

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import grids
 from .moments import Moments, isotropic
 from .noise import Noise, Streams
-from .ops import act, check_finite, check_state
+from .ops import act, as_integer, check_count, check_finite, check_state
 from .sdes import SDE, KernelSDE, MatrixSDE
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import describe
@@ -57,8 +57,9 @@ def solve(
 
     Raises:
         TypeError: an integer state; not a process or solver; a solver that cannot step it.
-        ValueError: a state that is not finite; a grid that is not monotone, leaves [0, T], runs
-            the wrong way for the process, or makes the solver read a score where it is singular.
+        ValueError: a state that is not finite; labels or noise for another number of samples; a
+            grid that is not monotone, leaves [0, T], runs the wrong way for the process, or makes
+            the solver read a score where it is singular.
         FloatingPointError: the result is not finite.
     """
     if not isinstance(process, SDE):
@@ -70,6 +71,7 @@ def solve(
     solver.check(process)
     _check_diffusion(process, grid[:2])
     noise = _as_noise(noise)
+    _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         plan = solver.plan(process, grid)
@@ -157,8 +159,9 @@ def sample(
             f"sample needs a score that knows its linear process (.sde) and data shape (.shape);"
             f" {type(model).__name__} has sde = {sde!r}, shape = {shape!r}: use solve(...)"
         )
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be an integer >= 1, got {n!r}")
+    n = check_count(n, "n")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise TypeError(f"dtype must be floating point, such as torch.float32, got {dtype!r}")
     if solver is None:
         tuned = model.tuned if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
@@ -169,7 +172,7 @@ def sample(
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
-    noise = _as_noise(seed)
+    noise = _as_noise(seed, "seed")
     device = torch.device(getattr(model, "device", "cpu") if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
@@ -217,14 +220,22 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
-def _as_noise(noise: Noise | int | None) -> Noise:
+def _as_noise(noise: Noise | int | None, name: str = "noise") -> Noise:
     if isinstance(noise, Noise):
         return noise
     if noise is None:
         return Streams(int(torch.randint(1 << 62, ())))
-    if isinstance(noise, bool) or not isinstance(noise, int):
-        raise TypeError(f"noise must be a Noise, an integer seed or None, got {noise!r}")
-    return Streams(noise)
+    number = as_integer(noise)
+    if number is None:
+        raise TypeError(f"{name} must be a Noise, an integer seed or None, got {noise!r}")
+    return Streams(number)
+
+
+def _check_batch(process: SDE, noise: Noise, n: int) -> None:
+    """Raise unless what is bound per sample is bound for n of them: chunks would hide it."""
+    for what, bound in (("what is bound to the process", process.batch), ("noise", noise.batch)):
+        if bound not in (None, n):
+            raise ValueError(f"{what} is for {bound} samples, the state has {n}")
 
 
 def _check_diffusion(process: SDE, times: Tensor) -> None:
@@ -267,8 +278,7 @@ def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -
 
 
 def _parts(n: int, size: int) -> list[slice]:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"chunk must be an integer >= 1, got {size!r}")
+    size = check_count(size, "chunk")
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 

@@ -38,6 +38,7 @@ from sde_gen import (
     Reverse,
     RungeKutta,
     SciPy,
+    Score,
     ScoreNetwork,
     Sigmoid,
     Streams,
@@ -84,6 +85,19 @@ class Net(nn.Module):
 
 NET = ScoreNetwork(Net(), SDE_)
 LOGITS = Net(lambda x: torch.zeros(len(x), 10))
+
+
+class ForEach(Score):
+    """A score that knows how many samples it was bound for."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.sde, self.shape = batch, SDE_, (3,)
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        return -x
+
+    def rows(self, index: slice | Tensor) -> ForEach:
+        return ForEach(len(torch.arange(self.batch)[index]))
 
 
 def run(process: Any = SDE_, x: Any = X, times: Any = (0.0, 1.0), solver: Any = EULER) -> Tensor:
@@ -204,7 +218,7 @@ LEARNED: dict[str, Case] = {
     "labels of 3": (lambda: NET.given(y=LABELS)(X, 0.5), ValueError, "given for 3 samples"),
     "term": (lambda: SCORE + 3, TypeError, "a term must be callable"),  # type: ignore[operator]
     "weight": (lambda: SCORE * "a", TypeError, "a weight must be a number or a function"),  # type: ignore[operator]
-    "weights of 3": (lambda: (SCORE * torch.ones(3))(X, 0.5), ValueError, r"shape \(4,\)"),  # type: ignore[operator]
+    "weights of 3": (lambda: (SCORE * torch.ones(3))(X, 0.5), ValueError, "weight .* 3 samples"),
 }
 GUIDANCE: dict[str, Case] = {
     "class 10 of 10": (lambda: Classifier(LOGITS, 10, SDE_)(X, 0.5), ValueError, "0 .. 9, got 10"),
@@ -219,7 +233,7 @@ GUIDANCE: dict[str, Case] = {
     "free: class 10": (lambda: ClassifierFree(NET, 10), ValueError, "0 .. 9, got 10"),
     "free: class -1": (lambda: ClassifierFree(NET, -1), ValueError, "0 .. 9, got -1"),
     "free: class 1.5": (lambda: ClassifierFree(NET, torch.ones(4)), TypeError, "integers"),
-    "free: 3 labels": (lambda: ClassifierFree(NET, LABELS)(X, 0.5), ValueError, r"got \(3,\)"),
+    "free: 3 labels": (lambda: ClassifierFree(NET, LABELS)(X, 0.5), ValueError, "for 3 samples"),
     "loss: class 12": (
         lambda: classifier_loss(LOGITS, SDE_, X, torch.full((4,), 12), torch.rand(4)),
         ValueError,
@@ -249,7 +263,11 @@ GRIDS: dict[str, Case] = {
     "rising table": (lambda: grids.from_table(SDE_, [1.0, 2.0]), ValueError, "fall strictly"),
     "NaN table": (lambda: grids.from_table(SDE_, [1.0, math.nan]), ValueError, "fall strictly"),
     "table above T": (lambda: grids.from_table(SDE_, [1e5, 1.0]), ValueError, "reaches .* 152"),
-    "too few": (lambda: grids.from_table(SDE_, [3.0, 0.0], steps=1), ValueError, "too few steps"),
+    "too few": (
+        lambda: grids.from_table(SDE_, [3.0, 0.0], steps=1),
+        ValueError,
+        "integer >= 2, got 1",
+    ),
 }
 SOLVERS: dict[str, Case] = {
     "scipy method": (lambda: SciPy("rk4"), ValueError, "one of .*RK45.* got 'rk4'"),
@@ -332,7 +350,23 @@ RUNS: dict[str, Case] = {
     "3 numbers for 4": (
         lambda: solve(SDE_, X, [0, 1], EULER, Streams(0, LABELS)),
         ValueError,
-        "noise for 3 samples, state of 4",
+        "noise is for 3 samples, the state has 4",
+    ),
+    # Chunks of 2 would each find their 2 rows.
+    "6 labels for 4": (
+        lambda: solve(SDE_.reverse(ForEach(6)), X, [1, 0.1], EULER, 0, chunk=2),
+        ValueError,
+        "bound to the process is for 6 samples, the state has 4",
+    ),
+    "6 labels for 4, forth": (
+        lambda: solve(Langevin(ForEach(6)), X, [0.1, 1], EULER, 0, chunk=2),
+        ValueError,
+        "bound to the process is for 6 samples, the state has 4",
+    ),
+    "6 numbers for 4": (
+        lambda: solve(SDE_, X, [0, 1], EULER, Streams(0, torch.arange(6)), chunk=2),
+        ValueError,
+        "noise is for 6 samples, the state has 4",
     ),
 }
 SAMPLES: dict[str, Case] = {
@@ -346,7 +380,22 @@ SAMPLES: dict[str, Case] = {
         ValueError,
         "must fall from the noise",
     ),
-    "seed": (lambda: sample(SCORE, 4, seed="a"), TypeError, "integer seed"),  # type: ignore[arg-type]
+    "seed": (lambda: sample(SCORE, 4, seed="a"), TypeError, "^seed must be .*integer.* got 'a'"),  # type: ignore[arg-type]
+    "half a seed": (lambda: sample(SCORE, 4, seed=0.5), TypeError, "^seed must be"),  # type: ignore[arg-type]
+    "half a chunk": (lambda: sample(SCORE, 4, chunk=0.5), ValueError, "^chunk must be"),  # type: ignore[arg-type]
+    **{
+        f"in {dtype}": (
+            lambda dtype=dtype: sample(SCORE, 4, dtype=dtype),
+            TypeError,
+            f"dtype must be floating point, .* got .?{dtype}",
+        )
+        for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e5m2, "float32")
+    },
+    "6 labels for 4": (
+        lambda: sample(ForEach(6), 4, steps=2, chunk=2),
+        ValueError,
+        "bound to the process is for 6 samples, the state has 4",
+    ),
 }
 
 
@@ -412,6 +461,29 @@ def test_what_cannot_work_says_so(
 def test_a_device_that_is_absent() -> None:
     with pytest.raises(ValueError, match="'cuda' was asked for, but torch sees no CUDA device"):
         sample(SCORE, 2, device="cuda")
+
+
+def test_rows_that_are_bound_may_be_chunked() -> None:
+    whole = solve(SDE_.reverse(ForEach(4)), X, [1, 0.1], EULER, 0)
+    torch.testing.assert_close(
+        solve(SDE_.reverse(ForEach(4)), X, [1, 0.1], EULER, 0, chunk=3), whole
+    )
+    assert sample(ForEach(4), 4, steps=2, seed=0).shape == (4, 3)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor], ids=str)
+def test_integers_of_every_kind_count(kind: Any) -> None:
+    """n, steps, seed and chunk: numpy's and PyTorch's integers give what Python's give."""
+    wanted = sample(SCORE, 5, 3, 7, eta=1.0, chunk=2)
+    given = sample(SCORE, kind(5), kind(3), kind(7), eta=1.0, chunk=kind(2))
+    assert torch.equal(given, wanted)
+    times = grids.uniform(SDE_, kind(4))
+    assert torch.equal(
+        solve(SDE_, X, times.flip(0), EULER, kind(7)), solve(SDE_, X, times.flip(0), EULER, 7)
+    )
+    assert TorchSDE("euler", kind(3)).calls == 3
+    assert len(grids.from_table(SDE_, [3.0, 0.1], steps=kind(5))) == 6
+    assert torch.equal(Streams(kind(7))(X, 0.5, 0.1), Streams(7)(X, 0.5, 0.1))
 
 
 def test_bad_input_costs_no_work() -> None:

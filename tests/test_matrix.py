@@ -713,7 +713,7 @@ def test_what_a_matrix_process_is_not() -> None:
         driven = slice(1, None)
 
     with pytest.raises(TypeError, match="noise enters 1"):
-        solve(Half().reverse(score), x[:, 0], [0.5, 0.2], Propagator())
+        solve(Half().reverse(lambda x, t: -x), x[:, 0], [0.5, 0.2], Propagator())
     with pytest.raises(TypeError, match="driven"):
         Half().denoise(x[:, 0], 0.5, score)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,23 @@ def test_labels_and_levels_matter_and_minus_one_is_no_label(net):
     mixed = net(x, c, torch.tensor([0, -1, 2]))
     torch.testing.assert_close(mixed[1], net(x, c)[1])
     torch.testing.assert_close(mixed[2], net(x, c, y)[2])
+
+
+def test_labels_are_integers_however_they_are_held(net):
+    x, c, _ = batch(net)
+    expected = net(x, c, torch.tensor([2, 0, 3]))
+    for y in (
+        [2, 0, 3],
+        (2, 0, 3),
+        np.array([2, 0, 3], dtype=np.int16),
+        torch.tensor([2, 0, 3]).int(),
+    ):
+        torch.testing.assert_close(net(x, c, y), expected, rtol=0, atol=0)
+    for one in (3, np.int64(3), torch.tensor(3)):
+        torch.testing.assert_close(net(x, c, one), net(x, c, [3, 3, 3]), rtol=0, atol=0)
+    for wrong in (True, [1.0, 2.0, 0.0], "a", [0, [1]]):
+        with pytest.raises(TypeError, match="labels must be integers"):
+            net(x, c, wrong)
 
 
 def test_every_parameter_learns(net):
@@ -382,7 +400,7 @@ def test_bad_input(build):
         net(x, c[:2])
     with pytest.raises(ValueError, match=r"y must be \(3,\), got \(2,\)"):
         net(x, c, y[:2])
-    with pytest.raises(TypeError, match=r"y must be int64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32"):
         net(x, c, y.float())
     for wrong in (-2, 4):
         with pytest.raises(ValueError, match=rf"\[0, 4\), or be -1 for 'no label'; got .*{wrong}"):

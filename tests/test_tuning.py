@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, correlated, gaussian, mixture, ring, start
@@ -23,7 +24,7 @@ from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import COVARIANCES, TUNED, CheckpointError
 from sde_gen.tuning import Choice, Warped
 from sde_gen.tuning.solver import _least_squares
-from sde_gen.tuning.trials import sign_test
+from sde_gen.tuning.trials import checked, sign_test
 from sde_gen.tuning.tuned import combination, correct, directions
 
 SDE = VP()
@@ -276,7 +277,7 @@ def test_images_and_labels() -> None:
     assert torch.equal(a, sample(model.given(y=labels), 4, 5, seed=0, solver=found))
     # A guided score is not what was tuned.
     assert (model + model).tuned is None
-    with pytest.raises(ValueError, match="y was given for 14 samples"):
+    with pytest.raises(ValueError, match="bind 51 rows to the model"):
         tune_grid(model.given(y=y), steps=5, n=17)
 
 
@@ -306,7 +307,10 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "another solver": (
         lambda: tune_grid(ring(SDE), cast(Any, sg.Heun())), TypeError, "got Heun"),
     "no steps": (lambda: tune_grid(ring(SDE), steps=()), ValueError, "integers >= 2"),
-    "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, "integers >= 2"),
+    "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, ">= 2, got 1"),
+    "half a step": (lambda: tune_grid(ring(SDE), steps=2.5), ValueError, ">= 2, got 2.5"),  # type: ignore[arg-type]
+    "30 labels": (
+        lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
     "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
     "no memory": (
         lambda: tune_solver(ring(SDE), Exponential(1)), ValueError, "order 1 without corrector"),
@@ -316,6 +320,18 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: sample(ring(SDE), 4, 5, eta=1.0, solver=Tuned([Choice(4, Exponential(2))])),
         TypeError, "solves ODEs"),
 }  # fmt: skip
+
+
+class Bound(sg.Score):
+    """A score that knows how many samples it was bound for."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.sde, self.shape = batch, SDE, (2,)
+
+
+@pytest.mark.parametrize("steps", [5, np.int64(5), (5,), [np.int64(5), 5], np.array([5])])
+def test_steps_and_sizes_are_any_integers(steps: Any) -> None:
+    assert checked(Bound(24), None, steps, cast(int, np.int32(8))) == (5,)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..ops import Time, as_time, match
 from ..schedules import Power, Schedule
-from .base import Clocked, ScoreFunction, rows_of
+from .base import Clocked, rows_of
+from .evaluation import ScoreFunction, evaluate
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,12 @@ class Langevin(Clocked):
                 "the score is singular at t = 0: give Langevin a small positive time, at=..."
             )
 
+    @property
+    def batch(self) -> int | None:  # type: ignore[override]
+        return getattr(self.score, "batch", None)
+
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        return match(0.5 * self.schedule.beta(t), x) * self.score(x, as_time(self.at))
+        return match(0.5 * self.schedule.beta(t), x) * evaluate(self.score, x, as_time(self.at))
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(self.schedule.beta(t))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..noise import BrownianPath, Noise, Streams
-from ..ops import Time, act, as_time, match
+from ..ops import Time, act, as_time, check_count, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score
 from .runge_kutta import DORMAND_PRINCE, slope
@@ -218,9 +218,8 @@ class Adaptive(Solver):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a finite number > 0, got {value}")
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps must be an integer >= 1, got {max_steps!r}")
-        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+        self.rtol, self.atol = rtol, atol
+        self.max_steps = check_count(max_steps, "max_steps")
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory

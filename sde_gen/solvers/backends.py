@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
+from ..ops import check_count, full_precision, user_precision
 from ..sdes import SDE
 from .base import Memory, Solver, Step, require_ode
 
@@ -109,12 +110,10 @@ class TorchSDE(Solver):
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:
         if method not in _TORCHSDE:
             raise ValueError(f"method must be one of {sorted(_TORCHSDE)}, got {method!r}")
-        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-            raise ValueError(f"substeps must be an integer >= 1, got {substeps!r}")
-        self.method, self.substeps = method, substeps
+        self.method, self.substeps = method, check_count(substeps, "substeps")
         known = _TORCHSDE[method]
         self.order, self.weak, self.strong = known.order, known.weak, known.strong
-        self.calls = substeps * known.calls
+        self.calls = self.substeps * known.calls
         self.evaluates_end = method == "heun"
 
     def step(
@@ -128,16 +127,17 @@ class TorchSDE(Solver):
         # Additive noise is a matrix in torchsde: rows of what it mixes keep it k x k, or 1 x 1.
         mixed = x.shape[1] if matrix else 1 if srk else None
         layout = _Layout(x, mixed)
-        y = layout.flat(x)
-        end = torchsde.sdeint(
-            _Problem(process, layout, step, _TORCHSDE[self.method].sde_type),
-            y,
-            torch.tensor([0.0, h], dtype=torch.float64),
-            bm=_Driver(None if ode else noise, x, layout, step, srk),
-            method=self.method,
-            # A hair more than the exact part: rounding must not leave a last step of 1e-17.
-            dt=h / self.substeps * (1 + 1e-12),
-        )[-1]
+        problem = _Problem(process, layout, step, _TORCHSDE[self.method].sde_type)
+        with full_precision(x.device.type):
+            end = torchsde.sdeint(
+                problem,
+                layout.flat(x),
+                torch.tensor([0.0, h], dtype=torch.float64),
+                bm=_Driver(None if ode else noise, x, layout, step, srk),
+                method=self.method,
+                # A hair more than the exact part: rounding must not leave a last step of 1e-17.
+                dt=h / self.substeps * (1 + 1e-12),
+            )[-1]
         return layout.back(end), ()
 
 
@@ -150,7 +150,7 @@ class _Layout:
     """The state flat, as torchsde wants it: (B, n), or rows (-1, k) of what noise mixes."""
 
     def __init__(self, x: Tensor, mixed: int | None) -> None:
-        self.mixed, self.shape = mixed, x.shape
+        self.mixed, self.shape, self.device_type = mixed, x.shape, x.device.type
         self.inner = x.movedim(1, -1).shape if x.ndim > 1 else x.shape
 
     def flat(self, x: Tensor) -> Tensor:
@@ -173,12 +173,15 @@ class _Problem:
         self.sde_type = sde_type
         self.noise_type = "diagonal" if layout.mixed is None else "additive"
         self.last: tuple[float, Tensor, Tensor] | None = None
+        # torchsde multiplies matrices with states in full precision; the network is the user's.
+        self.precision = user_precision(layout.device_type)
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         # torchsde asks for the same drift more than once: to see its shape, and in srk.
         if self.last is not None and self.last[0] == float(u) and self.last[1] is y:
             return self.last[2]
-        drift = self.process.drift(self.layout.back(y), _time(self.at, float(u)))
+        with self.precision:
+            drift = self.process.drift(self.layout.back(y), _time(self.at, float(u)))
         self.last = float(u), y, self.sign * self.layout.flat(drift)
         return self.last[2]
 

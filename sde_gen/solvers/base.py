@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..ops import act
-from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
+from ..sdes import SDE, KernelSDE, LinearSDE, Reverse, evaluate
 
 Memory = tuple[Tensor, ...]
 
@@ -117,13 +117,8 @@ def require_scalar_reversal(solver: Solver, process: SDE) -> None:
 
 
 def read_score(process: Reverse, x: Tensor, t: Tensor) -> Tensor:
-    """The score of a reversal, of the shape of x: a wrong one would be broadcast in silence."""
-    score = process.score(x, t)
-    if score.shape != x.shape:
-        raise ValueError(
-            f"the score returned shape {tuple(score.shape)} for a state {tuple(x.shape)}"
-        )
-    return score
+    """The score of a reversal, of the shape and dtype of x."""
+    return evaluate(process.score, x, t)
 
 
 def describe(process: SDE) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
-from ..ops import as_time, match
+from ..ops import as_time, check_count, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, describe, read_score, require_scalar_reversal
 from .exponential import Exponential
@@ -204,8 +204,7 @@ class PredictorCorrector(Solver):
         _require_one_step("PredictorCorrector", self.predictor)
         if not (math.isfinite(eta) and eta > 0):
             raise ValueError(f"eta must be a finite number > 0, got {eta}")
-        if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 1:
-            raise ValueError(f"corrections must be an integer >= 1, got {corrections!r}")
+        corrections = check_count(corrections, "corrections")
         if isinstance(reference, float | int):
             if not (math.isfinite(reference) and reference >= 0):
                 raise ValueError(f"reference must be a finite variance >= 0, got {reference}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import grids
 from ..moments import data_moments
 from ..noise import Streams
+from ..ops import as_integer, check_count
 from ..sampling import default_solver
 from ..scores import Score
 from ..scores.base import Given
@@ -60,12 +61,19 @@ def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) ->
         raise TypeError("tuning needs a score that knows its linear process and data shape")
     if solver is not None and not isinstance(solver, Exponential):
         raise TypeError(f"tuning fits Exponential solvers, got {type(solver).__name__}")
-    wanted = (steps,) if isinstance(steps, int) else tuple(steps)
-    if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 2 for k in wanted):
-        raise ValueError(f"steps must be one or more integers >= 2, got {steps!r}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 8:
-        raise ValueError(f"n must be an integer >= 8 (the sign test needs them), got {n!r}")
+    check_count(n, "n", 8)  # The sign test needs them.
+    bound = getattr(model, "batch", None)
+    if bound not in (None, 3 * n):
+        raise ValueError(f"bind {3 * n} rows to the model, a third for each set; got {bound}")
+    wanted = [check_count(k, "steps", 2) for k in _each(steps)]
+    if not wanted:
+        raise ValueError("steps must be one or more integers >= 2, got none")
     return tuple(sorted(set(wanted)))
+
+
+def _each(steps: object) -> tuple[object, ...]:
+    many = isinstance(steps, Iterable) and as_integer(steps) is None
+    return tuple(steps) if many else (steps,)  # type: ignore[arg-type]
 
 
 def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial]:
