@@ -515,6 +515,17 @@ def test_a_network_runs_in_the_precision_of_the_caller() -> None:
     assert run.samples.dtype == torch.float32
 
 
+def test_a_network_in_training_is_read_without_dropout() -> None:
+    net = MLP((2,), width=16, dropout=0.5)
+    for p in net.parameters():
+        p.data += 0.1
+    model, x = ScoreNetwork(net, VP(), shape=(2,)), torch.randn(4, 2)
+    exact = langevin(model.eval(), x, 3, 0.01, noise=0, at=0.3)
+    run = langevin(model.train(), x, 3, 0.01, noise=0, at=0.3)
+    assert torch.equal(run.samples, exact.samples)
+    assert net.training
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_acceptance_is_counted_beyond_what_half_precision_counts(dtype: torch.dtype) -> None:
     # A sum of ones ends at 256 in bfloat16, at 2048 in float16.
@@ -569,12 +580,12 @@ def test_numbers_of_numpy_are_numbers() -> None:
     )  # fmt: skip
     for matrix in (p, np.array(p)):
         run = langevin(
-            target, x, steps, h, method, at=at, warmup=warmup, thin=thin, noise=1,
+            target, x, steps, h, method, at=at, warmup=warmup, thin=thin, noise=np.int64(1),
             preconditioner=matrix,
         )  # fmt: skip
         assert torch.equal(run.samples, exact.samples)
     times = np.array([1.0, 0.1])
-    run = annealed_langevin(target, x, times, np.int64(3), np.float64(0.01), noise=1)
+    run = annealed_langevin(target, x, times, np.int64(3), np.float64(0.01), noise=np.int32(1))
     assert torch.equal(run, annealed_langevin(target, x, [1.0, 0.1], 3, 0.01, noise=1))
 
 
@@ -727,34 +738,40 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "no score": (
         lambda: langevin(Returns(lambda x: None), X, 5, 0.1),
-        ValueError,
-        r"Returns must return a real score of shape \(3, 2\), got NoneType",
+        TypeError,
+        r"the score returned NoneType .* \(Returns\)",
     ),
     "a complex score": (
         lambda: langevin(Returns(lambda x: 1j * x), X, 5, 0.1),
-        ValueError,
-        "must return a real score .* torch.complex64",
+        TypeError,
+        "the score returned torch.complex64",
     ),
     "a score that would broadcast": (
         lambda: langevin(Returns(lambda x: x[:, :1]), X, 5, 0.1),
         ValueError,
-        r"must return a real score of shape \(3, 2\), got shape \(3, 1\)",
+        r"the score returned shape \(3, 1\) for a state \(3, 2\)",
+    ),
+    "no chains": (lambda: langevin(harmonic, X[:0], 5, 0.1), ValueError, "x is an empty batch"),
+    "no coordinates": (
+        lambda: langevin(harmonic, X[:, :0], 5, 0.1),
+        ValueError,
+        r"x is an empty batch: its shape is \(3, 0\)",
     ),
     "complex": (lambda: langevin(harmonic, 1j * X, 5, 0.1), TypeError, r"x must be .*complex64"),
     "complex at": (
         lambda: langevin(line(EDM()), X[:, :1], 5, 0.1, at=1j),
         TypeError,
-        "at must be real numbers, got 1j",
+        "at must be real, got torch.complex128",
     ),
     "complex preconditioner": (
         lambda: langevin(harmonic, X, 5, 0.1, preconditioner=1j * np.eye(2)),
         TypeError,
-        "preconditioner must be real numbers, got torch.complex128",
+        "preconditioner must be real, got torch.complex128",
     ),
     "complex times": (
         lambda: annealed_langevin(line(EDM()), X[:, :1], torch.tensor([1j, 0.5]), 5, 0.1),
         TypeError,
-        "times must be real numbers, got torch.complex64",
+        "times must be real, got torch.complex64",
     ),
     "words": (
         lambda: annealed_langevin(line(EDM()), X[:, :1], "now", 5, 0.1),

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, Streams
-from ..ops import Time, check_count, check_finite, check_state, full_precision
+from ..ops import Time, as_real, check_count, check_finite, check_state, full_precision
 from ..sampling import _as_noise as as_noise
 from ..scores import Score
 from ..sdes import LinearSDE
 from .chains import Chains
 from .methods import ULA, Method, State, is_number
-from .targets import LogDensity, as_real, as_target
+from .targets import LogDensity, as_target
 
 _RUN = 64
 """Numbers that a chain draws at once."""
@@ -325,7 +325,7 @@ def _check_score(state: State) -> None:
 
 
 def _check_levels(times: Tensor | Sequence[float], T: float) -> Tensor:
-    levels = as_real("times", times).cpu()
+    levels = as_real(times, "times").cpu()
     if levels.ndim != 1 or len(levels) == 0:
         raise ValueError(f"times must be a 1-D grid of levels, got shape {tuple(levels.shape)}")
     check_finite(levels, "times")

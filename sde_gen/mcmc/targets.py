@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, check_time, user_precision
+from ..ops import Time, as_real, check_time, user_precision
 from ..scores import GaussianMixture, Score
+from ..sdes import evaluate
 
 LogDensity = Callable[[Tensor], Tensor]
 """x (B, *D) -> log p(x) (B,), up to a constant; row b depends on x[b] alone."""
@@ -27,22 +28,6 @@ _LARGEST = 1 << 24
 """Posterior weights (components x chains) that the path for mixtures may hold."""
 _ROUNDING = 1e-3
 """Rounding error of a log weight, above which a mixture is computed in float64."""
-
-
-def as_real(name: str, value: object) -> Tensor:
-    """Numbers, a list, an array or a tensor as a float64 tensor.
-
-    Raises:
-        TypeError: complex or no numbers; the message names the argument.
-    """
-    try:
-        kept = isinstance(value, Tensor | np.ndarray)
-        c = torch.as_tensor(value, dtype=None if kept else torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be real numbers, got {value!r}") from error
-    if c.is_complex() or c.dtype == torch.bool:
-        raise TypeError(f"{name} must be real numbers, got {c.dtype}")
-    return as_time(c)
 
 
 def _got(value: object) -> str:
@@ -88,13 +73,7 @@ class AtTime(Target):
 
     def score(self, x: Tensor) -> Tensor:
         with self.autocast:
-            s = self.of(x, self.t)
-        if not isinstance(s, Tensor) or s.shape != x.shape or s.is_complex():
-            raise ValueError(
-                f"{type(self.of).__name__} must return a real score of shape {tuple(x.shape)},"
-                f" got {_got(s)}"
-            )
-        return s.to(x)
+            return evaluate(self.of, x, self.t)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast:
@@ -241,7 +220,7 @@ def as_target(
         ValueError: a score that is singular at ``at``; a shape that is not that of x; a
             preconditioner that is not symmetric positive definite.
     """
-    law = _law(target, x, as_real("at", at))
+    law = _law(target, x, as_real(at, "at"))
     return law if preconditioner is None else Whitened(law, _factor(preconditioner, x))
 
 
@@ -275,7 +254,7 @@ def _law(target: Score | LogDensity, x: Tensor, t: Tensor) -> Target:
 
 def _factor(preconditioner: Tensor | np.ndarray, x: Tensor) -> Tensor:
     n = x[0].numel()
-    p = as_real("preconditioner", preconditioner).to(x)
+    p = as_real(preconditioner, "preconditioner").to(x)
     if p.shape != (n, n) or not torch.allclose(p, p.T):
         raise ValueError(
             f"preconditioner must be a symmetric matrix {(n, n)}, got {tuple(p.shape)}"
