@@ -398,6 +398,8 @@ def test_bad_input(build):
         net(torch.zeros(3, 4), c)
     with pytest.raises(ValueError, match=r"c must be \(\) or \(3,\), got \(2,\)"):
         net(x, c[:2])
+    with pytest.raises(ValueError, match=r"c must be \(\) or \(3,\), got \(3, 1\)"):
+        net(x, c[:, None])
     with pytest.raises(ValueError, match=r"y must be \(3,\), got \(2,\)"):
         net(x, c, y[:2])
     with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32"):
