@@ -116,9 +116,12 @@ def as_real(value: object, name: str, device: torch.device | None = None) -> Ten
     """A number, or a tensor, array or list of them, as float64 (float32 on MPS).
 
     Raises:
-        TypeError: complex numbers, whose imaginary part torch would drop.
+        TypeError: no numbers, or complex ones, whose imaginary part torch would drop.
     """
-    c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    try:
+        c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers, got {value!r}") from error
     if c.is_complex():
         raise TypeError(f"{name} must be real, got {c.dtype}")
     device = c.device if device is None else device
@@ -251,7 +254,7 @@ def check_state(x: Tensor, name: str = "x") -> None:
     _check_real(x, name)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
-    if len(x) == 0:
+    if x.numel() == 0:
         raise ValueError(f"{name} is an empty batch: its shape is {tuple(x.shape)}")
 
 
