@@ -30,17 +30,17 @@ from sde_gen.training.registry import TABLE
 
 SDES = [
     sg.VP(),
-    sg.VP(sg.Cosine(0.01, 10.0)),
-    sg.VP(sg.Quadratic(0.2, 15.0, 2.0)),
-    sg.VP(sg.Sigmoid(0.1, 12.0, 5.0)),
-    sg.VP(sg.Tabulated(torch.linspace(1e-4, 0.02, 50), T=3.0)),
-    sg.SubVP(sg.Linear(0.1, 18.0)),
-    sg.VE(sg.Geometric(0.02, 30.0)),
+    sg.VP(sg.schedules.Cosine(0.01, 10.0)),
+    sg.VP(sg.schedules.Quadratic(0.2, 15.0, 2.0)),
+    sg.VP(sg.schedules.Sigmoid(0.1, 12.0, 5.0)),
+    sg.VP(sg.schedules.Tabulated(torch.linspace(1e-4, 0.02, 50), T=3.0)),
+    sg.SubVP(sg.schedules.Linear(0.1, 18.0)),
+    sg.VE(sg.schedules.Geometric(0.02, 30.0)),
     sg.EDM(60.0),
     sg.Wiener(2.0),
     sg.OrnsteinUhlenbeck(-0.8, 1.1, 4.0),
-    sg.CriticallyDamped(sg.Linear(3.0, 5.0), 0.3, 0.05),
-    sg.MatrixOrnsteinUhlenbeck([[-0.7]], [[1.3]], sg.Power(2.0, T=3.0)),
+    sg.CriticallyDamped(sg.schedules.Linear(3.0, 5.0), 0.3, 0.05),
+    sg.MatrixOrnsteinUhlenbeck([[-0.7]], [[1.3]], sg.schedules.Power(2.0, T=3.0)),
 ]
 
 
@@ -141,16 +141,16 @@ MOMENTS = {
 @pytest.mark.parametrize("kind", MOMENTS)
 def test_moments_come_back(kind, tmp_path):
     before = sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP())
-    before.moments = MOMENTS[kind]
+    before.facts.moments = MOMENTS[kind]
     save(before, tmp_path)
     after = load(tmp_path)
-    assert after.moments is not None
+    assert after.facts.moments is not None
     for name in ("values", "mean", "basis"):
-        a, b = getattr(before.moments, name), getattr(after.moments, name)
+        a, b = getattr(before.facts.moments, name), getattr(after.facts.moments, name)
         assert (a is None and b is None) or (a.dtype == b.dtype and torch.equal(a, b))
     a, b = (sg.sample(m, 4, 5, seed=0) for m in (before.eval(), after))
     assert torch.equal(a, b)
-    after.moments = None
+    after.facts.moments = None
     assert not torch.equal(a, sg.sample(after, 4, 5, seed=0))
 
 
@@ -293,7 +293,7 @@ def test_own_network_takes_the_dtype_of_the_file(dtype, wrap, tmp_path):
 
 @register
 @dataclass(frozen=True)
-class Steady(sg.Schedule):
+class Steady(sg.schedules.Schedule):
     rate: float
     T: float = 1.0
 
@@ -340,7 +340,9 @@ def test_own_classes_come_back_where_they_were_registered(tmp_path):
 
 
 def test_a_name_means_one_class():
-    again = type("Steady", (sg.Schedule,), {"__module__": __name__, "__qualname__": "Steady"})
+    again = type(
+        "Steady", (sg.schedules.Schedule,), {"__module__": __name__, "__qualname__": "Steady"}
+    )
     kept = TABLE["Steady"]
     try:
         assert TABLE[register(again).__name__].kind is again  # a cell that was run again
@@ -351,7 +353,11 @@ def test_a_name_means_one_class():
 
 
 def test_the_table_has_all_that_a_model_is_made_of():
-    for room, base in ((sdes, sdes.KernelSDE), (schedules, sg.Schedule), (networks, Network)):
+    for room, base in (
+        (sdes, sdes.KernelSDE),
+        (schedules, sg.schedules.Schedule),
+        (networks, Network),
+    ):
         for kind in vars(room).values():
             if isinstance(kind, type) and issubclass(kind, base) and not kind.__abstractmethods__:
                 assert TABLE[kind.__name__].kind is kind
@@ -361,7 +367,7 @@ class Fast(sg.VP):
     pass
 
 
-class Twice(sg.Schedule):
+class Twice(sg.schedules.Schedule):
     T = 1.0
 
     def beta(self, t):
@@ -396,7 +402,7 @@ def cut_off(found: sg.ScoreNetwork) -> sg.ScoreNetwork:
 
 
 def knows(found: sg.ScoreNetwork, moments: sg.Moments) -> sg.ScoreNetwork:
-    found.moments = moments
+    found.facts.moments = moments
     return found
 
 
@@ -408,7 +414,7 @@ LOST = {
         "mom",
     ),
     "another shape": (lambda: model(shape=(4,)), r"shape is \(4,\)"),
-    "infinite": (lambda: sg.ScoreNetwork(Own(), sg.VP(), data_std=math.inf), "JSON"),
+    "infinite": (lambda: sg.ScoreNetwork(Own(), sg.VP(), facts=sg.Facts(std=math.inf)), "JSON"),
     "a tensor beside": (lambda: sg.ScoreNetwork(Stray((3,)), sg.VP()), "net.table is a tensor"),
     "reads numbers": (lambda: sg.ScoreNetwork(Counts((3,)), sg.VP()), "net is no Counts"),
     "not registered": (lambda: nn.Linear(3, 3), "must be a ScoreNetwork.*Linear"),

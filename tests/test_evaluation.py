@@ -52,8 +52,8 @@ class Broad(Own):
 READERS: dict[str, Callable[[Callable[[Tensor, Tensor], Any]], Tensor]] = {
     "reversal": lambda f: SDE.reverse(f).drift(X, T),
     "langevin": lambda f: sg.Langevin(f).drift(X, T),
-    "denoise": lambda f: SDE.denoise(X, T, f),
-    "denoise a pair": lambda f: CLD.denoise(X.reshape(2, 2, 2), T, f),
+    "denoise": lambda f: f.denoise(X, T),
+    "denoise a pair": lambda f: f.denoise(X.reshape(2, 2, 2), T),
     "sum": lambda f: (sg.Gaussian(SDE, torch.zeros(2)) + f)(X, T),
     "classifier-free": lambda f: sg.ClassifierFree(Own(f), 0)(X, T),
     "lifted": lambda f: sg.Lifted(Broad(f), CLD)(X.reshape(2, 2, 2), T),
@@ -115,7 +115,7 @@ USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
         SDE.probability_flow(lambda x, t: m(x, t)), X, TIMES, sg.Heun(), 0
     ),
     "likelihood": lambda m: sg.log_prob(SDE, m, X, solver=sg.Heun(), times=TIMES.flip(0)),
-    "denoise": lambda m: SDE.denoise(X, T, m),
+    "denoise": lambda m: m.denoise(X, T),
     "langevin": lambda m: sg.Langevin(m, at=0.1).drift(X, T),
     "classifier": lambda m: sg.Classifier(LOGITS, 1, SDE)(X, T),
     "tuning": lambda m: torch.tensor([sg.tune_grid(m, steps=3, n=8).ratio]),
@@ -140,9 +140,9 @@ def test_damped_and_lifted_networks_rest_as_well() -> None:
         (m := dropping(CLD), m),
         (m := dropping(sg.EDM(1000.0)), sg.Lifted(m, CLD)),
     ):
-        wanted = CLD.denoise(x, T, model.eval() and score)
+        wanted = model.eval() and score.denoise(x, T)
         model.train()
-        assert torch.equal(CLD.denoise(x, T, score), wanted)
+        assert torch.equal(score.denoise(x, T), wanted)
 
 
 def test_losses_keep_their_dropout() -> None:
@@ -256,8 +256,8 @@ def through(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 TIMED: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-    "table": lambda: sg.VP(sg.Tabulated([0.1, 0.2, 0.4])).sigma,
-    "table inverted": lambda: sg.Tabulated([0.1, 0.2, 0.4]).time_at,
+    "table": lambda: sg.VP(sg.schedules.Tabulated([0.1, 0.2, 0.4])).sigma,
+    "table inverted": lambda: sg.schedules.Tabulated([0.1, 0.2, 0.4]).time_at,
     "quadrature": lambda: lambda t: ops.integrate(torch.sin, 0.0, t),
     "transition": lambda: (
         sg.MatrixOrnsteinUhlenbeck(((-1.0, 0.5), (0.0, -2.0)), ((1.0, 0.0), (0.3, 1.0))).transition
@@ -291,7 +291,7 @@ def test_a_model_sampled_in_inference_mode_serves_gradients(
 
     def make() -> Callable[[Tensor], Tensor]:
         law = sg.Gaussian(SDE, torch.zeros(2), covariance=covariance)
-        solver = sg.Exponential(3, law.moments, corrector=True)
+        solver = sg.Exponential(3, law.facts.moments, corrector=True)
         return lambda x: sg.solve(SDE.reverse(law, eta), x, TIMES, solver, 0)
 
     wanted, used = through(make(), X.to(dtype)), make()
@@ -312,8 +312,8 @@ def test_moments_found_in_inference_mode_serve_gradients() -> None:
 def test_learning_goes_on_after_inference_mode() -> None:
     """A whole model: sampled for a look in the middle of training."""
     law = mixture(SDE)
-    model = sg.ScoreNetwork(alive(MLP((2,), 8, 1)), sg.VP(sg.Tabulated([0.01] * 500)))
-    model.moments = sg.data_moments(law.sample(200, torch.Generator().manual_seed(0)))
+    model = sg.ScoreNetwork(alive(MLP((2,), 8, 1)), sg.VP(sg.schedules.Tabulated([0.01] * 500)))
+    model.facts.moments = sg.data_moments(law.sample(200, torch.Generator().manual_seed(0)))
     with torch.inference_mode():
         sg.sample(model, 3, 4, seed=0)
     x = sg.solve(model.sde.probability_flow(model), X.requires_grad_(), TIMES[:3], sg.Heun())
@@ -353,14 +353,14 @@ def test_exact_scores_compute_the_same_bits(dtype: torch.dtype) -> None:
     ):
         for t in (T, each):
             same_bits(lambda t=t, s=score: s(X.to(dtype), t))
-            same_bits(lambda t=t, s=score: SDE.denoise(X.to(dtype), t, s))
+            same_bits(lambda t=t, s=score: s.denoise(X.to(dtype), t))
             same_bits(lambda t=t, s=score: SDE.reverse(s).drift(X.to(dtype), t))
             if hasattr(score, "log_prob"):
                 same_bits(lambda t=t, s=score: s.log_prob(X.to(dtype), t))
     pairs = torch.randn(3, 2, 2, dtype=dtype)
     lifted = sg.Lifted(mixture(sg.EDM(1000.0)), CLD)
     same_bits(lambda: lifted(pairs, T))
-    same_bits(lambda: CLD.denoise(pairs, T, lifted))
+    same_bits(lambda: lifted.denoise(pairs, T))
 
 
 def test_exact_scores_do_so_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ Model = sg.ScoreNetwork
 
 
 def plain() -> Model:
-    return Model(MLP((3,), width=8, depth=1), sg.VP(sg.Tabulated([0.1, 0.2, 0.3])))
+    return Model(MLP((3,), width=8, depth=1), sg.VP(sg.schedules.Tabulated([0.1, 0.2, 0.3])))
 
 
 def tuned() -> Model:
@@ -40,7 +40,7 @@ def tuned() -> Model:
     numbers = ((0.1,), (0.1, 0.2))
     solver = Exponential(2, known, True, Spectral(1.0, 2))
     rows = [Choice(1, Exponential(1)), Choice(2, solver, (0.1, 0.2), (3.0, 0.0, -3.0), numbers)]
-    model.moments, model.tuned = known, sg.Tuned(rows)
+    model.facts.moments, model.tuned = known, sg.tuning.Tuned(rows)
     return model
 
 

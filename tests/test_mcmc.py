@@ -401,7 +401,7 @@ def test_a_density_and_its_score_walk_alike(method: Method) -> None:
 
 
 def network() -> ScoreNetwork:
-    return ScoreNetwork(MLP((2,), width=16), VP(), data_std=1.0, shape=(2,))
+    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts(std=1.0), shape=(2,))
 
 
 def test_a_network_is_read_at_a_fixed_noise_level() -> None:

@@ -261,7 +261,7 @@ def test_tweedie_is_the_posterior_mean(
     weights = logits.softmax(1)
     estimate = weights @ x_0
     square = (weights.unsqueeze(-1) ** 2 * (x_0 - estimate.unsqueeze(1)) ** 2).sum(1)
-    error = (sde.denoise(x, t, score) - estimate) / square.sqrt()
+    error = (score.denoise(x, t) - estimate) / square.sqrt()
     assert float(error.abs().max()) < 4.5
 
 
@@ -385,12 +385,12 @@ def test_a_network_sees_unit_variance_and_the_noise_level() -> None:
         data = Gaussian(sde, torch.zeros(1, dtype=F64), c)
         t = sde.time_at(-2 * math.log(ratio))
         x = start(data, 4000, float(t))
-        ScoreNetwork(Spy(), sde, data_std=c)(x, t)
+        ScoreNetwork(Spy(), sde, facts=Facts(std=c))(x, t)
         level = seen[-1][1]
         assert float(seen[-1][0].var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 4000))
         assert level.shape == ()
         assert float(level) == pytest.approx(math.log(ratio) / 4, rel=1e-9)
-        ScoreNetwork(Spy(), sde, data_std=c)(x[:3], t.expand(3))
+        ScoreNetwork(Spy(), sde, facts=Facts(std=c))(x[:3], t.expand(3))
         assert seen[-1][1].shape == (3,)
 
 

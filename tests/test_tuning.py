@@ -130,12 +130,12 @@ def test_sign_test_is_the_binomial_tail() -> None:
 def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
     model = ring(SDE)
     x = start(model, 256, SDE.T, seed=11)
-    fine = grids.default(SDE, 400, end=END, data_std=model.data_std)
+    fine = grids.default(SDE, 400, end=END, data_std=model.facts.std)
     exact = solve(SDE.probability_flow(model), x, fine, Exponential(4, 0.5, corrector=True))
     for k in (6, 10):
         assert tuned.choice(k).name != "default"
         mine = endpoint_errors(model, x, exact, tuned.grid(SDE, k, end=END), tuned)
-        usual = grids.default(SDE, k, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, k, end=END, data_std=model.facts.std)
         theirs = endpoint_errors(model, x, exact, usual, default_solver(model))
         gain = torch.log(mine / theirs)
         assert sign_test(int((gain < 0).sum()), len(gain)) < 0.05
@@ -147,11 +147,11 @@ def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
 def test_what_cannot_be_better_is_not_returned() -> None:
     """A Gaussian whose covariance the solver knows: the default has no error to lower."""
     model = correlated(SDE)
-    assert model.moments is not None
+    assert model.facts.moments is not None
     for tune in (tune_grid, tune_solver):
         found = tune(model, steps=(4, 8), n=16, end=END)
         assert (found.name, found.ratio) == ("default", 1.0)
-        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, 8, end=END, data_std=model.facts.std)
         assert torch.equal(found.grid(SDE, 8, end=END), usual)
 
 
@@ -163,7 +163,7 @@ def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     def spoiled(*args: Any) -> list[Any]:
         fit, choose, judge = made(*args)
         model, x = args[0], judge.x
-        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, 8, end=END, data_std=model.facts.std)
         answer = solve(judge.flow, x, usual, default_solver(model))
         return [fit, choose, replace(judge, exact=answer)]  # the default is now without error
 
@@ -237,7 +237,7 @@ def test_numbers_serve_their_own_grid_only(tuned: Tuned) -> None:
     for times in (grids.quadratic(SDE, 10, end=END), tuned.grid(SDE, 9, end=END)):
         assert torch.equal(solve(flow, x, times, tuned), solve(flow, x, times, choice.solver))
     # The same levels under another clock are the same grid.
-    other = VP(sg.Cosine())
+    other = VP(sg.schedules.Cosine())
     levels = torch.tensor(choice.levels, dtype=F64)
     assert choice.fits(other, other.time_at(-2 * levels))
 
@@ -267,7 +267,7 @@ def test_images_and_labels() -> None:
     net = MLP((1, 2, 2), width=16, depth=1, classes=3)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    model = sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    model = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
     y = torch.arange(3 * 16) % 3
     found = tune_solver(model.given(y=y), steps=5, n=16)
     model.tuned = found
@@ -285,7 +285,7 @@ def test_ends_of_the_trajectories_tell_the_covariance() -> None:
     """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
     how well 64 samples show a covariance."""
     model = gaussian(SDE)
-    model.moments = None
+    model.facts.moments = None
     found = tune_grid(model, steps=5, n=64, end=END)
     reference = found.choices[0].solver.reference
     assert found.name == "grid"
@@ -349,7 +349,7 @@ def network() -> sg.ScoreNetwork:
     net = MLP((3,), width=16, depth=1)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    return sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    return sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -32,14 +32,17 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..data import Dequantise, check_writable
+    from ..facts import Facts
     from ..scores import ScoreNetwork
     from ..training import Recipe, train
 
     check_writable(Path(options.out) / "config.json")
     data = _read(options, options.seed)
-    std = float(data.x.std()) if data.x.numel() > 1 else 0.0
-    if not std > 0:
+    if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
+    # The columns of a table have units of their own.
+    table = data.x.ndim == 2 and data.levels is None
+    facts = Facts.of(data.x, "column" if table else None, levels=data.levels)
     recipe = Recipe(
         steps=options.steps,
         minutes=options.minutes,
@@ -51,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
     train(
-        ScoreNetwork(net, _process(options.sde), data_std=std),
+        ScoreNetwork(net, _process(options.sde), facts=facts),
         data.x,
         data.y,
         recipe,

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..ops import Time, as_real, check_time, user_precision
 from ..scores import GaussianMixture, Score
-from ..sdes import evaluate
 
 LogDensity = Callable[[Tensor], Tensor]
 """x (B, *D) -> log p(x) (B,), up to a constant; row b depends on x[b] alone."""
@@ -73,7 +72,7 @@ class AtTime(Target):
 
     def score(self, x: Tensor) -> Tensor:
         with self.autocast:
-            return evaluate(self.of, x, self.t)
+            return self.of.evaluate(x, self.t).score
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast:

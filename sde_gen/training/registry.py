@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .. import networks, schedules, sdes
+from ..facts import Facts, Units
 from ..moments import Moments
 from ..scores import ScoreNetwork
 from ..scores.network import Prediction
@@ -113,20 +114,19 @@ def _score_network(
     net: nn.Module,
     sde: KernelSDE,
     prediction: Prediction,
-    data_std: float,
-    shape: tuple[int, ...] | None,
-    moments: Moments | None,
+    facts: Facts,
     tuned: Tuned | None,
 ) -> ScoreNetwork:
     """A ``ScoreNetwork`` and what it knows, all of one shape."""
-    wanted = tuple(getattr(net, "shape", None) or shape or ())
-    if shape is not None and (shape != wanted or min(shape, default=0) < 1):
-        raise ValueError(f"shape is {shape}, that of the network is {wanted}")
-    model = ScoreNetwork(net, sde, prediction, data_std, shape)
-    model.moments, model.tuned = moments, tuned
+    if facts.shape is not None and min(facts.shape, default=1) < 1:
+        raise ValueError(f"facts.shape is {facts.shape}")
+    model = ScoreNetwork(net, sde, prediction, facts)
+    model.tuned = tuned
     n = None if model.shape is None else math.prod(model.shape)
-    if moments is not None:
-        _check_moments(moments, n, "moments")
+    if facts.moments is not None:
+        _check_moments(facts.moments, n, "facts.moments")
+    if facts.units is not None and model.shape is not None:
+        facts.units.check(model.shape)
     for i, choice in enumerate(() if tuned is None else tuned.choices):
         _check_moments(choice.solver.reference, n, f"tuned.choices[{i}].solver.reference")
     return model
@@ -151,7 +151,7 @@ for _kind in (
     *(sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
     *(schedules.Cosine, schedules.Geometric, schedules.Linear, schedules.Power),
     *(schedules.Quadratic, schedules.Sigmoid, schedules.Tabulated),
-    *(Moments, Choice),
+    *(Facts, Units, Moments, Choice),
 ):
     _add(_kind, _given)
 _add(Tuned, _named("choices", "data_std", "end"))
