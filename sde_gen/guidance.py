@@ -59,6 +59,7 @@ class Classifier(Score):
 
     @property
     def device(self) -> torch.device:
+        """Where the classifier is."""
         return next(self.net.parameters(), torch.empty(0)).device
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
@@ -69,6 +70,7 @@ class Classifier(Score):
         return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """The gradient by x of ``log_prob``, (B, *D)."""
         return torch.func.grad(lambda x: self.log_prob(x, t).sum())(x)
 
     def given(self, **context: Any) -> Score:
@@ -77,6 +79,7 @@ class Classifier(Score):
         return Given(other, context) if context else other
 
     def rows(self, index: slice | Tensor) -> Classifier:
+        """The same with the labels of these rows."""
         return Classifier(self.net, cut(self.y, index), self.sde, self.facts.std)
 
 
@@ -127,9 +130,11 @@ class ClassifierFree(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the score."""
         return self.score.device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """(1 + weight) s(x, t | y) - weight s(x, t), (B, *D)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
@@ -160,6 +165,7 @@ class ClassifierFree(Score):
         return ClassifierFree(score, y, self.weight)
 
     def rows(self, index: slice | Tensor) -> ClassifierFree:
+        """The same with the labels and weights of these rows."""
         return ClassifierFree(self.score.rows(index), cut(self.y, index), cut(self.weight, index))
 
 

@@ -71,6 +71,7 @@ class Dequantise:
         check_count(self.n_levels, "n_levels", 2)
 
     def __call__(self, x: Tensor | ArrayLike, generator: torch.Generator | None = None) -> Tensor:
+        """x (B, *D) with each value redrawn in its cell, float32."""
         x = _floats(x)
         k = _cell(x, self.n_levels).float()
         return _place(k, _inside_cell(x, generator), self.n_levels)

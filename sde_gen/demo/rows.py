@@ -73,6 +73,7 @@ class Counted(Score):
         self.sde, self.facts, self.singular = score.sde, score.facts, score.singular
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """The score's evaluation, counted."""
         self.calls += 1
         return self.score.evaluate(x, t, **context)
 

@@ -30,10 +30,17 @@ class Clock(Protocol):
     """What ``noise_schedule`` reads: any ``LinearSDE``."""
 
     @property
-    def T(self) -> float: ...
-    def alpha(self, t: Tensor, /) -> Tensor: ...
-    def sigma(self, t: Tensor, /) -> Tensor: ...
-    def log_snr(self, t: Tensor, /) -> Tensor: ...
+    def T(self) -> float:
+        """Where time ends."""
+
+    def alpha(self, t: Tensor, /) -> Tensor:
+        """Signal level."""
+
+    def sigma(self, t: Tensor, /) -> Tensor:
+        """Noise level."""
+
+    def log_snr(self, t: Tensor, /) -> Tensor:
+        """log(alpha^2 / sigma^2)."""
 
 
 def image_grid(

@@ -59,6 +59,7 @@ class Score:
 
     @property
     def device(self) -> torch.device:
+        """Where its states live."""
         return torch.device("cpu")
 
     @property
@@ -174,10 +175,12 @@ class Given(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the score."""
         return self.score.device
 
     @property
     def classes(self) -> int | None:
+        """Those of the score."""
         return self.score.classes
 
     def _rows(self, x: Tensor) -> dict[str, Any]:
@@ -186,16 +189,20 @@ class Given(Score):
         return {name: _repeat(value, len(x)) for name, value in self.context.items()}
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """score(x, t, **context), the context one row a sample."""
         score: Any = self.score
         return score(x, t, **self._rows(x))
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """The score's evaluation, given the context."""
         return self.score.evaluate(x, t, **{**self._rows(x), **context})
 
     def given(self, **context: Any) -> Score:
+        """More context; what is bound again takes the new value."""
         return Given(self.score, {**self.context, **context})
 
     def rows(self, index: slice | Tensor) -> Score:
+        """The score and its context for these rows."""
         context = {name: cut(value, index) for name, value in self.context.items()}
         return Given(self.score.rows(index), context)
 
@@ -220,12 +227,15 @@ class Sum(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the first term that has one."""
         return _home(self) or super().device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """sum_i w_i(t) s_i(x, t)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """One evaluation of each term; the denoised state by Tweedie's formula from the sum."""
         check_batch(self, x, "a term or weight")
         score = self.given(**context) if context else self
         assert isinstance(score, Sum)
@@ -241,6 +251,7 @@ class Sum(Score):
         return Evaluation(s, lambda: self._tweedie(x, t, s), head)
 
     def rows(self, index: slice | Tensor) -> Score:
+        """Each term and weight for these rows."""
         return Sum(
             [
                 (s.rows(index) if isinstance(s, Score) else s, cut(weight, index))
@@ -249,6 +260,7 @@ class Sum(Score):
         )
 
     def given(self, **context: Any) -> Score:
+        """The context bound to each term."""
         return Sum([(s.given(**context) if isinstance(s, Score) else s, w) for s, w in self.terms])
 
 

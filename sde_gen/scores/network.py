@@ -131,6 +131,7 @@ class ScoreNetwork(nn.Module, Score):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.parameters(), torch.empty(0)).device
 
     @property
@@ -139,9 +140,11 @@ class ScoreNetwork(nn.Module, Score):
         return getattr(self.net, "classes", None)
 
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
+        """s(x, t), (B, *state); with dropout in training mode, as a loss wants it."""
         return self._evaluate(x, t, context).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """Score, denoised state and head from one call of the network, without dropout."""
         with resting():
             return self._evaluate(x, t, context)
 

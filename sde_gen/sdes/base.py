@@ -143,22 +143,27 @@ class Reverse(SDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """That of the process."""
         return self.sde.T
 
     @property
     def direction(self) -> int:  # type: ignore[override]
+        """-1 with noise, 0 for the probability flow."""
         return -1 if self.eta > 0 else 0
 
     @property
     def singular(self) -> bool:  # type: ignore[override]
+        """Whether the score is singular at t = 0."""
         return getattr(self.score, "singular", False)
 
     @property
     def batch(self) -> int | None:  # type: ignore[override]
+        """What the score is bound for."""
         bound: int | None = getattr(self.score, "batch", None)
         return self.sde.batch if bound is None else bound
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """b - (1 + eta^2) / 2 g^2 s, by one call of the score."""
         t = as_time(t)
         c = (1 + self.eta**2) / 2 * square(self.sde.diffusion(t))
         return self.sde.drift(x, t) - act(c, self.evaluate(x, t).score)
@@ -173,9 +178,11 @@ class Reverse(SDE):
         return self.sde.tweedie(x, t, s)
 
     def diffusion(self, t: Time) -> Tensor:
+        """eta g(t)."""
         return self.eta * self.sde.diffusion(t)
 
     def rows(self, index: slice | Tensor) -> Reverse:
+        """Process and score for these rows."""
         return Reverse(self.sde.rows(index), rows_of(self.score, index), self.eta)
 
 
@@ -260,6 +267,7 @@ class Clocked(SDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """Where the clock ends."""
         return self.schedule.T
 
 

@@ -29,6 +29,7 @@ class LinearSDE(KernelSDE):
         """f(t), in 1 / time."""
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """f(t) x."""
         return match(self.rate(as_time(t)), x) * x
 
     def log_alpha(self, t: Time) -> Tensor:
@@ -106,18 +107,23 @@ class VP(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Linear)
 
     def rate(self, t: Time) -> Tensor:
+        """-beta / 2."""
         return -0.5 * self.schedule.beta(t)
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta)."""
         return torch.sqrt(self.schedule.beta(t))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """-B / 2."""
         return -0.5 * self.schedule.integral(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """sqrt(1 - exp(-B))."""
         return torch.sqrt(-torch.expm1(-self.schedule.integral(t)))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr) = exp(B) - 1."""
         # exp(-log_snr) = exp(B) - 1
         level = -as_time(log_snr)
         return self.schedule.time_at(torch.logaddexp(level, torch.zeros_like(level)))
@@ -133,19 +139,24 @@ class SubVP(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Linear)
 
     def rate(self, t: Time) -> Tensor:
+        """-beta / 2."""
         return -0.5 * self.schedule.beta(t)
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta (1 - exp(-2 B)))."""
         b = self.schedule.integral(t)
         return torch.sqrt(self.schedule.beta(t) * -torch.expm1(-2 * b))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """-B / 2."""
         return -0.5 * self.schedule.integral(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """1 - exp(-B)."""
         return -torch.expm1(-self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr / 2) = 2 sinh(B / 2)."""
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
         level = -as_time(log_snr)
         known = level.clamp_max(100.0)
@@ -162,18 +173,23 @@ class VE(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Geometric)
 
     def rate(self, t: Time) -> Tensor:
+        """0."""
         return torch.zeros_like(as_time(t))
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta)."""
         return torch.sqrt(self.schedule.beta(t))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """0."""
         return torch.zeros_like(as_time(t))
 
     def sigma(self, t: Time) -> Tensor:
+        """sqrt(B)."""
         return torch.sqrt(self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr) = B."""
         return self.schedule.time_at(torch.exp(-as_time(log_snr)))
 
 
@@ -216,21 +232,27 @@ class OrnsteinUhlenbeck(LinearSDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """``end``."""
         return self.end
 
     def rate(self, t: Time) -> Tensor:
+        """a."""
         return torch.full_like(as_time(t), self.a)
 
     def diffusion(self, t: Time) -> Tensor:
+        """g."""
         return torch.full_like(as_time(t), self.g)
 
     def log_alpha(self, t: Time) -> Tensor:
+        """a t."""
         return self.a * as_time(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """g sqrt((exp(2 a t) - 1) / (2 a))."""
         return self.g * torch.sqrt(torch.expm1(2 * self.a * as_time(t)) / (2 * self.a))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By a logarithm."""
         # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
         level = math.log(-2 * self.a / self.g**2) - as_time(log_snr)
         return torch.logaddexp(level, torch.zeros_like(level)) / (-2 * self.a)

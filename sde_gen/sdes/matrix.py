@@ -94,6 +94,7 @@ class MatrixSDE(KernelSDE):
         return self.rate(0.0).shape[-1]
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """A(t) x."""
         return act(self.rate(as_time(t)), x)
 
     @cached_property
@@ -187,6 +188,7 @@ class MatrixSDE(KernelSDE):
             return self.log_snr(t), t
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By secants in the logarithm of time, from a table."""
         level = as_time(log_snr)
         known, times = (v.to(level.device) for v in self._levels)
         i = torch.searchsorted(known, level.contiguous()).clamp(1, len(known) - 1)
@@ -204,9 +206,11 @@ class MatrixSDE(KernelSDE):
         return x.unsqueeze(1) if self.added else x
 
     def data(self, x: Tensor) -> Tensor:
+        """The first component where others were added, else all."""
         return x[:, 0] if self.added else x
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(k, *D) where components were added, else *D."""
         return (self.size, *shape) if self.added else shape
 
     def statistic(self, x: Tensor, c: Channel) -> Tensor:
@@ -343,21 +347,26 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
 
     @property
     def size(self) -> int:
+        """k."""
         return len(self.a)
 
     def rate(self, t: Time) -> Tensor:
+        """A, for every time."""
         t, a, _ = self._at(t)
         return self.schedule.beta(t)[..., None, None] * a
 
     def diffusion(self, t: Time) -> Tensor:
+        """G, for every time."""
         t, _, g = self._at(t)
         return torch.sqrt(self.schedule.beta(t))[..., None, None] * g
 
     def transition(self, t: Time) -> Tensor:
+        """exp(A t)."""
         t, a, _ = self._at(t)
         return torch.linalg.matrix_exp(a * self.schedule.integral(t)[..., None, None])
 
     def spread(self, t: Time) -> Tensor:
+        """int exp(A u) G G^T exp(A^T u) du over [0, t], by doubling."""
         t, a, g = self._at(t)
         b = self.schedule.integral(t)[..., None, None]
         size = 2 * float(torch.linalg.matrix_norm(a, 1)) * float(b.max())

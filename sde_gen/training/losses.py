@@ -42,7 +42,8 @@ class Objective(Protocol):
 
     def __call__(
         self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Losses (B,), one a sample."""
 
 
 def uniform_weight(sde: SDE, t: Tensor) -> Tensor:
@@ -79,6 +80,7 @@ class KarrasWeight:
             raise ValueError(f"data_std must be positive, got {self.data_std}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """1 + (r / c)^2 at times t, (B,)."""
         r2 = torch.exp(-_kernel(sde, "KarrasWeight").log_snr(t))
         return (1 + r2 / self.data_std**2) / _visibility(sde, t)
 
@@ -97,6 +99,7 @@ class MinSNRWeight:
             raise ValueError(f"gamma must be positive, got {self.gamma}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """min(1, gamma r^2) at times t, (B,)."""
         r2 = torch.exp(-_kernel(sde, "MinSNRWeight").log_snr(t))
         return (self.gamma * r2).clamp_max(1) / _visibility(sde, t)
 
@@ -158,6 +161,7 @@ class LogNormalTimes:
             raise ValueError(f"need a finite log_mean and log_std > 0, got {self}")
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        """Times (B,) for uniform numbers u (B,)."""
         linear = _kernel(sde, "LogNormalTimes")
         low, high = (
             torch.special.ndtr((-0.5 * linear.log_snr(t) - self.log_mean) / self.log_std)
@@ -237,6 +241,7 @@ class Denoising:
     def __call__(
         self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
     ) -> Tensor:
+        """``dsm_loss`` of the batch, (B,)."""
         inner = getattr(model, "module", model)
         t = self.times(inner.sde, stratified(len(x), generator, x.device))
         weighting = self.weighting or KarrasWeight(inner.data_std)
@@ -266,6 +271,7 @@ class Classification:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor | None, generator: torch.Generator
     ) -> Tensor:
+        """``classifier_loss`` of the batch, (B,)."""
         if y is None:
             raise ValueError("a classifier needs labels")
         t = self.times(self.sde, stratified(len(x), generator, x.device))
