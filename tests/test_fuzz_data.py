@@ -180,7 +180,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_many_damaged_files_are_refused_by_name(tmp_path: Path, seed: int) -> None:
     run(1500, tmp_path, seed)
 
