@@ -676,7 +676,11 @@ def test_chains_that_stand_still_or_creep_are_told() -> None:
 def test_diagnostics_of_chains_that_stand_still_are_told() -> None:
     samples = torch.randn(50, 4, 2)
     ones, none = torch.ones(4), torch.zeros(4, dtype=torch.bool)
-    Chains(samples, ones, none).to_arviz()
+    data = Chains(samples.bfloat16(), ones, none).to_arviz().posterior["x"]
+    assert data.shape == (4, 50, 2)
+    torch.testing.assert_close(
+        torch.from_numpy(data.values), samples.transpose(0, 1), rtol=2**-8, atol=0
+    )
     samples[:, 1:3, 0] = torch.tensor([3.0, 4.0])
     with pytest.warns(RuntimeWarning, match="2 of 4 chains never move .* R-hat"):
         Chains(samples, ones, none).to_arviz()
