@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointError, load, save
 from .devices import pick_device
+from .inputs import Transform
 from .losses import (
     Classification,
     Denoising,
@@ -21,7 +22,7 @@ from .losses import (
 )
 from .recipe import Recipe
 from .registry import register
-from .trainer import Trainer, TrainingError, Transform, train
+from .trainer import Trainer, TrainingError, train
 
 __all__ = [
     "CheckpointError",
