@@ -150,6 +150,11 @@ def test_labels_are_integers_however_they_are_held(net):
         torch.testing.assert_close(net(x, c, y), expected, rtol=0, atol=0)
     for one in (3, np.int64(3), torch.tensor(3)):
         torch.testing.assert_close(net(x, c, one), net(x, c, [3, 3, 3]), rtol=0, atol=0)
+        labels = []
+        compute, net.compute = net.compute, lambda x, c, y: labels.append(y) or x
+        net(x, c, one)
+        net.compute = compute
+        assert labels[0].tolist() == [3, 3, 3]
     for wrong in (True, [1.0, 2.0, 0.0], "a", [0, [1]]):
         with pytest.raises(TypeError, match="labels must be integers"):
             net(x, c, wrong)
