@@ -33,6 +33,8 @@ class Score:
         shape: *D of the data, where known; on a matrix process a state may hold more.
         singular: whether the score is infinite or undefined at t = 0.
         device: where its states live.
+        batch: number of samples that labels, observations or weights were bound for, None where
+            it serves any batch.
         moments: mean and covariance of the data, where known.
         data_std: standard deviation of the data over all coordinates.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
@@ -41,6 +43,7 @@ class Score:
     sde: KernelSDE | None = None
     shape: tuple[int, ...] | None = None
     singular: bool = False
+    batch: int | None = None
     moments: Moments | None = None
     data_std: float = 1.0
     tuned: Solver | None = None
