@@ -31,7 +31,7 @@ from .noise import Streams
 from .ops import check_finite, check_state
 from .sampling import default_solver, solve, start
 from .scores import Score
-from .sdes import LinearSDE, ScoreFunction
+from .sdes import KernelSDE, LinearSDE, ScoreFunction
 from .solvers import Exponential, Solver
 
 _BLOCKS = 10
@@ -168,7 +168,7 @@ def _normal(model: Score, n: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _along_paths(runs: _Runs, law: Score, solver: Solver, z: Tensor) -> Budget:
-    same = law.sde is runs.sde or law.sde == runs.sde
+    same = isinstance(law.sde, KernelSDE) and runs.sde.agrees(law.sde)
     if not same or law.shape != runs.model.shape:
         raise ValueError(
             f"the exact score must be that of {runs.sde!r} in shape {runs.model.shape},"

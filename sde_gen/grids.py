@@ -2,6 +2,7 @@
 
 A grid is measured in the noise-to-signal ratio sigma / alpha, which every linear process has
 (with matrices it is that of the data's statistic), so the same grid serves every clock. Grids
+start at T, or earlier where long before it nothing is left of the data (``default_start``); they
 stop at a small positive time (``end``, by default where sigma / alpha = 0.005) and, with
 ``to_zero=True``, take one last step from there to t = 0.
 """
@@ -20,6 +21,7 @@ from .ops import check_count
 from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
+_SIGNAL = 1e-4
 
 
 def default_end(sde: SDE) -> float:
@@ -29,11 +31,21 @@ def default_end(sde: SDE) -> float:
     return sde.T / 1000
 
 
+def default_start(sde: SDE) -> float:
+    """Where a grid starts by default: T, or the time when a process that has come to rest, with
+    1e-4 of the noise left as signal, did so (there are clocks that go on to 1e-500)."""
+    if not isinstance(sde, KernelSDE) or float(sde.log_snr(sde.T)) > 2 * math.log(_SIGNAL):
+        return sde.T
+    t = float(sde.time_at(2 * math.log(_SIGNAL)))
+    now, then = sde.sigma(t), sde.sigma(sde.T)
+    return t if torch.allclose(now, then, rtol=1e-6, atol=1e-6 * float(then.max())) else sde.T
+
+
 def _limits(
     sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
 ) -> tuple[float, float, int]:
     steps = check_count(steps, "steps", 1 + to_zero)
-    start = sde.T if start is None else float(start)
+    start = default_start(sde) if start is None else float(start)
     end = default_end(sde) if end is None else float(end)
     if not 0 <= end < start <= sde.T:
         raise ValueError(f"need 0 <= end < start <= T = {sde.T}, got end {end}, start {start}")
@@ -53,7 +65,8 @@ def _ratio(sde: SDE, t: float) -> float:
         )
     if t <= 0:
         raise ValueError("this grid cannot end at t = 0, where the log noise level is infinite")
-    return math.exp(-0.5 * float(sde.log_snr(t)))
+    # Ratios that float64 cannot hold are beyond all that a grid resolves.
+    return math.exp(min(-0.5 * float(sde.log_snr(t)), 300.0))
 
 
 def _check_positive(value: float, name: str) -> None:

@@ -11,17 +11,22 @@ noised law, and what comes out is neither p(x | y) nor proportional to p(x) p(y 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .ops import Time, as_time, match
-from .scores import Score
-from .scores.base import Weight, inherit
+from .ops import Time, as_labels, as_time, full_precision, user_precision
+from .scores import Given, Score
+from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
 from .scores.network import network_input
 from .sdes import KernelSDE
+from .sdes.evaluation import at_rest, read
+
+Labels = int | Sequence[int] | np.ndarray | Tensor
 
 
 class Classifier(Score):
@@ -31,8 +36,9 @@ class Classifier(Score):
     be differentiated (a guided model still has a likelihood).
 
     Args:
-        net: ``net(x, c_noise)`` -> logits (B, classes), trained by ``classifier_loss``.
-        y: labels, a number or (B,) int64.
+        net: ``net(x, c_noise)`` -> logits (B, classes), trained by ``classifier_loss``; whatever
+            mode it is in, it is read in evaluation mode.
+        y: labels, a number or (B,): a tensor, array or list of integers.
         sde: the linear process that noised the data.
         data_std: standard deviation of the data, as in ``ScoreNetwork``.
 
@@ -43,11 +49,10 @@ class Classifier(Score):
     singular = True
     sde: KernelSDE
 
-    def __init__(
-        self, net: nn.Module, y: int | Tensor, sde: KernelSDE, data_std: float = 1.0
-    ) -> None:
+    def __init__(self, net: nn.Module, y: Labels, sde: KernelSDE, data_std: float = 1.0) -> None:
         self.net, self.sde, self.data_std = net, sde, data_std
-        self.y = _integers(y)
+        self.y = as_labels(y)
+        self.batch = len(self.y) if self.y.ndim else None
         self.shape = getattr(net, "shape", None)
         if (self.y < 0).any():
             raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
@@ -58,16 +63,21 @@ class Classifier(Score):
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p(y | x_t) in nats, (B, *D) -> (B,)."""
-        logits = self.net(*network_input(self.sde, self.data_std, x, t))
+        with at_rest(self.net):
+            logits = self.net(*network_input(self.sde, self.data_std, x, t))
         y = _labels(self.y, x, logits.shape[1])
         return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         return torch.func.grad(lambda x: self.log_prob(x, t).sum())(x)
 
+    def given(self, **context: Any) -> Score:
+        """``y=`` takes the place of its labels."""
+        other = Classifier(self.net, context.pop("y", self.y), self.sde, self.data_std)
+        return Given(other, context) if context else other
+
     def rows(self, index: slice | Tensor) -> Classifier:
-        y = self.y[index] if self.y.ndim else self.y
-        return Classifier(self.net, y, self.sde, self.data_std)
+        return Classifier(self.net, cut(self.y, index), self.sde, self.data_std)
 
 
 def classifier_loss(
@@ -87,9 +97,14 @@ def classifier_loss(
         x, y: clean data (B, *D) and labels (B,).
         t: times (B,), positive.
     """
-    x_t = sde.perturb(x, t, generator).x
-    logits = net(*network_input(sde, data_std, x_t, t))
-    return cross_entropy(logits, _labels(y, x, logits.shape[1]), reduction="none")
+    half = user_precision(x.device.type)
+    with full_precision(x.device.type):
+        x_t = sde.perturb(x, t, generator).x
+        seen = network_input(sde, data_std, x_t, t)
+        with half:
+            logits = net(*seen)
+        y = _labels(as_labels(y), x, logits.shape[1])
+        return cross_entropy(logits.to(x.dtype), y, reduction="none")
 
 
 class ClassifierFree(Score):
@@ -100,15 +115,19 @@ class ClassifierFree(Score):
 
     Args:
         score: a score that takes ``y=`` labels, with -1 for no label (trained by label dropout).
-        y: labels, a number or (B,) int64.
-        weight: a number, or a function of t; where it is the number 0 only the conditional
-            score is evaluated.
+        y: labels, a number or (B,): a tensor, array or list of integers.
+        weight: a number, one for each sample (B,), or a function of t; where it is the number 0
+            only the conditional score is evaluated.
+
+    Raises:
+        TypeError, ValueError: labels that are no integers, out of range, or for another number of
+            samples than the weights or what else is bound to the score.
     """
 
-    def __init__(self, score: Score, y: int | Tensor, weight: Weight = 1.0) -> None:
-        self.score, self.weight = score, weight
-        self.y = _integers(y)
-        inherit(self, [score])
+    def __init__(self, score: Score, y: Labels, weight: Weight = 1.0) -> None:
+        self.score, self.weight = score, as_weight(weight)
+        self.y = as_labels(y)
+        inherit(self, [score], {"y": self.y, "weight": self.weight})
         classes: Any = getattr(score, "classes", None)
         _check_range(self.y, classes)
 
@@ -117,36 +136,32 @@ class ClassifierFree(Score):
         return self.score.device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        check_batch(self, x, "a label or weight")
         t = as_time(t)
         y = _labels(self.y, x, None)
         w = self.weight(t) if callable(self.weight) else self.weight
         if not isinstance(w, Tensor) and w == 0:
-            return self.score.given(y=y)(x, t)
+            return read(self.score.given(y=y), x, t)
         both = torch.cat([y, torch.full_like(y, -1)])
         times = torch.cat([t, t]) if t.ndim else t
         # Whatever else is bound per sample is needed twice as well.
         score = self.score.rows(torch.arange(len(x)).repeat(2)).given(y=both)
-        given, free = score(torch.cat([x, x]), times).chunk(2)
-        w = match(w, x) if isinstance(w, Tensor) else w
-        return given + w * (given - free)
+        given, free = read(score, torch.cat([x, x]), times).chunk(2)
+        return given + scale(w, given - free)
 
     def given(self, **context: Any) -> ClassifierFree:
-        return ClassifierFree(self.score.given(**context), self.y, self.weight)
+        """``y=`` takes the place of its labels."""
+        y = context.pop("y", self.y)
+        score = self.score.given(**context) if context else self.score
+        return ClassifierFree(score, y, self.weight)
 
     def rows(self, index: slice | Tensor) -> ClassifierFree:
-        y = self.y[index] if self.y.ndim else self.y
-        return ClassifierFree(self.score.rows(index), y, self.weight)
+        return ClassifierFree(self.score.rows(index), cut(self.y, index), cut(self.weight, index))
 
 
-def _integers(y: int | Tensor) -> Tensor:
-    labels = torch.as_tensor(y)
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    return labels.to(torch.int64)
-
-
-def _labels(y: Tensor, x: Tensor, classes: int | None) -> Tensor:
+def _labels(y: Labels, x: Tensor, classes: int | None) -> Tensor:
     """Labels as (B,) int64 on the device of x, checked."""
+    y = as_labels(y)
     _check_range(y, classes)
     if y.ndim == 0:
         return y.to(x.device).expand(len(x))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import check_finite, check_state
+from .ops import as_real, check_finite, check_state, full_precision, lasting
 
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
@@ -43,12 +43,16 @@ class Moments:
     )
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 1 or not bool((self.values >= 0).all()):
+        real = self.values.is_floating_point()
+        shaped = real and self.values.ndim == 1 and len(self.values) > 0
+        if not shaped or not bool((self.values >= 0).all()):
             raise ValueError(f"values must be variances >= 0 of shape (m,), got {self.values}")
-        if self.basis is not None and len(self.values) != self.basis.shape[1] + 1:
+        if self.basis is None:
+            return
+        if self.basis.ndim != 2 or len(self.values) != self.basis.shape[1] + 1:
             raise ValueError(
-                f"a basis of {self.basis.shape[1]} directions needs that many values and a"
-                f" floor, got {len(self.values)}"
+                f"a basis (n, r) needs r values and a floor, got {tuple(self.basis.shape)} and"
+                f" {len(self.values)}"
             )
 
     @classmethod
@@ -58,7 +62,7 @@ class Moments:
         Raises:
             ValueError: not square, not symmetric, or with a negative eigenvalue.
         """
-        c = covariance.double()
+        c = as_real(covariance, "covariance")
         if c.ndim != 2 or c.shape != c.T.shape or not torch.allclose(c, c.T):
             raise ValueError(f"covariance must be symmetric (n, n), got {tuple(c.shape)}")
         values, basis = torch.linalg.eigh(c)
@@ -84,7 +88,8 @@ class Moments:
         assert self.basis is not None
         key = (x.dtype, x.device)
         if key not in self._cast:
-            self._cast[key] = self.basis.to(x)
+            with lasting():
+                self._cast[key] = self.basis.to(x, copy=self.basis.is_inference())
         return self._cast[key]
 
     def apply(self, numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
@@ -94,14 +99,15 @@ class Moments:
         floor = [float(f if isinstance(f, float) else f[0]) for f in numbers]
         x = _combine(floor, tensors)
         basis = self._basis_like(x)
-        inner = [
-            (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
-            for f, y in zip(numbers, tensors, strict=True)
-            if isinstance(f, Tensor)
-        ]
-        if not inner:
-            return x
-        return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
+        with full_precision(x.device.type):
+            inner = [
+                (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
+                for f, y in zip(numbers, tensors, strict=True)
+                if isinstance(f, Tensor)
+            ]
+            if not inner:
+                return x
+            return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
 
 
 def _spread(f: Coefficient, x: Tensor) -> Coefficient:
@@ -161,7 +167,23 @@ def data_moments(x: Tensor, rank: int | None = None, diagonal: bool = False) -> 
         values, vectors = torch.linalg.eigh(y.T @ y / len(y))
         values, basis = values.flip(0)[:r].clamp_min(0), vectors.flip(1)[:, :r]
     else:
-        _, s, basis = torch.svd_lowrank(y, q=min(r + 8, *y.shape), niter=4)
-        values, basis = s[:r].square() / len(y), basis[:, :r]
+        s, basis = _leading(y, r)
+        values = s.square() / len(y)
     floor = (total.sum() - values.sum()).clamp_min(0) / max(n - r, 1)
     return Moments(torch.cat([floor.reshape(1), values]).cpu(), mean, basis.contiguous())
+
+
+def _leading(y: Tensor, r: int, rounds: int = 4) -> tuple[Tensor, Tensor]:
+    """The r largest singular values of y (N, n) and their right vectors (n, r).
+
+    A randomised subspace iteration (Halko et al. 2011, algorithm 4.4) from a generator of its
+    own, so that the same data have the same moments.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(y.shape[1], min(r + 8, *y.shape), generator=generator, dtype=y.dtype)
+    v = start.to(y.device)
+    for _ in range(rounds + 1):
+        q = torch.linalg.qr(y @ v).Q
+        v = torch.linalg.qr(y.T @ q).Q
+    _, s, right = torch.linalg.svd(y @ v, full_matrices=False)
+    return s[:r], (v @ right.mT)[:, :r]

@@ -8,8 +8,8 @@ coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,8 @@ def as_time(t: Time) -> Tensor:
     if isinstance(t, Tensor):
         if t.dtype == torch.float64:
             return t
+        if t.is_complex():
+            raise TypeError(f"a time must be real, got {t.dtype}")
         # MPS has no float64: there the clock runs on the host.
         return (t.cpu() if t.device.type == "mps" else t).to(torch.float64)
     return torch.tensor(t, dtype=torch.float64)
@@ -40,6 +42,7 @@ def match(c: Tensor, x: Tensor) -> Tensor:
     >>> match(torch.ones(2, dtype=torch.float64), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
     """
+    _check_real(x)
     if c.ndim == 0:
         return c.to(x.dtype)
     if c.shape != x.shape[:1]:
@@ -73,6 +76,14 @@ def user_precision(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """For what is computed once and kept: neither a graph, nor tensors of inference mode, which
+    autograd refuses ever after."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def act(c: Tensor, x: Tensor) -> Tensor:
     """c x for a coefficient c: a number scales the state, a matrix acts on its axis 1.
 
@@ -93,11 +104,39 @@ def act(c: Tensor, x: Tensor) -> Tensor:
             f"a matrix must be (j, k) or ({len(x)}, j, k) for a state (B, k, *rest), here"
             f" {tuple(x.shape)}; got {tuple(c.shape)}"
         )
+    _check_real(x)
     c = c.to(device=x.device, dtype=x.dtype)
     with full_precision(x.device.type):
         if x.ndim == 2:
             return x @ c.mT if c.ndim == 2 else torch.linalg.vecdot(c, x.unsqueeze(1))
         return (c @ x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
+
+
+def as_real(value: object, name: str, device: torch.device | None = None) -> Tensor:
+    """A number, or a tensor, array or list of them, as float64 (float32 on MPS).
+
+    Raises:
+        TypeError: no numbers, or complex ones, whose imaginary part torch would drop.
+    """
+    try:
+        c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers, got {value!r}") from error
+    if c.is_complex():
+        raise TypeError(f"{name} must be real, got {c.dtype}")
+    device = c.device if device is None else device
+    return c.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
+
+
+def _check_real(x: Tensor, name: str = "x") -> None:
+    # A coefficient takes the dtype of the state: cast to an integer it would be 0.
+    if not x.is_floating_point():
+        cure = (
+            "split it into real and imaginary parts, two channels"
+            if x.is_complex()
+            else "scale integer images first, for example 2 * image / 255 - 1"
+        )
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: {cure}")
 
 
 def square(c: Tensor) -> Tensor:
@@ -146,6 +185,50 @@ def check_count(value: object, name: str, least: int = 1) -> int:
     return n
 
 
+def as_labels(y: object) -> Tensor:
+    """Labels, an integer or (B,) of them, as an int64 tensor: of tensors, arrays and lists alike.
+
+    Raises:
+        TypeError: what are no integers. ValueError: more than one dimension.
+
+    >>> as_labels([2, 0])
+    tensor([2, 0])
+    """
+    try:
+        labels = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be integers, got {y!r}") from error
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.ndim > 1:
+        raise ValueError(f"labels must be a number or (B,), got shape {tuple(labels.shape)}")
+    return labels.to(torch.int64)
+
+
+def as_numbers(x: object, name: str) -> Tensor:
+    """Real numbers as a tensor: a tensor as it is, an array or a list copied.
+
+    Raises:
+        TypeError: anything else, complex numbers among it.
+
+    >>> as_numbers([[1, 2], [3, 4]], "x").shape
+    torch.Size([2, 2])
+    """
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"{name} must be real, got {x.dtype}")
+        return x
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor, an array or a list: {error}") from error
+    kinds = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must be real numbers, got {type(x).__name__} of {array.dtype}")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return torch.from_numpy(array.astype(np.float32 if single else kinds[array.dtype.kind]))
+
+
 def check_tensor(x: object, name: str) -> None:
     """Raise TypeError unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):
@@ -164,17 +247,14 @@ def check_state(x: Tensor, name: str = "x") -> None:
     """Raise unless ``x`` is a floating-point batch (B, *D).
 
     Raises:
-        TypeError: not a tensor, or an integer one (images must be scaled to floats first).
+        TypeError: not a tensor, or an integer or complex one.
         ValueError: no batch dimension, or an empty batch.
     """
     check_tensor(x, name)
-    if not x.is_floating_point():
-        images = ": scale integer images first, for example 2 * image / 255 - 1"
-        advice = "" if x.is_complex() else images
-        raise TypeError(f"{name} must be floating point, got {x.dtype}{advice}")
+    _check_real(x, name)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
-    if len(x) == 0:
+    if x.numel() == 0:
         raise ValueError(f"{name} is an empty batch: its shape is {tuple(x.shape)}")
 
 
@@ -201,7 +281,8 @@ def _nodes(n: int, panels: int) -> tuple[Tensor, Tensor]:
     u, w = np.polynomial.legendre.leggauss(n)
     u = ((u + 1) / 2 + np.arange(panels)[:, None]) / panels
     w = np.broadcast_to(w / (2 * panels), u.shape)
-    return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
+    with lasting():
+        return torch.from_numpy(u.ravel()), torch.from_numpy(w.ravel().copy())
 
 
 def integrate(

@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .ops import Time, as_time, bisect, integrate
+from .ops import Time, as_time, bisect, integrate, lasting
 
 
 class Schedule(ABC):
@@ -142,34 +142,43 @@ class Cosine(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.offset < 1 and self.total > 0 and self.T > 0):
-            raise ValueError(f"need 0 <= offset < 1, total > 0 and T > 0, got {self}")
+        # At exp(-total / 2) = 1e-300 float64 ends.
+        if not (0 <= self.offset < 1 and 0 < self.total <= 1380 and self.T > 0):
+            raise ValueError(f"need 0 <= offset < 1, 0 < total <= 1380 and T > 0, got {self}")
 
     @cached_property
-    def _angles(self) -> tuple[float, float]:
+    def _angles(self) -> tuple[float, float, float]:
+        """The angle at t = 0, its speed, and how far from pi / 2 it ends: the pole of beta."""
         start = self.offset / (1 + self.offset) * math.pi / 2
-        end = math.acos(math.cos(start) * math.exp(-self.total / 2))
-        return start, (end - start) / self.T
+        left = math.asin(math.cos(start) * math.exp(-self.total / 2))
+        return start, (math.pi / 2 - left - start) / self.T, left
 
     def beta(self, t: Time) -> Tensor:
-        start, slope = self._angles
-        return 2 * slope * torch.tan(start + slope * as_time(t))
+        start, slope, left = self._angles
+        t = as_time(t)
+        near = torch.tan(left + slope * (self.T - t))
+        return 2 * slope * torch.where(near < 1, 1 / near, torch.tan(start + slope * t))
 
     def integral(self, t: Time) -> Tensor:
-        start, slope = self._angles
-        a = slope * as_time(t)
-        # cos(start + a) / cos(start) - 1, written without a difference of near-equal numbers.
+        start, slope, left = self._angles
+        t = as_time(t)
+        a = slope * t
+        # cos(start + a) / cos(start), far from the pole less 1 and near it by the angle that is
+        # left: neither is a difference of near-equal numbers.
         drop = -2 * torch.sin(a / 2) ** 2 - math.tan(start) * torch.sin(a)
-        return -2 * torch.log1p(drop)
+        ratio = torch.sin(left + slope * (self.T - t)) / math.cos(start)
+        return -2 * torch.where(drop > -0.5, torch.log1p(drop.clamp_min(-0.5)), torch.log(ratio))
 
     def time_at(self, integral: Time) -> Tensor:
-        start, slope = self._angles
+        start, slope, left = self._angles
+        b = as_time(integral)
         # The difference of the two tangents factored, so that small times do not cancel.
-        rise = torch.expm1(as_time(integral)) / math.cos(start) ** 2
+        rise = torch.expm1(b.clamp_max(1.0)) / math.cos(start) ** 2
         low = math.tan(start)
         high = torch.sqrt(rise + low**2)
         angle = torch.atan(rise / (high + low).clamp_min(1e-300) / (1 + high * low))
-        return angle / slope
+        rest = torch.asin(math.cos(start) * torch.exp(-b / 2).clamp_max(1.0)) - left
+        return torch.where(b < 1, angle / slope, self.T - rest / slope)
 
 
 @dataclass(frozen=True)
@@ -242,8 +251,9 @@ class Tabulated(Schedule):
 
     @cached_property
     def _table(self) -> Tensor:
-        steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
-        return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        with lasting():
+            steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
+            return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = len(self.betas)

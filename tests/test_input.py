@@ -218,7 +218,7 @@ LEARNED: dict[str, Case] = {
     "labels of 3": (lambda: NET.given(y=LABELS)(X, 0.5), ValueError, "given for 3 samples"),
     "term": (lambda: SCORE + 3, TypeError, "a term must be callable"),  # type: ignore[operator]
     "weight": (lambda: SCORE * "a", TypeError, "a weight must be a number or a function"),  # type: ignore[operator]
-    "weights of 3": (lambda: (SCORE * torch.ones(3))(X, 0.5), ValueError, r"shape \(4,\)"),  # type: ignore[operator]
+    "weights of 3": (lambda: (SCORE * torch.ones(3))(X, 0.5), ValueError, "weight .* 3 samples"),
 }
 GUIDANCE: dict[str, Case] = {
     "class 10 of 10": (lambda: Classifier(LOGITS, 10, SDE_)(X, 0.5), ValueError, "0 .. 9, got 10"),
@@ -233,7 +233,7 @@ GUIDANCE: dict[str, Case] = {
     "free: class 10": (lambda: ClassifierFree(NET, 10), ValueError, "0 .. 9, got 10"),
     "free: class -1": (lambda: ClassifierFree(NET, -1), ValueError, "0 .. 9, got -1"),
     "free: class 1.5": (lambda: ClassifierFree(NET, torch.ones(4)), TypeError, "integers"),
-    "free: 3 labels": (lambda: ClassifierFree(NET, LABELS)(X, 0.5), ValueError, r"got \(3,\)"),
+    "free: 3 labels": (lambda: ClassifierFree(NET, LABELS)(X, 0.5), ValueError, "for 3 samples"),
     "loss: class 12": (
         lambda: classifier_loss(LOGITS, SDE_, X, torch.full((4,), 12), torch.rand(4)),
         ValueError,
@@ -338,7 +338,7 @@ RUNS: dict[str, Case] = {
     "a NaN score": (
         lambda: run(SDE_.reverse(lambda x, t: x * math.nan), times=[1.0, 0.5]),
         FloatingPointError,
-        "EulerMaruyama ended with NaN .* 1 steps",
+        "the score is not finite at t = 1, first in row 0 of the state",
     ),
     "a seed of 0.5": (lambda: solve(SDE_, X, [0, 1], EULER, 0.5), TypeError, "integer seed"),  # type: ignore[arg-type]
     "chunks of 0": (lambda: solve(SDE_, X, [0, 1], EULER, 0, chunk=0), ValueError, ">= 1, got 0"),

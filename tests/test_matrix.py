@@ -354,11 +354,44 @@ def test_what_cannot_be_a_matrix_process_is_refused() -> None:
         MatrixOrnsteinUhlenbeck(((-1.0,),), one)
     with pytest.raises(TypeError, match="schedule"):
         MatrixOrnsteinUhlenbeck(((-1.0,),), ((1.0,),), 5.0)  # type: ignore[arg-type]
+    flat = ((1.0, 0.0), (0.0, 0.0))
+    for g in (flat, ((1.0, 1.0), (1.0, 1.0)), ((0.0, 0.0), (0.0, 0.0))):
+        with pytest.raises(ValueError, match="g is singular, and a does not carry its noise"):
+            MatrixOrnsteinUhlenbeck(((-1.0, 0.0), (0.0, -1.0)), g)
+    # The first component drives the second: a singular g is enough.
+    chain = MatrixOrnsteinUhlenbeck(((-1.0, 0.0), (1.0, -1.0)), flat)
+    assert float(torch.linalg.eigvalsh(chain.covariance(1.0))[0]) > 0
+    with pytest.raises(TypeError, match="a must be real"):
+        MatrixOrnsteinUhlenbeck(((-1j,),), ((1.0,),))  # type: ignore[arg-type]
     for mass, start in ((0.0, 0.1), (1.0, 0.0)):
         with pytest.raises(ValueError, match="mass"):
             CriticallyDamped(mass=mass, start=start)
     assert MatrixOrnsteinUhlenbeck(torch.tensor(A, dtype=F64), G) == MatrixOrnsteinUhlenbeck(A, G)  # type: ignore[arg-type]
     assert hash(CLD) == hash(CriticallyDamped())
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [
+        MatrixOrnsteinUhlenbeck(((-200.0, 10.0), (0.0, -150.0)), ((1.0, 0.0), (0.0, 1.0))),
+        CriticallyDamped(Linear(4.0, 4000.0)),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_matrix_clock_may_run_on_when_no_signal_is_left(sde: MatrixSDE) -> None:
+    """exp(-1000) underflows; times, grids and samples are those of the part that counts."""
+    t = sde.T * torch.tensor([1e-3, 0.01, 0.05], dtype=F64)
+    torch.testing.assert_close(sde.time_at(sde.log_snr(t)), t, rtol=1e-8, atol=0)
+    assert float(sde.log_snr(sde.T)) < -600
+    assert float(grids.default_start(sde)) < 0.3 * sde.T
+    law, n = blob(sde), 4000
+    pi = law.log_weights.exp()
+    mean = pi @ law.means
+    spread = law.covariances.diagonal(dim1=1, dim2=2) + (law.means - mean) ** 2
+    x, std = sample(law, n, 40, seed=0, dtype=F64), (pi @ spread).sqrt()
+    # Four deviations of a mean, and of the standard deviation of two broad modes (kurtosis < 3).
+    assert float(((x.mean(0) - mean) / std).abs().max()) < 4 / math.sqrt(n)
+    assert float((x.std(0) / std - 1).abs().max()) < 4 / math.sqrt(2 * n)
 
 
 # Exact scores.
@@ -713,7 +746,7 @@ def test_what_a_matrix_process_is_not() -> None:
         driven = slice(1, None)
 
     with pytest.raises(TypeError, match="noise enters 1"):
-        solve(Half().reverse(score), x[:, 0], [0.5, 0.2], Propagator())
+        solve(Half().reverse(lambda x, t: -x), x[:, 0], [0.5, 0.2], Propagator())
     with pytest.raises(TypeError, match="driven"):
         Half().denoise(x[:, 0], 0.5, score)
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import as_labels
+
 
 def sizes(shape: Sequence[int]) -> list[int]:
     """The shape of a sample as a list; raises TypeError for a number, (2,) meant as 2."""
@@ -58,25 +60,27 @@ class Network(nn.Module, ABC):
             y: (B,) int64 in [-1, classes), or None.
         """
 
-    def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c: Tensor, y: Tensor | Sequence[int] | int | None = None
+    ) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: states (B, *shape), of any floating dtype; the result has the same.
             c: the noise level, 1/4 log(sigma / alpha): () for the whole batch, or (B,).
-            y: labels (B,) int64 in [0, classes); -1 means 'no label', as does None.
+            y: labels in [0, classes), an integer for the whole batch or (B,): a tensor, array or
+                list; -1 means 'no label', as does None.
 
         Raises:
             ValueError: x is not (B, *shape), c is neither () nor (B,), y is not (B,) or is given
                 to a network without classes, or a label lies outside [-1, classes).
-            TypeError: x is not floating, or y is not int64.
+            TypeError: x is not floating, or y are no integers.
         """
         self._check_state(x, c)
-        if y is not None:
-            self._check_labels(y, len(x))
+        labels = None if y is None else self._labels(y, x)
         dtype = next(self.parameters()).dtype
         c = c.to(x.device, torch.promote_types(dtype, torch.float32)).reshape(-1)
-        return self.compute(x.to(dtype), c, y).to(x.dtype)
+        return self.compute(x.to(dtype), c, labels).to(x.dtype)
 
     def _check_state(self, x: Tensor, c: Tensor) -> None:
         if not x.is_floating_point():
@@ -89,15 +93,18 @@ class Network(nn.Module, ABC):
         if c.ndim > 1 or (c.ndim == 1 and len(c) != len(x)):
             raise ValueError(f"c must be () or ({len(x)},), got {tuple(c.shape)}")
 
-    def _check_labels(self, y: Tensor, batch: int) -> None:
+    def _labels(self, given: Tensor | Sequence[int] | int, x: Tensor) -> Tensor:
         if self.classes is None:
             raise ValueError("labels y were given to a network without classes: pass classes=...")
-        if y.dtype != torch.int64:
-            raise TypeError(f"labels y must be int64, got {y.dtype}")
-        if y.ndim != 1 or len(y) != batch:
-            raise ValueError(f"labels y must be ({batch},), got {tuple(y.shape)}")
-        if y.device.type != "cpu" or torch.compiler.is_compiling():
-            return
+        y = as_labels(given)
+        if y.ndim and len(y) != len(x):
+            raise ValueError(f"labels y must be ({len(x)},), got {tuple(y.shape)}")
+        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_range(y)
+        return y.to(x.device).expand(len(x))
+
+    def _check_range(self, y: Tensor) -> None:
+        assert self.classes is not None
         try:
             wrong = bool(((y < -1) | (y >= self.classes)).any())
         except RuntimeError:  # vmap hides the values of what it maps over

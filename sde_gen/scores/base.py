@@ -8,21 +8,27 @@ x_t (a classifier of noisy data), because noising does not commute with multipli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..moments import Moments
-from ..ops import Time, as_time, match
+from ..ops import Time, as_real, as_time, match
+from ..sdes import KernelSDE, ScoreFunction
+from ..sdes.evaluation import read
 
 if TYPE_CHECKING:
-    from ..sdes import KernelSDE, ScoreFunction
     from ..solvers import Solver
 
-Weight = float | Callable[[Tensor], Tensor | float]
-"""A number, or a function of time (a guidance interval, a schedule of strength)."""
+_T = TypeVar("_T")
+
+Weight = float | Tensor | Callable[[Tensor], Tensor | float]
+"""A number, one for each sample (B,), or a function of time (a guidance interval)."""
 
 
 class Score:
@@ -47,6 +53,7 @@ class Score:
     moments: Moments | None = None
     data_std: float = 1.0
     tuned: Solver | None = None
+    __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
     @property
     def device(self) -> torch.device:
@@ -81,23 +88,27 @@ class Score:
 
 
 class Given(Score):
-    """A score with context bound. Tensors of one row a sample follow the rows of the batch."""
+    """A score with context bound: ``score(x, t, **context)``.
 
-    def __init__(self, score: Score, context: dict[str, Any]) -> None:
-        self.score, self.context = score, context
+    Tensors, and arrays and lists of numbers, hold one row a sample and follow the rows of the
+    batch; numbers and whatever else there is are for all.
+
+    Raises:
+        ValueError: rows for different numbers of samples, here or when called.
+    """
+
+    def __init__(self, score: Score, context: Mapping[str, Any]) -> None:
+        self.score = score
+        self.context = {name: _bound(value, score.device) for name, value in context.items()}
         self.tuned = score.tuned
-        inherit(self, [score])
+        inherit(self, [score], self.context)
 
     @property
     def device(self) -> torch.device:
         return self.score.device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        for name, value in self.context.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != len(x):
-                raise ValueError(
-                    f"{name} was given for {len(value)} samples, the state has {len(x)}"
-                )
+        check_batch(self, x, ", ".join(self.context))
         score: Any = self.score
         return score(x, t, **self.context)
 
@@ -105,67 +116,174 @@ class Given(Score):
         return Given(self.score, {**self.context, **context})
 
     def rows(self, index: slice | Tensor) -> Score:
-        context = {
-            name: value[index] if isinstance(value, Tensor) and value.ndim else value
-            for name, value in self.context.items()
-        }
+        context = {name: cut(value, index) for name, value in self.context.items()}
         return Given(self.score.rows(index), context)
 
 
 class Sum(Score):
-    """sum_i w_i(t) s_i(x, t). A term whose weight is the number 0 at t is not evaluated."""
+    """sum_i w_i(t) s_i(x, t). A term whose weight is the number 0 at t is not evaluated.
 
-    def __init__(self, terms: list[tuple[ScoreFunction, Weight]]) -> None:
-        self.terms = terms
-        for score, weight in terms:
+    Raises:
+        TypeError: terms that cannot be called, weights that are neither numbers nor functions;
+            when called: a term that returns no tensor.
+        ValueError: terms of different processes, shapes, devices or batches; when called: a term
+            of another shape than the state.
+    """
+
+    def __init__(self, terms: Sequence[tuple[ScoreFunction, Weight]]) -> None:
+        for score, _ in terms:
             if not callable(score):
                 raise TypeError(f"a term must be callable as score(x, t), got {score!r}")
-            if isinstance(weight, Score):
-                raise TypeError(
-                    "scores add, as densities multiply: a weight is a number, or a function of t"
-                )
-            if not (callable(weight) or isinstance(weight, float | int | Tensor)):
-                raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
-        inherit(self, [score for score, _ in terms])
+        self.terms = [(score, as_weight(weight)) for score, weight in terms]
+        weights = {f"weight {i}": weight for i, (_, weight) in enumerate(self.terms)}
+        inherit(self, [score for score, _ in terms], weights)
 
     @property
     def device(self) -> torch.device:
-        return next((s.device for s, _ in self.terms if isinstance(s, Score)), super().device)
+        return _home(self) or super().device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        check_batch(self, x, "a term or weight")
         t = as_time(t)
         total: Tensor | None = None
         for score, weight in self.terms:
             w = weight(t) if callable(weight) else weight
             if not isinstance(w, Tensor) and w == 0:
                 continue
-            s = score(x, t)
-            s = s if isinstance(w, float | int) and w == 1 else _scale(w, s)
+            s = scale(w, read(score, x, t))
             total = s if total is None else total + s
         return x.new_zeros(x.shape) if total is None else total
 
     def rows(self, index: slice | Tensor) -> Score:
         return Sum(
-            [(s.rows(index) if isinstance(s, Score) else s, weight) for s, weight in self.terms]
+            [
+                (s.rows(index) if isinstance(s, Score) else s, cut(weight, index))
+                for s, weight in self.terms
+            ]
         )
 
     def given(self, **context: Any) -> Score:
         return Sum([(s.given(**context) if isinstance(s, Score) else s, w) for s, w in self.terms])
 
 
-def inherit(child: Score, parents: Sequence[ScoreFunction]) -> None:
-    """What is known of a score made of others: the first that knows it says it.
+def inherit(
+    child: Score, parents: Sequence[ScoreFunction], bound: Mapping[str, object] | None = None
+) -> None:
+    """What is known of a score made of others, and of what is bound to it.
 
     Moments are not passed on: a sum, or a score given its label, is the score of another law. Nor
     is a tuned solver, but to a score given its label: that is what it was tuned for.
+
+    Raises:
+        ValueError: what two of them know differs.
     """
-    known = [s for s in parents if isinstance(s, Score)]
-    for name in ("sde", "shape"):
-        setattr(child, name, next((v for s in known if (v := getattr(s, name)) is not None), None))
-    child.singular = any(s.singular for s in known)
+    known = [(type(s).__name__, s) for s in parents if isinstance(s, Score)]
+    rows = [(n, len(v)) for n, v in (bound or {}).items() if isinstance(v, Tensor) and v.ndim]
+    child.sde = _shared("process", [(n, s.sde) for n, s in known], _same_process)
+    child.shape = _shared("shape", [(n, s.shape) for n, s in known])
+    child.batch = _shared("batch size", [*((n, s.batch) for n, s in known), *rows])
+    _shared("device", [(n, _home(s)) for n, s in known])
+    child.singular = any(s.singular for _, s in known)
     if known:
-        child.data_std = known[0].data_std
+        child.data_std = known[0][1].data_std
 
 
-def _scale(w: Tensor | float, s: Tensor) -> Tensor:
-    return (match(w, s) if isinstance(w, Tensor) else w) * s
+def _shared(
+    what: str,
+    known: Sequence[tuple[str, _T | None]],
+    same: Callable[[_T, _T], bool] = operator.eq,
+) -> _T | None:
+    """What all that know it agree on; None where nobody does."""
+    told = [(name, value) for name, value in known if value is not None]
+    if not told:
+        return None
+    (name, first), *rest = told
+    for other, value in rest:
+        if not same(first, value):
+            raise ValueError(
+                f"scores that are combined must have one {what}: {name} has {first!r},"
+                f" {other} has {value!r}"
+            )
+    return first
+
+
+def _same_process(a: KernelSDE, b: KernelSDE) -> bool:
+    return a is b or (a.agrees(b) and b.agrees(a))
+
+
+def _home(score: object) -> torch.device | None:
+    """Where the tensors of a score live; None where it does not say."""
+    if isinstance(score, Sum):
+        return next((d for s, _ in score.terms if (d := _home(s)) is not None), None)
+    inner = getattr(score, "score", None)
+    if isinstance(inner, Score):
+        return _home(inner)
+    if not isinstance(score, Score) or type(score).device is Score.device:
+        return None
+    return score.device
+
+
+def check_batch(score: Score, x: Tensor, what: str) -> None:
+    """Raise ``ValueError`` unless the score is bound for as many samples as the state has."""
+    if score.batch not in (None, len(x)):
+        raise ValueError(f"{what} was given for {score.batch} samples, the state has {len(x)}")
+
+
+def cut(value: Any, index: slice | Tensor) -> Any:
+    """The rows of a tensor that has one a sample; whatever else is for all samples stays.
+
+    Raises:
+        ValueError: rows that are not there.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    n = len(value)
+    if isinstance(index, slice):
+        bad = max(index.start or 0, index.stop or 0) > n
+    elif index.dtype == torch.bool:
+        bad = len(index) != n
+    else:
+        index = index.to(value.device)
+        # Only where the check costs no synchronisation with a device.
+        bad = index.device.type == "cpu" and bool((index >= n).any())
+    if bad:
+        raise ValueError(f"rows {index} were asked of what was given for {n} samples")
+    return value[index]
+
+
+def _bound(value: Any, device: torch.device) -> Any:
+    """Context as it is kept: arrays and lists of numbers are tensors, numpy's numbers Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray | list | tuple):
+        return value
+    try:
+        array = np.array(value)
+    except ValueError:  # rows of different lengths
+        return value
+    return torch.as_tensor(array, device=device) if array.dtype.kind in "biufc" else value
+
+
+def as_weight(weight: Any) -> Weight:
+    """A weight as it is kept: a number, a tensor () or (B,), or a function of t."""
+    if isinstance(weight, Score):
+        raise TypeError(
+            "scores add, as densities multiply: a weight is a number, or a function of t"
+        )
+    if isinstance(weight, Tensor | np.ndarray | list | tuple):
+        rows = as_real(weight, "a weight")
+        if rows.ndim > 1:
+            raise ValueError(f"a weight must be a number or (B,), got shape {tuple(rows.shape)}")
+        return rows
+    if isinstance(weight, Real):
+        return float(weight)
+    if not callable(weight):
+        raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
+    return weight
+
+
+def scale(w: Tensor | float, s: Tensor) -> Tensor:
+    """w s for a weight at its time, a number, () or (B,)."""
+    if isinstance(w, Tensor):
+        return match(w, s) * s
+    return s if w == 1 else w * s

@@ -7,19 +7,31 @@ responsibilities algebra at every time:
     s(x, t) = sum_k r_k(x) (alpha m_k - x) / v_k,      r_k the posterior weight of component k.
 
 Everything is computed in float64 (float32 loses the posterior weights to the cancellation in
-|x|^2 - 2 x.m + |m|^2) and returned in the dtype of x.
+|x|^2 - 2 x.m + |m|^2), from the mean of the data (far from 0 float64 loses them too), and returned
+in the dtype of x.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..moments import Moments
-from ..ops import Time, as_time, batch_of, check_finite, check_state, check_time
+from ..ops import (
+    Time,
+    as_real,
+    as_time,
+    batch_of,
+    check_finite,
+    check_state,
+    check_time,
+    full_precision,
+)
 from ..sdes import LinearSDE
 from .base import Score
 
@@ -27,6 +39,19 @@ _BUDGET = 1 << 22
 """Numbers that one chunk of components may take: 32 MiB in float64."""
 
 _Pull = Callable[[Tensor], Tensor]
+_R = TypeVar("_R")
+
+
+def _sheltered(method: Callable[..., _R]) -> Callable[..., _R]:
+    """In the precision that it asks for, whatever the caller's autocast."""
+
+    @wraps(method)
+    def run(self: _Exact, x: Tensor, t: Time = 0.0) -> _R:
+        check_state(x)
+        with full_precision(x.device.type):
+            return method(self, x, t)
+
+    return run
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -49,7 +74,6 @@ class _Exact(Score):
 
     def _levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """alpha and sigma as (1, 1) or (B, 1), after checking x (B, *shape) and t."""
-        check_state(x)
         if x.shape[1:] != self.shape:
             raise ValueError(f"x must have shape {batch_of(self.shape)}, got {tuple(x.shape)}")
         t = as_time(t)
@@ -94,10 +118,10 @@ class Gaussian(_Exact):
             n = self.mean.numel()
             if covariance.shape != (n, n):
                 raise ValueError(f"covariance must be {(n, n)}, got {(*covariance.shape,)}")
-            self.moments = Moments.of(_precise(covariance), self.mean)
+            self.moments = Moments.of(as_real(covariance, "covariance"), self.mean)
             self.variance = self.moments.values[1:].to(self.mean)
         else:
-            scale = torch.as_tensor(std, dtype=self.mean.dtype, device=self.mean.device)
+            scale = as_real(std, "std", self.mean.device)
             _check_std(scale)
             if scale.ndim and scale.shape != self.shape:
                 raise ValueError(f"std must be a number or {self.shape}, got {(*scale.shape,)}")
@@ -115,6 +139,7 @@ class Gaussian(_Exact):
         z = z if self.basis is None else z @ self.basis
         return z, alpha**2 * self.variance + sigma**2
 
+    @_sheltered
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         z, v = self._whiten(x, t)
         s = -z / v
@@ -122,6 +147,7 @@ class Gaussian(_Exact):
             s = s @ self.basis.T
         return s.reshape(x.shape).to(x.dtype)
 
+    @_sheltered
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats, (B, *D) -> (B,), float64."""
         z, v = self._whiten(x, t)
@@ -158,12 +184,12 @@ class GaussianMixture(_Exact):
         if means.ndim < 2:
             raise ValueError(f"means must be (K, *D), one row a component, got {(*means.shape,)}")
         self._know(sde, means.shape[1:])
-        weights = torch.as_tensor(weights, dtype=torch.float64).to(means.device)
+        weights = as_real(weights, "weights", means.device)
         if weights.shape != (len(means),) or not (weights > 0).all():
             raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
         self.log_weights = torch.log(weights / weights.sum())
         self.means = self._where = means.flatten(1)
-        scale = torch.as_tensor(std, dtype=torch.float64).to(means.device)
+        scale = as_real(std, "std", means.device)
         if scale.ndim > 1:
             scale = scale.expand(means.shape).flatten(1)
         elif scale.ndim == 1 and len(scale) != len(means):
@@ -175,25 +201,23 @@ class GaussianMixture(_Exact):
         # (K, 1) or (K, D); a number stays one row, so that 50,000 means cost no memory.
         self.variance = scale.reshape(-1, 1) ** 2 if scale.ndim < 2 else scale**2
         self.singular = bool((self.variance == 0).any())
-        self.data_std = math.sqrt(float(self._spread().mean()))
-
-    def _spread(self) -> Tensor:
-        """Variance of the data in each coordinate, between and within components: (n,)."""
-        m, pi = self.means, self.log_weights.exp()
-        mean = pi.to(m.dtype) @ m
-        between = (pi.to(m.dtype) @ m.square() - mean.square()).double()
-        within = self.variance if len(self.variance) == 1 else pi.unsqueeze(0) @ self.variance
-        return (between + within).flatten().clamp_min(1e-12)
+        self._centre = torch.zeros_like(self.means[0], dtype=scale.dtype)
+        self._centre = torch.stack([w.exp() @ m for w, m, _ in self._chunks(1)]).sum(0)
+        # Between and within components, in the mean over coordinates.
+        spread = sum(float(w.exp() @ (m.square() + v).mean(1)) for w, m, v in self._chunks(1))
+        self.data_std = math.sqrt(max(spread, 1e-12))
 
     def _chunks(self, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Log weights, means and variances, a part of the components at a time, in float64."""
+        """Log weights, means less the mean of the data, and variances, a part of the components
+        at a time, in float64."""
         k = len(self.means)
         size = max(1, _BUDGET // (self.means.shape[1] + batch))
         if self.variance.shape[1] > 1:
             size = max(1, size // batch)
         for i in range(0, k, size):
             v = self.variance if len(self.variance) == 1 else self.variance[i : i + size]
-            yield self.log_weights[i : i + size], _precise(self.means[i : i + size]), v
+            m = _precise(self.means[i : i + size]) - self._centre
+            yield self.log_weights[i : i + size], m, v
 
     def _each(self, x: Tensor, t: Time) -> Iterator[tuple[Tensor, _Pull]]:
         """For each chunk: log joint densities (b, n, K), and the map from weights to scores.
@@ -201,14 +225,16 @@ class GaussianMixture(_Exact):
         States are (1, B, D) under one time and (B, 1, D) under a time each, so that both are
         batched matrix products.
         """
-        alpha, sigma = (c.unsqueeze(-1) for c in self._levels(x, t))
-        y = _precise(x).flatten(1)
+        alpha, sigma = self._levels(x, t)
+        y = _precise(x).flatten(1) - alpha * self._centre
+        alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
         y = y.unsqueeze(0) if len(alpha) == 1 else y.unsqueeze(1)
         for log_w, m, c in self._chunks(len(x)):
             component = _isotropic if c.shape[-1] == 1 else _diagonal
             p, pull = component(y, alpha, m, alpha**2 * c + sigma**2)
             yield log_w + p, pull
 
+    @_sheltered
     def _evaluate(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """log p_t (B,) and score (B, D) in one pass: a running soft maximum over the chunks."""
         chunks = self._each(x, t)
@@ -231,6 +257,7 @@ class GaussianMixture(_Exact):
         """log p_t(x) in nats, (B, *D) -> (B,), float64; needs std > 0 or t > 0."""
         return self._evaluate(x, t)[0]
 
+    @_sheltered
     def posterior(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """Posterior weight of each component given x_t = x: (B, *D) -> (B, K)."""
         p = torch.cat([p for p, _ in self._each(x, t)], -1)

@@ -14,8 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, batch_of, check_finite, check_state, check_time, match
+from ..ops import (
+    Time,
+    as_real,
+    as_time,
+    batch_of,
+    check_finite,
+    check_state,
+    check_time,
+    match,
+)
 from ..sdes import KernelSDE, LinearSDE, MatrixSDE
+from ..sdes.evaluation import read
 from .base import Score
 from .network import check_one_component
 
@@ -46,7 +56,7 @@ class Lifted(Score):
                 "Lifted needs a score that knows its LinearSDE (.sde) and a MatrixSDE, got"
                 f" {score!r} with sde = {inner!r}, and {sde!r}"
             )
-        most, asked = (math.exp(-0.5 * float(s.log_snr(s.T))) for s in (inner, sde))
+        most, asked = (float(torch.exp(-0.5 * s.log_snr(s.T))) for s in (inner, sde))
         if most < asked * (1 - 1e-9):
             raise ValueError(
                 f"the score's process {inner!r} reaches noise / signal = {most:.4g}, {sde!r} goes"
@@ -54,7 +64,7 @@ class Lifted(Score):
             )
         self.score, self.inner, self.sde = score, inner, sde
         self.shape, self.singular = score.shape, score.singular
-        self.data_std = score.data_std
+        self.batch, self.data_std = score.batch, score.data_std
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +82,7 @@ class Lifted(Score):
         time, alpha = self._at(t, c.noise)
         y = self.sde.statistic(x, c)
         alpha = match(alpha, y)
-        return self.sde.state_score(x, alpha * self.score(alpha * y, time), c)
+        return self.sde.state_score(x, alpha * read(self.score, alpha * y, time), c)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t of the state in nats, (B, k, *rest) -> (B,), for a score with a ``log_prob``.
@@ -133,7 +143,7 @@ class CorrelatedMixture(Score):
         check_state(means, "means")
         check_finite(means, "means")
         self.sde, self.shape = sde, tuple(means.shape[1:])
-        weights = torch.as_tensor(weights, dtype=torch.float64)
+        weights = as_real(weights, "weights", means.device)
         if weights.shape != (len(means),) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
         self.log_weights = torch.log(weights / weights.sum())
@@ -141,7 +151,7 @@ class CorrelatedMixture(Score):
         k, n = self.means.shape
         if covariances.shape not in ((n, n), (k, n, n)):
             raise ValueError(f"covariances must be {(n, n)} or {(k, n, n)}: {covariances.shape}")
-        self.covariances = covariances.double().expand(k, n, n)
+        self.covariances = as_real(covariances, "covariances", means.device).expand(k, n, n)
         values, vectors = torch.linalg.eigh(self.covariances)
         if not torch.allclose(self.covariances, self.covariances.mT) or bool(
             (values < -1e-9).any()
@@ -149,9 +159,14 @@ class CorrelatedMixture(Score):
             raise ValueError("covariances must be symmetric with eigenvalues >= 0")
         self._root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
         self.singular = bool((values <= 1e-12 * values.max()).any())
-        spread = self.covariances.diagonal(dim1=1, dim2=2) + self.means**2
         pi = self.log_weights.exp()
-        self.data_std = math.sqrt(float((pi @ spread - (pi @ self.means) ** 2).mean()))
+        away = self.means - pi @ self.means
+        spread = self.covariances.diagonal(dim1=1, dim2=2) + away**2
+        self.data_std = math.sqrt(float((pi @ spread).mean()))
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
 
     def _components(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """log of the joint density of x and each component (B, K), and its score (B, K, N)."""
@@ -163,8 +178,8 @@ class CorrelatedMixture(Score):
         if self.singular and bool((t == 0).any()):
             raise ValueError("a covariance is singular: at t = 0 the score is not defined")
         size = self.means.shape[1]
-        alpha = _blocks(self.sde.alpha(t), size).unsqueeze(1)
-        sigma = _blocks(self.sde.sigma(t), math.prod(wanted)).unsqueeze(1)
+        alpha = _blocks(self.sde.alpha(t).to(x.device), size).unsqueeze(1)
+        sigma = _blocks(self.sde.sigma(t).to(x.device), math.prod(wanted)).unsqueeze(1)
         law = alpha @ self.covariances @ alpha.mT + sigma @ sigma.mT
         low = torch.linalg.cholesky(law)
         away = x.double().flatten(1).unsqueeze(1) - (alpha @ self.means.unsqueeze(-1)).squeeze(-1)
@@ -186,8 +201,10 @@ class CorrelatedMixture(Score):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data points (t = 0), float64 (n, *D)."""
-        j = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        weights = self.log_weights.exp().cpu()
+        j = torch.multinomial(weights, n, replacement=True, generator=generator).to(self.device)
         z = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
+        z = z.to(self.device)
         return (self.means[j] + (self._root[j] @ z).squeeze(-1)).reshape(n, *self.shape)
 
 
@@ -195,5 +212,5 @@ def _blocks(c: Tensor, n: int) -> Tensor:
     """A coefficient, () or (b,) or a matrix, as matrices (b, i, n) on flat states: c x 1."""
     c = c.reshape(-1, 1, 1) if c.ndim < 2 else c.reshape(-1, *c.shape[-2:])
     r = n // c.shape[-1]
-    one = torch.eye(r, dtype=c.dtype)
+    one = torch.eye(r, dtype=c.dtype, device=c.device)
     return torch.einsum("bij,rs->birjs", c, one).reshape(len(c), -1, n)

@@ -13,17 +13,21 @@ sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import Time, as_time, batch_of, check_state, match
-from ..sdes import KernelSDE, MatrixSDE
+from ..ops import Time, as_time, batch_of, check_state, check_time, match
+from ..sdes import Channel, KernelSDE, LinearSDE, MatrixSDE
+from ..sdes.evaluation import at_rest, evaluating
 from .base import Score
 
 Prediction = Literal["noise", "data", "velocity", "score", "preconditioned"]
 Coefficients = tuple[Tensor, Tensor]
+Levels = tuple[Tensor, Tensor, Tensor]
+"""alpha, sigma and log(sigma / alpha), which is finite where alpha is not."""
 
 
 def _noise(alpha: Tensor, sigma: Tensor, c: float) -> Coefficients:
@@ -74,10 +78,14 @@ class ScoreNetwork(nn.Module, Score):
         data_std: standard deviation c of the data, over all coordinates.
         shape: *D; taken from ``net.shape`` where the network has one.
 
+    In training mode the network has its dropout where it is called, as a loss does it, and not
+    where a process, a solver or a likelihood reads it (``sdes.evaluate``).
+
     Raises:
-        ValueError: unknown prediction, ``data_std`` not positive; when called: t = 0, a state or
-            an output of the wrong shape.
-        TypeError: a process without a kernel, or a matrix that mixes components of the data.
+        ValueError: unknown prediction, ``data_std`` not positive; when called: t = 0 or outside
+            [0, T], a state or an output of the wrong shape.
+        TypeError: a process without a kernel, or a matrix that mixes components of the data; when
+            called: an integer or complex state, a network that returns no tensor.
     """
 
     singular = True
@@ -112,30 +120,28 @@ class ScoreNetwork(nn.Module, Score):
         return getattr(self.net, "classes", None)
 
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
-        t = as_time(t)
+        check_state(x)
         if self.shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(self.shape)):
             raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
-        check_state(x)
-        if not isinstance(self.sde, MatrixSDE):
-            return self._read(x, self.sde.alpha(t), self.sde.sigma(t), context)
-        c = self.sde.channel(t)
-        sigma = c.noise[..., 0, 0].sqrt()
-        s_y = self._read(self.sde.statistic(x, c), torch.ones_like(sigma), sigma, context)
-        return self.sde.state_score(x, s_y, c)
+        levels, c = _levels(self.sde, t)
+        if c is None:
+            return self._read(x, levels, context)
+        assert isinstance(self.sde, MatrixSDE)
+        return self.sde.state_score(x, self._read(self.sde.statistic(x, c), levels, context), c)
 
-    def _read(self, x: Tensor, alpha: Tensor, sigma: Tensor, context: dict[str, Any]) -> Tensor:
-        f = self.net(*_scaled(x, alpha, sigma, self.data_std), **context)
-        if f.shape != x.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(f.shape)} for a state {tuple(x.shape)}"
-            )
-        a, b = _TABLE[self.prediction](alpha, sigma, self.data_std)
+    def _read(self, x: Tensor, levels: Levels, context: dict[str, Any]) -> Tensor:
+        with at_rest(self.net) if evaluating() else nullcontext():
+            f = self.net(*_scaled(x, levels, self.data_std), **context)
+        if not isinstance(f, Tensor) or f.shape != x.shape:
+            got = f"shape {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
+            raise ValueError(f"the network returned {got} for a state {tuple(x.shape)}")
+        a, b = _TABLE[self.prediction](*levels[:2], self.data_std)
         return match(a, x) * x + match(b, x) * f.to(x.dtype)
 
 
 def check_one_component(sde: object) -> None:
     """Raise TypeError unless x_t, or a statistic of it, is alpha x_0 + sigma z with numbers."""
-    if not isinstance(sde, KernelSDE):
+    if not isinstance(sde, LinearSDE | MatrixSDE):
         raise TypeError(
             f"sde must be a LinearSDE, got {type(sde).__name__}: for other processes train a"
             " score (x, t) of your own with dsm_loss"
@@ -153,23 +159,36 @@ def network_input(sde: KernelSDE, data_std: float, x: Tensor, t: Time) -> tuple[
     c_noise is () or (B,) like t, in the dtype of x.
 
     Raises:
-        TypeError: an integer state. ValueError: t = 0, where c_noise is infinite.
+        TypeError: an integer state. ValueError: t = 0, where c_noise is infinite, or outside
+            [0, T].
     """
     check_state(x)
+    check_one_component(sde)
+    levels, c = _levels(sde, t)
+    if isinstance(sde, MatrixSDE) and c is not None:
+        x = sde.statistic(x, c)
+    return _scaled(x, levels, data_std)
+
+
+def _levels(sde: KernelSDE, t: Time) -> tuple[Levels, Channel | None]:
+    """The noise levels that a network sees; of a matrix process those of its statistic."""
     t = as_time(t)
-    if isinstance(sde, MatrixSDE):
-        check_one_component(sde)
-        c = sde.channel(t)
-        sigma = c.noise[..., 0, 0].sqrt()
-        return _scaled(sde.statistic(x, c), torch.ones_like(sigma), sigma, data_std)
-    return _scaled(x, sde.alpha(t), sde.sigma(t), data_std)
-
-
-def _scaled(x: Tensor, alpha: Tensor, sigma: Tensor, data_std: float) -> tuple[Tensor, Tensor]:
-    if sigma.device.type == "cpu" and bool((sigma == 0).any()):
+    check_time(t, sde.T)
+    if t.device.type == "cpu" and bool((t == 0).any()):
         raise ValueError(
             "a learned score is singular at t = 0: end the grid at a small positive time"
         )
+    if isinstance(sde, MatrixSDE):
+        c = sde.channel(t)
+        sigma = c.noise[..., 0, 0].sqrt()
+        return (torch.ones_like(sigma), sigma, sigma.log()), c
+    assert isinstance(sde, LinearSDE)
+    log_alpha, sigma = sde.log_alpha(t), sde.sigma(t)
+    return (log_alpha.exp(), sigma, sigma.log() - log_alpha), None
+
+
+def _scaled(x: Tensor, levels: Levels, data_std: float) -> tuple[Tensor, Tensor]:
+    alpha, sigma, level = levels
     c_in = torch.rsqrt((alpha * data_std) ** 2 + sigma**2)
-    c_noise = match(0.25 * torch.log(sigma / alpha), x)
+    c_noise = match(0.25 * level, x)
     return match(c_in, x) * x, c_noise.flatten() if sigma.ndim else c_noise

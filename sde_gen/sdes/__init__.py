@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .base import SDE, KernelSDE, Perturbed, Reverse, ScoreFunction
+from .base import SDE, KernelSDE, Perturbed, Reverse
 from .damped import CriticallyDamped
+from .evaluation import ScoreFunction, evaluate
 from .langevin import Langevin
 from .linear import EDM, VE, VP, LinearSDE, OrnsteinUhlenbeck, SubVP, Wiener
 from .matrix import Channel, Correlated, MatrixOrnsteinUhlenbeck, MatrixSDE
@@ -27,4 +28,5 @@ __all__ = [
     "ScoreFunction",
     "SubVP",
     "Wiener",
+    "evaluate",
 ]

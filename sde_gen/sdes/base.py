@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,9 +23,7 @@ from torch import Tensor
 
 from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
 from ..schedules import Schedule
-
-ScoreFunction = Callable[[Tensor, Tensor], Tensor]
-"""(x, t) -> grad_x log p_t(x): x (B, *D), t () or (B,), result (B, *D)."""
+from .evaluation import ScoreFunction, evaluate
 
 
 class Perturbed(NamedTuple):
@@ -121,7 +118,8 @@ class Reverse(SDE):
     drift is the one of falling time, so a rising grid is refused (encode with eta = 0).
 
     Raises:
-        ValueError: eta is negative or not finite.
+        ValueError: eta is negative or not finite; a score that says that it is of another linear
+            process.
         TypeError: ``sde`` is already a reversal, or ``score`` cannot be called.
     """
 
@@ -136,6 +134,12 @@ class Reverse(SDE):
             raise TypeError(f"score must be callable as score(x, t), got {self.score!r}")
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise ValueError(f"eta must be a finite number >= 0, got {self.eta}")
+        sde, of = self.sde, getattr(self.score, "sde", None)
+        if isinstance(sde, KernelSDE) and isinstance(of, KernelSDE) and not sde.agrees(of):
+            raise ValueError(
+                f"the score is one of {of!r}, the process to reverse is {sde!r}: at the same"
+                " time they have different marginals"
+            )
 
     @property
     def T(self) -> float:  # type: ignore[override]
@@ -157,12 +161,7 @@ class Reverse(SDE):
     def drift(self, x: Tensor, t: Time) -> Tensor:
         t = as_time(t)
         c = (1 + self.eta**2) / 2 * square(self.sde.diffusion(t))
-        s = self.score(x, t)
-        if s.shape != x.shape:
-            raise ValueError(
-                f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}"
-            )
-        return self.sde.drift(x, t) - act(c, s)
+        return self.sde.drift(x, t) - act(c, evaluate(self.score, x, t))
 
     def diffusion(self, t: Time) -> Tensor:
         return self.eta * self.sde.diffusion(t)
@@ -211,6 +210,23 @@ class KernelSDE(SDE):
     @abstractmethod
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log density in nats of what ``prior`` draws, (B, ...) -> (B,)."""
+
+    def agrees(self, other: KernelSDE) -> bool:
+        """Whether ``other`` noises data as this process does, up to the end of this one.
+
+        Told from the kernels alone (to 1e-6): two objects, classes or clocks may be one process.
+        """
+        if self is other:
+            return True
+        if self.T > other.T * (1 + 1e-9):
+            return False
+        # Powers, so that no two clocks agree because their nodes are those of a table.
+        t = min(self.T, other.T) * torch.linspace(0.02, 1, 17, dtype=torch.float64) ** 1.7
+        kernels = [(p.alpha(t), p.sigma(t)) for p in (self, other)]
+        return all(
+            a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-6, atol=1e-12))
+            for a, b in zip(*kernels, strict=True)
+        )
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one state for data of shape *D."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..ops import Time, as_time, match
 from ..schedules import Power, Schedule
-from .base import Clocked, ScoreFunction, rows_of
+from .base import Clocked, rows_of
+from .evaluation import ScoreFunction, evaluate
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Langevin(Clocked):
         return getattr(self.score, "batch", None)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        return match(0.5 * self.schedule.beta(t), x) * self.score(x, as_time(self.at))
+        return match(0.5 * self.schedule.beta(t), x) * evaluate(self.score, x, as_time(self.at))
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(self.schedule.beta(t))

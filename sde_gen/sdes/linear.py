@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, ScoreFunction, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .evaluation import ScoreFunction, evaluate
 
 
 class LinearSDE(KernelSDE):
@@ -62,8 +63,9 @@ class LinearSDE(KernelSDE):
 
     def denoise(self, x: Tensor, t: Time, score: ScoreFunction) -> Tensor:
         """Tweedie's formula E[x_0 | x_t] = (x_t + sigma_t^2 s(x_t, t)) / alpha_t."""
-        t = as_time(t)
-        return (x + match(self.sigma(t) ** 2, x) * score(x, t)) / match(self.alpha(t), x)
+        t = check_input(self, x, t)
+        variance = match(self.sigma(t) ** 2, x)
+        return (x + variance * evaluate(score, x, t)) / match(self.alpha(t), x)
 
     def prior(
         self,
@@ -106,7 +108,8 @@ class VP(Clocked, LinearSDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         # exp(-log_snr) = exp(B) - 1
-        return self.schedule.time_at(torch.log1p(torch.exp(-as_time(log_snr))))
+        level = -as_time(log_snr)
+        return self.schedule.time_at(torch.logaddexp(level, torch.zeros_like(level)))
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,10 @@ class SubVP(Clocked, LinearSDE):
         return -torch.expm1(-self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
-        # exp(-log_snr / 2) = 2 sinh(B / 2)
-        return self.schedule.time_at(2 * torch.asinh(torch.exp(-as_time(log_snr) / 2) / 2))
+        # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
+        level = -as_time(log_snr)
+        known = level.clamp_max(100.0)
+        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + (level - known))
 
 
 @dataclass(frozen=True)
@@ -216,5 +221,5 @@ class OrnsteinUhlenbeck(LinearSDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
-        w = torch.exp(-as_time(log_snr))
-        return torch.log1p(-2 * self.a / self.g**2 * w) / (-2 * self.a)
+        level = math.log(-2 * self.a / self.g**2) - as_time(log_snr)
+        return torch.logaddexp(level, torch.zeros_like(level)) / (-2 * self.a)

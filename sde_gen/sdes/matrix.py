@@ -29,11 +29,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import Time, act, as_time, cholesky, sum_rest
+from ..ops import Time, act, as_real, as_time, cholesky, lasting, sum_rest
 from ..schedules import Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, ScoreFunction, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .evaluation import ScoreFunction, evaluate
 
 Rows = Sequence[Sequence[float]]
+
+_LEAST = 1e-300
+"""Signal-to-noise ratio below which there is no signal."""
 
 
 class Correlated(Perturbed):
@@ -156,7 +160,9 @@ class MatrixSDE(KernelSDE):
         # At t = 0 the covariance is singular and the limit is known: y is the data's own part.
         low = torch.where(at > 0, low, one)
         white = torch.linalg.solve_triangular(low, alpha, upper=False)
-        noise = torch.linalg.inv(white.mT @ white)
+        # Where nothing is left of the data this is 0: the least that it is given changes no digit.
+        least = _LEAST * torch.eye(alpha.shape[-1], dtype=low.dtype, device=low.device)
+        noise = torch.linalg.inv(white.mT @ white + least)
         root = torch.linalg.inv(low)
         pick = noise @ white.mT @ root
         left = root - white @ pick
@@ -177,8 +183,9 @@ class MatrixSDE(KernelSDE):
     @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:
         """log-SNR, rising, and the times of it, for ``time_at`` to start from."""
-        t = self.T * torch.logspace(0, -8, 2000, dtype=torch.float64)
-        return self.log_snr(t), t
+        with lasting():
+            t = self.T * torch.logspace(0, -8, 2000, dtype=torch.float64)
+            return self.log_snr(t), t
 
     def time_at(self, log_snr: Time) -> Tensor:
         level = as_time(log_snr)
@@ -262,6 +269,7 @@ class MatrixSDE(KernelSDE):
         Raises:
             TypeError: there are not as many driven components as there are of the data.
         """
+        t = check_input(self, x, t)
         c = self.channel(t)
         lift = c.pick.mT[..., self.driven, :]
         if lift.shape[-1] != lift.shape[-2]:
@@ -269,7 +277,7 @@ class MatrixSDE(KernelSDE):
                 f"{type(self).__name__} has {lift.shape[-2]} driven components for data of"
                 f" {lift.shape[-1]}: their score does not say what the data are"
             )
-        s_y = (score(x, as_time(t)) + act(c.rest, x))[:, self.driven]
+        s_y = (evaluate(score, x, t) + act(c.rest, x))[:, self.driven]
         y = act(c.pick, x) + act(c.noise @ torch.linalg.inv(lift), s_y)
         return self.data(y)
 
@@ -307,7 +315,8 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
         schedule: the clock; ``Power(1, T)`` is the one on the wall.
 
     Raises:
-        ValueError: matrices that are not square, of different sizes, or not stable.
+        ValueError: matrices that are not square or of different sizes, an ``a`` that is not
+            stable, a singular ``g`` whose noise ``a`` does not carry to all components.
     """
 
     a: Rows
@@ -318,7 +327,7 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
         super().__post_init__()
         # Tuples: a process is a value, compared, hashed and written to JSON.
         for name in ("a", "g"):
-            m = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            m = as_real(getattr(self, name), name)
             if m.ndim != 2 or m.shape[0] != m.shape[1]:
                 raise ValueError(f"{name} must be a square matrix, got shape {tuple(m.shape)}")
             object.__setattr__(self, name, tuple(map(tuple, m.tolist())))
@@ -326,11 +335,17 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
             raise ValueError(f"a is of size {len(self.a)}, g of size {len(self.g)}")
         if not bool((torch.linalg.eigvals(self._constants[0]).real < 0).all()):
             raise ValueError("a must be stable: the real parts of its eigenvalues negative")
+        if not _reaches_all(*self._constants):
+            raise ValueError(
+                f"g is singular, and a does not carry its noise to every component: x_t would have"
+                f" no density; got g = {self.g}, a = {self.a}"
+            )
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        a, g = (torch.tensor(m, dtype=torch.float64) for m in (self.a, self.g))
-        return a, g
+        with lasting():
+            a, g = (torch.tensor(m, dtype=torch.float64) for m in (self.a, self.g))
+            return a, g
 
     def _at(self, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         """beta or B, to be multiplied by matrices, where they are needed."""
@@ -368,3 +383,11 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
         for _ in range(doublings):
             total, phi = total + phi @ total @ phi.mT, phi @ phi
         return (total + total.mT) / 2
+
+
+def _reaches_all(a: Tensor, g: Tensor) -> bool:
+    """Kalman's condition that the covariance is regular: [g, a g, a^2 g, ...] has full rank."""
+    blocks = [g / g.abs().max().clamp_min(1e-300)]
+    for _ in range(len(a) - 1):
+        blocks.append(a @ blocks[-1] / torch.linalg.matrix_norm(a, 1))
+    return int(torch.linalg.matrix_rank(torch.cat(blocks, 1), rtol=1e-9)) == len(a)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import check_count
+from ..ops import check_count, full_precision, user_precision
 from ..sdes import SDE
-from .base import Memory, Solver, Step, require_ode
+from .base import Memory, Solver, Step, check_drift, require_ode
 
 _SCIPY_ORDERS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 1, "LSODA": 1}
 
@@ -52,7 +52,7 @@ class SciPy(Solver):
 
     Raises:
         ValueError: unknown method. TypeError: not an ODE, or a state that requires gradients.
-        RuntimeError: scipy gave up.
+        RuntimeError: scipy gave up. FloatingPointError: the drift is not finite.
     """
 
     evaluates_end = True
@@ -80,14 +80,23 @@ class SciPy(Solver):
         def state(y: Any) -> Tensor:
             return torch.from_numpy(y).to(device=x.device, dtype=x.dtype).reshape(x.shape)
 
-        def f(t: float, y: Any) -> Any:
+        # scipy takes its first step in seconds: it sees the share u of the way, which has none.
+        def time(u: float) -> float:
+            return step.s if u == 1 else step.t + u * step.h
+
+        def f(u: float, y: Any) -> Any:
+            t = time(u)
             with torch.no_grad():
-                return process.drift(state(y), t).double().cpu().numpy().ravel()
+                b = process.drift(state(y), t).double().cpu()
+            # scipy halves its step for ever where it sees NaN.
+            check_drift(process, b, torch.from_numpy(y).reshape(x.shape), t)
+            return step.h * b.numpy().ravel()
 
         y = x.detach().double().cpu().numpy().ravel()
-        run = solve_ivp(f, (step.t, step.s), y, self.method, rtol=self.rtol, atol=self.atol)
+        run = solve_ivp(f, (0.0, 1.0), y, self.method, rtol=self.rtol, atol=self.atol)
         if not run.success:
-            raise RuntimeError(f"scipy's {self.method} stopped at t = {run.t[-1]}: {run.message}")
+            t = time(float(run.t[-1]))
+            raise RuntimeError(f"scipy's {self.method} stopped at t = {t}: {run.message}")
         return state(run.y[:, -1].copy()), ()
 
 
@@ -127,16 +136,17 @@ class TorchSDE(Solver):
         # Additive noise is a matrix in torchsde: rows of what it mixes keep it k x k, or 1 x 1.
         mixed = x.shape[1] if matrix else 1 if srk else None
         layout = _Layout(x, mixed)
-        y = layout.flat(x)
-        end = torchsde.sdeint(
-            _Problem(process, layout, step, _TORCHSDE[self.method].sde_type),
-            y,
-            torch.tensor([0.0, h], dtype=torch.float64),
-            bm=_Driver(None if ode else noise, x, layout, step, srk),
-            method=self.method,
-            # A hair more than the exact part: rounding must not leave a last step of 1e-17.
-            dt=h / self.substeps * (1 + 1e-12),
-        )[-1]
+        problem = _Problem(process, layout, step, _TORCHSDE[self.method].sde_type)
+        with full_precision(x.device.type):
+            end = torchsde.sdeint(
+                problem,
+                layout.flat(x),
+                torch.tensor([0.0, h], dtype=torch.float64),
+                bm=_Driver(None if ode else noise, x, layout, step, srk),
+                method=self.method,
+                # A hair more than the exact part: rounding must not leave a last step of 1e-17.
+                dt=h / self.substeps * (1 + 1e-12),
+            )[-1]
         return layout.back(end), ()
 
 
@@ -149,7 +159,7 @@ class _Layout:
     """The state flat, as torchsde wants it: (B, n), or rows (-1, k) of what noise mixes."""
 
     def __init__(self, x: Tensor, mixed: int | None) -> None:
-        self.mixed, self.shape = mixed, x.shape
+        self.mixed, self.shape, self.device_type = mixed, x.shape, x.device.type
         self.inner = x.movedim(1, -1).shape if x.ndim > 1 else x.shape
 
     def flat(self, x: Tensor) -> Tensor:
@@ -172,12 +182,15 @@ class _Problem:
         self.sde_type = sde_type
         self.noise_type = "diagonal" if layout.mixed is None else "additive"
         self.last: tuple[float, Tensor, Tensor] | None = None
+        # torchsde multiplies matrices with states in full precision; the network is the user's.
+        self.precision = user_precision(layout.device_type)
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         # torchsde asks for the same drift more than once: to see its shape, and in srk.
         if self.last is not None and self.last[0] == float(u) and self.last[1] is y:
             return self.last[2]
-        drift = self.process.drift(self.layout.back(y), _time(self.at, float(u)))
+        with self.precision:
+            drift = self.process.drift(self.layout.back(y), _time(self.at, float(u)))
         self.last = float(u), y, self.sign * self.layout.flat(drift)
         return self.last[2]
 

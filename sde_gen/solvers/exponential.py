@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
-from ..ops import as_time
+from ..ops import as_time, lasting
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score, require_scalar_reversal
 from .weights import Polynomial, Weights
@@ -118,15 +118,21 @@ class Exponential(Solver):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             lam = np.log(alpha) - np.log(sigma)
+        if lam[0] < -300:
+            raise ValueError(
+                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
+                " 1e-130): start at grids.default_start(sde)"
+            )
         # A grid is mostly run again and again: its plan is kept.
         own = (self.nodes, self.corrector, self.reference, self.weights, process.eta)
         key = (*own, times.numpy().tobytes(), alpha.tobytes(), sigma.tobytes())
         if key != self._last[0]:
             table = [self._predict(process, lam, i) for i in range(len(lam) - 1)]
-            steps = [
-                Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
-                for i, step in enumerate(super().plan(process, times))
-            ]
+            with lasting():
+                steps = [
+                    Step(step.t, step.s, self._numbers(i, alpha, sigma, lam, table))
+                    for i, step in enumerate(super().plan(process, times))
+                ]
             self._last = key, steps
         return list(self._last[1])
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Streams
+from ..ops import full_precision
 from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
@@ -125,8 +126,9 @@ def _least_squares(d: Tensor, missed: Tensor, ridge: float) -> tuple[float, ...]
     residual = missed.norm(dim=1)
     w = 1 / (residual + 0.3 * residual.median() + torch.finfo(residual.dtype).tiny)
     weighted = d * (w / w.sum())[:, None]
-    square = torch.einsum("kbd,lbd->kl", weighted, d).cpu().double()
-    moment = torch.einsum("kbd,bd->k", weighted, missed).cpu().double()
+    with full_precision(d.device.type):
+        square = torch.einsum("kbd,lbd->kl", weighted, d).cpu().double()
+        moment = torch.einsum("kbd,bd->k", weighted, missed).cpu().double()
     size = square.diagonal().clamp_min(1e-300).sqrt()
     square = square / (size[:, None] * size) + ridge * torch.eye(len(size), dtype=torch.float64)
     return tuple((torch.linalg.solve(square, moment / size) / size).tolist())
