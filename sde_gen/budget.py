@@ -29,7 +29,7 @@ from .metrics import energy_distance
 from .moments import Moments, data_moments
 from .noise import Streams
 from .ops import check_finite, check_state
-from .sampling import default_solver, solve, start
+from .sampling import default_solver, solve, starting
 from .scores import Score
 from .sdes import KernelSDE, LinearSDE, ScoreFunction
 from .solvers import Exponential, Solver
@@ -144,7 +144,7 @@ class _Runs:
     fine: int
 
     def start(self, moments: Moments | None, z: Tensor) -> Tensor:
-        return start(self.sde, moments, float(self.times[0]), z)
+        return starting(self.sde, moments, float(self.times[0]), z)
 
     def steps(self, x: Tensor, solver: Solver) -> Tensor:
         return self._solve(self.model, x, self.times, solver)

@@ -42,7 +42,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SKIP = (".git", ".venv", "build", "dist", "results", "_build", "*.egg-info", "*_cache")
+SKIP = (".git", ".venv", "build", "dist", "_build", "*.egg-info", "*_cache")
 SURVIVED = "SURVIVED"
 PATIENCE = 60.0
 """Seconds that a run of tests may take beyond four times what it took unchanged."""

@@ -309,6 +309,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no steps": (lambda: tune_grid(ring(SDE), steps=()), ValueError, "integers >= 2"),
     "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, ">= 2, got 1"),
     "half a step": (lambda: tune_grid(ring(SDE), steps=2.5), ValueError, ">= 2, got 2.5"),  # type: ignore[arg-type]
+    "a NaN score": (
+        lambda: tune_grid(Bound(24), n=8), FloatingPointError, "score is not finite at t = 1,"),
     "30 labels": (
         lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
     "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
@@ -327,6 +329,12 @@ class Bound(sg.Score):
 
     def __init__(self, batch: int) -> None:
         self.batch, self.sde, self.shape = batch, SDE, (2,)
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        return x * math.nan
+
+    def rows(self, index: slice | Tensor) -> sg.Score:
+        return Bound(len(torch.arange(self.batch)[index]))
 
 
 @pytest.mark.parametrize("steps", [5, np.int64(5), (5,), [np.int64(5), 5], np.array([5])])

@@ -15,8 +15,8 @@ True
 
 from __future__ import annotations
 
+from ..levels import Dequantise, centre, dequantise, quantise
 from .files import check_writable, class_folders, image_folder, load_array, load_labels, visible
-from .levels import Dequantise, centre, dequantise, quantise
 from .sets import (
     TOYS,
     Labelled,

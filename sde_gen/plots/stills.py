@@ -372,6 +372,8 @@ def _plain(ax: Axes) -> None:
 
 
 def _titled(ax: Axes, title: str, note: str = "") -> Figure:
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a str, got {title!r}")
     ax.set_title("\n".join(filter(None, (title, note))), fontsize="medium")
     ax.tick_params(labelsize="small")
     return cast("Figure", ax.figure)

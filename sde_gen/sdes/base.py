@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
 from ..schedules import Schedule
 from .evaluation import Evaluation, ScoreFunction, evaluate
@@ -70,13 +71,13 @@ class SDE(ABC):
     def diffusion(self, t: Time) -> Tensor:
         """g(t), of the shape of t, or matrices (*S, k, k) for t of shape S; float64."""
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Perturbed:
         """Draw x_t given x_0 = x by Euler-Maruyama; the law returned is that of the last step.
 
         Args:
             x: clean data (B, *D).
             t: time () or (B,), positive.
-            generator: source of the noise, on the device of x.
+            noise: a generator on the device of x, or ``Streams``: sample by sample.
 
         Raises:
             TypeError: x is not a floating-point tensor, or the noise is a matrix.
@@ -93,7 +94,7 @@ class SDE(ABC):
         for k in range(self.steps):
             mean = x + match(h, x) * self.drift(x, k * h)
             std = match(self.diffusion(k * h) * g_h, x)
-            z = randn_like(x, generator)
+            z = normal_like(x, noise, f"perturb {k}")
             x = mean + std * z
         return Perturbed(x, mean, std, z)
 
@@ -283,8 +284,3 @@ def check_input(sde: SDE, x: Tensor, t: Time) -> Tensor:
     t = as_time(t)
     check_time(t, sde.T)
     return t
-
-
-def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normals of the shape, dtype and device of x."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input
 
 
 class LinearSDE(KernelSDE):
@@ -54,11 +55,11 @@ class LinearSDE(KernelSDE):
         """log of the signal-to-noise ratio alpha^2 / sigma^2; falls with t, infinite at 0."""
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Perturbed:
         """Draw x_t = alpha_t x + sigma_t z exactly, for t () or (B,)."""
         t = check_input(self, x, t)
         mean, std = match(self.alpha(t), x) * x, match(self.sigma(t), x)
-        z = randn_like(x, generator)
+        z = normal_like(x, noise, "perturb")
         return Perturbed(mean + std * z, mean, std, z)
 
     def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
@@ -159,8 +160,8 @@ class SubVP(Clocked, LinearSDE):
         """By exp(-log_snr / 2) = 2 sinh(B / 2)."""
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
         level = -as_time(log_snr)
-        known = level.clamp_max(100.0)
-        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + (level - known))
+        root = 2 * torch.asinh(torch.exp(level.clamp_max(100.0) / 2) / 2)
+        return self.schedule.time_at(root + (level - 100.0).clamp_min(0.0))
 
 
 @dataclass(frozen=True)

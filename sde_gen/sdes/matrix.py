@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, act, as_real, as_time, cholesky, lasting, sum_rest
 from ..schedules import Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input
 
 Rows = Sequence[Sequence[float]]
 
@@ -232,25 +233,36 @@ class MatrixSDE(KernelSDE):
         share = torch.linalg.solve(rest + seen, seen)
         return share.diagonal(dim1=-2, dim2=-1).mean(-1)
 
-    def begin(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def begin(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        normals: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The state at t = 0 of data x (B, *D), what is added drawn from its own law.
+
+        Args:
+            x: data.
+            generator: source of the normals that it is made of, on the device of x.
+            normals: these normals, shaped like x, one for each variance in ``added``.
 
         Returns:
             (B, k, *rest), and the log density (B,) in nats of what was drawn, 0 if nothing:
             log p(state) less it is an unbiased estimate of log p(x) from below.
         """
         parts, log_q = [self.lift(x)], x.new_zeros(len(x))
-        for variance in self.added:
-            z = randn_like(x, generator)
+        if normals is None:
+            normals = [normal_like(x, generator, "added") for _ in self.added]
+        for variance, z in zip(self.added, normals, strict=True):
             parts.append(math.sqrt(variance) * z.unsqueeze(1))
             log_q = log_q - 0.5 * sum_rest(z**2 + math.log(2 * math.pi * variance))
         return torch.cat(parts, 1), log_q
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Correlated:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Correlated:
         """Draw the state x_t = alpha_t x + L_t z exactly, for data x (B, *D) and t () or (B,)."""
         t = check_input(self, x, t)
         mean, low = act(self.alpha(t), self.lift(x)), self.sigma(t)
-        z = randn_like(mean, generator)
+        z = normal_like(mean, noise, "perturb")
         return Correlated(mean + act(low, z), mean, low, z)
 
     def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:

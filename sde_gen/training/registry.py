@@ -154,7 +154,7 @@ for _kind in (
     *(Facts, Units, Moments, Choice),
 ):
     _add(_kind, _given)
-_add(Tuned, _named("choices", "data_std", "end"))
+_add(Tuned, _named("choices", "data_std", "end", "weights"))
 _add(Exponential, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))
 _add(Midpoint, _named())

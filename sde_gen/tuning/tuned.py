@@ -121,6 +121,7 @@ class Tuned(Solver):
         choices: one for each number of steps.
         data_std: of the default grid.
         end: sigma / alpha where its grids stop; None is where those of ``sample`` do.
+        weights: the fingerprint of the network that it was tuned to.
 
     Attributes:
         name, ratio, p_value: of all choices together: their names, the geometric mean, the
@@ -134,12 +135,16 @@ class Tuned(Solver):
     takes_infinite = True
 
     def __init__(
-        self, choices: Sequence[Choice], data_std: float = 1.0, end: float | None = None
+        self,
+        choices: Sequence[Choice],
+        data_std: float = 1.0,
+        end: float | None = None,
+        weights: str | None = None,
     ) -> None:
         if not choices:
             raise ValueError("a tuned solver needs a choice for at least one number of steps")
         self.choices = tuple(sorted(choices, key=lambda c: c.steps))
-        self.data_std, self.end = data_std, end
+        self.data_std, self.end, self.weights = data_std, end, weights
         self.order = min(c.solver.order for c in self.choices)
 
     @property
