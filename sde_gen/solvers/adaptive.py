@@ -228,13 +228,13 @@ class Adaptive(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        standard = standard(process, step)
-        if standard is None:
+        tame = standard(process, step)
+        if tame is None:
             return self._run(process, x, step.t, step.s, noise, memory)
-        z = x / standard.scale(step.t)
-        t, s = standard.clock(step.t), standard.clock(step.s)
-        z, memory = self._run(standard, z, t, s, noise, memory)
-        return z * standard.scale(step.s), memory
+        z = x / tame.scale(step.t)
+        t, s = tame.clock(step.t), tame.clock(step.s)
+        z, memory = self._run(tame, z, t, s, noise, memory)
+        return z * tame.scale(step.s), memory
 
     def _run(
         self, process: SDE, x: Tensor, t: float, s: float, noise: Noise, memory: Memory

@@ -13,7 +13,7 @@ from ..ops import batch_of, check_finite, check_state, check_tensor
 from ..scores import ScoreNetwork
 
 Transform = Callable[[Tensor, Streams], Tensor]
-"""(x (B, *D), noise) -> (B, *D): dequantisation, augmentation; sample by sample, from its number."""
+"""(x (B, *D), noise) -> (B, *D): dequantisation, augmentation, drawn sample by sample."""
 
 
 def check_data(
