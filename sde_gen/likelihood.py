@@ -27,7 +27,17 @@ from torch import Tensor
 
 from . import grids
 from .noise import Streams
-from .ops import Time, act, as_time, batch_of, check_count, check_finite, check_state, sum_rest
+from .ops import (
+    Time,
+    act,
+    as_numbers,
+    as_time,
+    batch_of,
+    check_count,
+    check_finite,
+    check_state,
+    sum_rest,
+)
 from .sampling import solve
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse, ScoreFunction
@@ -283,12 +293,12 @@ def bits_per_dim(
 
 
 def _as_levels(levels: Tensor | ArrayLike, n_levels: int, device: torch.device) -> Tensor:
-    k = levels if isinstance(levels, Tensor) else torch.as_tensor(levels, device=device)
-    if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+    k = as_numbers(levels, "levels")
+    if k.is_floating_point() or k.dtype == torch.bool:
         raise TypeError(f"levels must be integers 0 .. {n_levels - 1}, got {k.dtype}")
     if k.ndim < 2 or k.numel() == 0:
         raise ValueError(f"levels must be (B, *D), a row a sample, got shape {tuple(k.shape)}")
-    k = k.long()
+    k = (k if isinstance(levels, Tensor) else k.to(device)).long()
     if int(k.min()) < 0 or int(k.max()) >= n_levels:
         raise ValueError(
             f"levels must lie in 0 .. {n_levels - 1}, got {int(k.min())} .. {int(k.max())}"
