@@ -53,7 +53,8 @@ class Classifier(Score):
         self.net, self.sde, self.data_std = net, sde, data_std
         self.y = as_labels(y)
         self.batch = len(self.y) if self.y.ndim else None
-        self.shape = getattr(net, "shape", None)
+        known = getattr(net, "shape", None)
+        self.shape = None if known is None else tuple(known)
         if (self.y < 0).any():
             raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
 

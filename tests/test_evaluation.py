@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -298,6 +298,34 @@ def test_a_model_sampled_in_inference_mode_serves_gradients(
     with torch.inference_mode():
         used(X.to(dtype))
     assert torch.equal(through(used, X.to(dtype)), wanted)
+
+
+def kept(value: object) -> Iterator[Tensor]:
+    """The tensors that an object holds, however deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from kept(part)
+    elif type(value).__module__.startswith("sde_gen"):
+        slots = getattr(value, "__slots__", ())
+        yield from kept(
+            [getattr(value, name) for name in slots]
+            + list(vars(value).values() if hasattr(value, "__dict__") else ())
+        )
+
+
+def test_nothing_that_is_kept_is_of_inference_mode() -> None:
+    table, damped = sg.VP(sg.Tabulated([0.1, 0.2, 0.4] * 9)), sg.CriticallyDamped()
+    law = sg.Gaussian(table, torch.zeros(2), covariance=torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    solver = sg.Exponential(3, law.moments, corrector=True)
+    with torch.inference_mode():
+        sg.sample(law, 3, 4, solver=solver)
+        damped.time_at(damped.log_snr(0.5))
+    for user, least in ((law, 5), (solver, 10), (damped, 4)):
+        found = list(kept(user))
+        assert len(found) >= least
+        assert not any(c.is_inference() for c in found)
 
 
 def test_moments_found_in_inference_mode_serve_gradients() -> None:

@@ -487,7 +487,8 @@ def test_the_last_save_that_fails_is_an_error_and_the_one_before_is_whole(straig
         full.free()
     assert torch.equal(weights(trainer.average), straight)
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 30
-    assert {f.name for f in tmp_path.iterdir()} == {STATE, "model.safetensors", "config.json"}
+    whole = {STATE, "model.safetensors", "config.json", "trained_on.bin"}
+    assert {f.name for f in tmp_path.iterdir()} == whole
     resumed = train(small(), DATA, LABELS, RECIPE, folder=tmp_path, resume=True, **OPTIONS)
     assert torch.equal(weights(resumed), straight)
 

@@ -54,7 +54,7 @@ from sde_gen import (
 )
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
-from sde_gen.scores import exact
+from sde_gen.scores import Given, exact
 from sde_gen.scores.network import network_input
 from sde_gen.sdes import KernelSDE
 
@@ -508,8 +508,9 @@ def test_a_score_of_a_longer_process_serves_a_shorter_one() -> None:
     torch.testing.assert_close(flow.drift(x, 2.0), short.probability_flow(own).drift(x, 2.0))
     with pytest.raises(ValueError, match="process to reverse is"):
         long.probability_flow(own)
-    with pytest.raises(ValueError, match="one process"):
-        score + own
+    for one, other in ((score, own), (own, score)):
+        with pytest.raises(ValueError, match="one process"):
+            one + other
 
 
 def test_scores_of_different_shapes_or_devices_are_not_added() -> None:
@@ -598,7 +599,11 @@ def test_context_may_be_arrays_lists_and_numbers() -> None:
     ones = model(x, 0.5, y=torch.ones(4, dtype=torch.int64))
     for label in (1, np.int64(1), np.array(1), torch.tensor(1)):
         torch.testing.assert_close(model.given(y=label)(x, 0.5), ones, rtol=0, atol=0)
+    away = ScoreNetwork(MLP((2,), 8, 1, classes=5), VP()).to("meta").given(y=y.tolist())
+    assert isinstance(away, Given)
+    assert away.context["y"].device == away.device == torch.device("meta")
     words = Labelled().given(names=["a", "b"], ragged=[[1], [1, 2]], y=np.float32(2))
+    assert isinstance(words, Given)
     assert words.batch is None
     assert words.context["names"] == ["a", "b"]
 

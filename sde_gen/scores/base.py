@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..moments import Moments
 from ..ops import Time, as_real, as_time, match
-from ..sdes import KernelSDE, ScoreFunction
+from ..sdes import SDE, KernelSDE, ScoreFunction
 from ..sdes.evaluation import read
 
 if TYPE_CHECKING:
@@ -207,8 +207,10 @@ def _shared(
     return first
 
 
-def _same_process(a: KernelSDE, b: KernelSDE) -> bool:
-    return a is b or (a.agrees(b) and b.agrees(a))
+def _same_process(a: SDE, b: SDE) -> bool:
+    if isinstance(a, KernelSDE) and isinstance(b, KernelSDE):
+        return a.agrees(b) and b.agrees(a)
+    return a is b or a == b
 
 
 def _home(score: object) -> torch.device | None:
@@ -259,7 +261,7 @@ def _bound(value: Any, device: torch.device) -> Any:
         return value
     try:
         array = np.array(value)
-    except ValueError:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError):  # rows of different lengths, or no numbers
         return value
     return torch.as_tensor(array, device=device) if array.dtype.kind in "biufc" else value
 

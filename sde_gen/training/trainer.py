@@ -31,6 +31,7 @@ from .inputs import Transform, check_data
 from .interrupts import Interrupts
 from .losses import Denoising, Objective
 from .recipe import Recipe, learning_rate
+from .rows import remember
 
 M = TypeVar("M", bound=nn.Module)
 
