@@ -114,7 +114,7 @@ USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
     "a function": lambda m: sg.solve(
         SDE.probability_flow(lambda x, t: m(x, t)), X, TIMES, sg.Heun(), 0
     ),
-    "likelihood": lambda m: sg.log_prob(SDE, m, X, solver=sg.Heun(), times=TIMES.flip(0)),
+    "likelihood": lambda m: sg.log_prob(m, X, solver=sg.Heun(), times=TIMES.flip(0)),
     "denoise": lambda m: m.denoise(X, T),
     "langevin": lambda m: sg.Langevin(m, at=0.1).drift(X, T),
     "classifier": lambda m: sg.Classifier(LOGITS, 1, SDE)(X, T),
@@ -149,7 +149,7 @@ def test_losses_keep_their_dropout() -> None:
     model, t = dropping().train(), torch.rand(4, dtype=F64) * 0.9 + 0.1
 
     def loss() -> Tensor:
-        return sg.dsm_loss(model, SDE, X, t, generator=torch.Generator().manual_seed(0))
+        return sg.dsm_loss(model, SDE, X, t, noise=torch.Generator().manual_seed(0))
 
     assert not torch.equal(loss(), loss())
     assert not torch.equal(model(X, T), model(X, T))

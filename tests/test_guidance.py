@@ -325,7 +325,7 @@ def test_classifier_loss_is_the_cross_entropy_of_noised_data() -> None:
     x = everything(sde).sample(50, torch.Generator().manual_seed(0))
     y, t = torch.randint(3, (50,)), torch.linspace(0.05, 1, 50, dtype=F64)
     before = torch.get_rng_state()
-    loss = classifier_loss(net, sde, x, y, t, generator=torch.Generator().manual_seed(7))
+    loss = classifier_loss(net, sde, x, y, t, noise=torch.Generator().manual_seed(7))
     assert torch.equal(torch.get_rng_state(), before)
     x_t = sde.perturb(x, t, torch.Generator().manual_seed(7)).x
     exact = torch.stack(
@@ -357,7 +357,7 @@ def test_the_exact_posterior_minimises_the_classifier_loss() -> None:
 
     losses = {
         a: classifier_loss(
-            Tempered(a), sde, x, LABELS[component], t, generator=torch.Generator().manual_seed(2)
+            Tempered(a), sde, x, LABELS[component], t, noise=torch.Generator().manual_seed(2)
         )
         for a in (0.8, 1.0, 1.25)
     }

@@ -24,6 +24,7 @@ from sde_gen import (
     Empirical,
     EulerMaruyama,
     Exponential,
+    Facts,
     Gaussian,
     GaussianMixture,
     Geometric,

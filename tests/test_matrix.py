@@ -29,6 +29,7 @@ from sde_gen import (
     CriticallyDamped,
     EulerMaruyama,
     Exponential,
+    Facts,
     Gaussian,
     GaussianMixture,
     Geometric,
@@ -814,7 +815,7 @@ def test_log_likelihood_is_exact(sde: MatrixSDE) -> None:
     assert state.shape == (8, *sde.state_shape((2,)))
     exact = score.log_prob(state, 0.0)
     torch.testing.assert_close(
-        log_prob(sde, score, state, solver=SciPy("DOP853", 1e-6, 1e-6)), exact, rtol=0, atol=1e-4
+        log_prob(score, state, solver=SciPy("DOP853", 1e-6, 1e-6)), exact, rtol=0, atol=1e-4
     )
     # With the exact score the bound for the data is their log density, whatever was drawn.
     data = joint(blob(sde), 0.0).log_prob(x) if sde is PLANE else blob(VP()).log_prob(x, 0.0)
@@ -830,7 +831,7 @@ def test_a_flow_that_starts_late_counts_the_volume(sde: MatrixSDE) -> None:
     volume = x[0].numel() / sde.size * float(torch.linalg.det(phi).log())
     assert abs(volume) > 0.1
     times = torch.tensor([t, sde.T], dtype=F64)
-    found = log_prob(sde, score, x, times=times, solver=SciPy("DOP853", 1e-6, 1e-6))
+    found = log_prob(score, x, times=times, solver=SciPy("DOP853", 1e-6, 1e-6))
     torch.testing.assert_close(found, score.log_prob(act(phi, x), t) + volume, rtol=0, atol=1e-4)
 
 
@@ -854,7 +855,7 @@ def test_the_loss_is_least_at_the_exact_score(sde: MatrixSDE) -> None:
     x = score.sample(n, torch.Generator().manual_seed(0))
 
     def loss(s: Score) -> Tensor:
-        return dsm_loss(s, sde, x, torch.tensor(t), generator=torch.Generator().manual_seed(1))
+        return dsm_loss(s, sde, x, torch.tensor(t), noise=torch.Generator().manual_seed(1))
 
     best = loss(score)
     alpha, v = sde.alpha(t), sde.covariance(t)

@@ -28,6 +28,7 @@ from sde_gen import (
     VP,
     Empirical,
     EulerMaruyama,
+    Facts,
     Gaussian,
     GaussianMixture,
     Impulses,
@@ -404,7 +405,7 @@ def test_a_density_and_its_score_walk_alike(method: Method) -> None:
 
 
 def network() -> ScoreNetwork:
-    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts(std=1.0), shape=(2,))
+    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts((2,)))
 
 
 def test_a_network_is_read_at_a_fixed_noise_level() -> None:

@@ -38,6 +38,7 @@ from sde_gen import (
     Cosine,
     CriticallyDamped,
     Empirical,
+    Facts,
     Gaussian,
     GaussianMixture,
     Geometric,

@@ -24,6 +24,7 @@ from sde_gen import (
     VE,
     VP,
     CriticallyDamped,
+    Facts,
     Gaussian,
     Langevin,
     OrnsteinUhlenbeck,
@@ -103,7 +104,7 @@ def test_loss_of_the_exact_score_is_known(sde):
     n, d, v = 4000, 8, 0.6**2
     score = Gaussian(sde, torch.full((d,), 0.5, dtype=F64), math.sqrt(v))
     t = sde.T * torch.tensor([0.02, 0.2, 0.7], dtype=F64).repeat_interleave(n)
-    loss = dsm_loss(score, sde, score.sample(len(t), seeded(1)), t, generator=seeded(2))
+    loss = dsm_loss(score, sde, score.sample(len(t), seeded(1)), t, noise=seeded(2))
     a2, s2 = sde.alpha(t) ** 2, sde.sigma(t) ** 2
     ratio = (loss * (a2 * v + s2) / (a2 * v)).reshape(3, n).mean(1)
     spread = math.sqrt(2 / (n * d))
@@ -127,12 +128,12 @@ def test_the_exact_score_is_the_minimum(sde):
     x, t = score.sample(n, seeded(1)), torch.tensor(0.3 * sde.T, dtype=F64)
     s2 = float(sde.sigma(t) ** 2)
     total = float(sde.alpha(t) ** 2) * v + s2
-    best = dsm_loss(score, sde, x, t, generator=seeded(2))
+    best = dsm_loss(score, sde, x, t, noise=seeded(2))
     for error, size in [
         (lambda x, t: torch.full_like(x, 0.3 / math.sqrt(s2)), 0.3**2 / s2),
         (lambda x, t: 0.2 * x / math.sqrt(s2 * total), 0.2**2 / s2),
     ]:
-        rise = dsm_loss(score + error, sde, x, t, generator=seeded(2)) - best
+        rise = dsm_loss(score + error, sde, x, t, noise=seeded(2)) - best
         spread = float(rise.std()) / math.sqrt(n)
         assert abs(float(rise.mean()) - s2 * size) < 4.5 * spread
         assert spread < 0.1 * s2 * size
@@ -148,7 +149,7 @@ def test_loss_of_a_process_without_a_kernel():
     for _ in range(sde.steps):
         variance = (1 - h / 2) ** 2 * variance + h
     x = target.sample(n, seeded(1))
-    loss = dsm_loss(lambda x, t: -x, sde, x, torch.tensor(t), generator=seeded(2))
+    loss = dsm_loss(lambda x, t: -x, sde, x, torch.tensor(t), noise=seeded(2))
     # residual = z - sqrt(h) x_t, and the last step gives E x_t z = sqrt(h)
     expected = 1 - 2 * h + h * variance
     assert abs(float(loss.mean()) - expected) < 4.5 * math.sqrt(2 / n)
@@ -207,7 +208,7 @@ def test_only_the_network_of_a_loss_runs_in_half_precision(sde):
         return linear(x)
 
     def loss(score):
-        return dsm_loss(score, sde, x, t, generator=seeded(3))
+        return dsm_loss(score, sde, x, t, noise=seeded(3))
 
     # A score without matrices has no rounding of its own: nothing at all may change.
     found = in_half(loss)(lambda x, t: -x)
@@ -229,7 +230,7 @@ def test_only_the_network_of_a_classifier_runs_in_half_precision():
         return linear(x.reshape(n, 2))
 
     def loss(net):
-        return classifier_loss(net, sde, x, y, t, generator=seeded(3))
+        return classifier_loss(net, sde, x, y, t, noise=seeded(3))
 
     found = in_half(loss)(network)
     assert found.dtype == torch.float32
