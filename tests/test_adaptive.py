@@ -30,14 +30,11 @@ from sde_gen import (
     BrownianPath,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Impulses,
     Langevin,
-    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
-    Power,
     SciPy,
     Score,
     Streams,
@@ -47,7 +44,8 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time, as_time, match
-from sde_gen.solvers.adaptive import _Standard
+from sde_gen.schedules import Geometric, Linear, Power
+from sde_gen.solvers.adaptive import Standard
 from sde_gen.solvers.base import check_drift
 
 
@@ -62,7 +60,7 @@ class Counting(Score):
 
     def __init__(self, score: Gaussian | GaussianMixture) -> None:
         self.score, self.count, self.times = score, 0, list[float]()
-        self.sde, self.data_std, self.singular = score.sde, score.facts.std, score.singular
+        self.sde, self.facts, self.singular = score.sde, score.facts, score.singular
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         self.count += len(x)
@@ -305,7 +303,7 @@ def test_the_process_that_is_stepped_has_the_right_law(sde: LinearSDE, eta: floa
     """z on the clock u, by Heun's method at its weak order 2 and impulse response."""
     t, s = 0.9 * sde.T, float(sde.time_at(2 * math.log(4.0)))
     score = gaussian(sde)
-    process = _Standard(sde.reverse(score, eta), 0.4, t, s)
+    process = Standard(sde.reverse(score, eta), 0.4, t, s)
     process.T = 9.0
 
     def spread(time: float) -> Tensor:

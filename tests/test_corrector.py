@@ -31,7 +31,6 @@ from sde_gen import (
     Exponential,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Impulses,
     Langevin,
@@ -47,6 +46,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
+from sde_gen.schedules import Geometric
 from sde_gen.solvers import Step
 from sde_gen.solvers.base import Memory
 

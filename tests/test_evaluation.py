@@ -316,7 +316,7 @@ def kept(value: object) -> Iterator[Tensor]:
 
 
 def test_nothing_that_is_kept_is_of_inference_mode() -> None:
-    table, damped = sg.VP(sg.Tabulated([0.1, 0.2, 0.4] * 9)), sg.CriticallyDamped()
+    table, damped = sg.VP(sg.schedules.Tabulated([0.1, 0.2, 0.4] * 9)), sg.CriticallyDamped()
     law = sg.Gaussian(table, torch.zeros(2), covariance=torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
     solver = sg.Exponential(3, law.moments, corrector=True)
     with torch.inference_mode():

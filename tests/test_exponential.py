@@ -393,10 +393,10 @@ def test_moments_are_not_those_of_a_sum_or_of_a_class() -> None:
     sde = sg.VP()
     p = sg.Gaussian(sde, torch.zeros(2, dtype=F64), 0.5)
     q = sg.Gaussian(sde, torch.ones(2, dtype=F64), 0.3)
-    assert p.moments is not None
-    assert (p + q).moments is None
-    assert (2.0 * p).moments is None
-    assert p.given(y=1).moments is None
+    assert p.facts.moments is not None
+    assert (p + q).facts.moments is None
+    assert (2.0 * p).facts.moments is None
+    assert p.given(y=1).facts.moments is None
 
 
 def test_a_misshapen_score_is_refused() -> None:

@@ -102,7 +102,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 VP, VE = sg.VP(), sg.VE()
-CLD, LONG = sg.CriticallyDamped(), sg.VE(sg.Geometric(0.01, 500.0))
+CLD, LONG = sg.CriticallyDamped(), sg.VE(sg.schedules.Geometric(0.01, 500.0))
 X, T4, TIMES = draw(4, 2), torch.full((4,), 0.5), [1.0, 0.5, 0.1]
 GAUSS = sg.Gaussian(VP, torch.tensor([1.0, 0.0]), 0.5)
 MIXTURE = sg.GaussianMixture(VP, torch.tensor([0.5, 0.5]), draw(2, 2), 0.3)
@@ -199,31 +199,31 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "nearest": entry(metrics.nearest_neighbour_distance, x=X, reference=draw(5, 2)),
     },
     "schedules": {
-        "Linear": entry(sg.Linear, beta_min=0.1, beta_max=20.0, T=1.0),
-        "Quadratic": entry(sg.Quadratic, beta_min=0.1, beta_max=20.0, T=1.0),
-        "Sigmoid": entry(sg.Sigmoid, beta_min=0.1, beta_max=20.0, steepness=6.0, T=1.0),
-        "Cosine": entry(sg.Cosine, offset=0.008, total=12.0, T=1.0),
-        "Geometric": entry(sg.Geometric, sigma_min=0.01, sigma_max=50.0, T=1.0),
-        "Power": entry(sg.Power, p=1.0, T=1.0),
-        "Tabulated": entry(sg.Tabulated, betas=[0.1, 0.2], T=1.0),
+        "Linear": entry(sg.schedules.Linear, beta_min=0.1, beta_max=20.0, T=1.0),
+        "Quadratic": entry(sg.schedules.Quadratic, beta_min=0.1, beta_max=20.0, T=1.0),
+        "Sigmoid": entry(sg.schedules.Sigmoid, beta_min=0.1, beta_max=20.0, steepness=6.0, T=1.0),
+        "Cosine": entry(sg.schedules.Cosine, offset=0.008, total=12.0, T=1.0),
+        "Geometric": entry(sg.schedules.Geometric, sigma_min=0.01, sigma_max=50.0, T=1.0),
+        "Power": entry(sg.schedules.Power, p=1.0, T=1.0),
+        "Tabulated": entry(sg.schedules.Tabulated, betas=[0.1, 0.2], T=1.0),
     },
     "sdes": {
-        "VP": entry(sg.VP, schedule=sg.Linear()),
-        "VE": entry(sg.VE, schedule=sg.Geometric()),
-        "SubVP": entry(sg.SubVP, schedule=sg.Linear()),
+        "VP": entry(sg.VP, schedule=sg.schedules.Linear()),
+        "VE": entry(sg.VE, schedule=sg.schedules.Geometric()),
+        "SubVP": entry(sg.SubVP, schedule=sg.schedules.Linear()),
         "EDM": entry(sg.EDM, sigma_max=80.0),
         "Wiener": entry(sg.Wiener, end=1.0),
         "OrnsteinUhlenbeck": entry(sg.OrnsteinUhlenbeck, a=-1.0, g=1.0, end=5.0),
         "CriticallyDamped": entry(
-            sg.CriticallyDamped, schedule=sg.Linear(), mass=0.25, start=0.04
+            sg.CriticallyDamped, schedule=sg.schedules.Linear(), mass=0.25, start=0.04
         ),
         "MatrixOrnsteinUhlenbeck": entry(
-            sg.MatrixOrnsteinUhlenbeck, a=[[-1.0]], g=[[1.0]], schedule=sg.Linear()
+            sg.MatrixOrnsteinUhlenbeck, a=[[-1.0]], g=[[1.0]], schedule=sg.schedules.Linear()
         ),
-        "Langevin": entry(sg.Langevin, score=GAUSS, schedule=sg.Linear(), at=0.1),
+        "Langevin": entry(sg.Langevin, score=GAUSS, schedule=sg.schedules.Linear(), at=0.1),
         "perturb": entry(VP.perturb, x=X, t=T4, generator=SEEDED),
         "drift": entry(VP.drift, x=X, t=T4),
-        "denoise": entry(VP.denoise, x=X, t=T4, score=GAUSS),
+        "tweedie": entry(VP.tweedie, x=X, t=T4, s=X),
         "prior_log_prob": entry(VP.prior_log_prob, x=X),
         "alpha": entry(VP.alpha, t=T4),
         "sigma": entry(VE.sigma, t=T4),
@@ -258,10 +258,10 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "score()": entry(MIXTURE, x=X, t=T4),
         "log_prob": entry(MIXTURE.log_prob, x=X, t=T4),
         "ScoreNetwork": entry(
-            sg.ScoreNetwork, net=MLP((2,), 8, 1), sde=VP, prediction="noise", data_std=1.0
+            sg.ScoreNetwork, net=MLP((2,), 8, 1), sde=VP, prediction="noise", facts=sg.Facts()
         ),
         "network()": entry(sg.ScoreNetwork(MLP((2,), 8, 1), VP).eval(), x=X, t=T4),
-        "Classifier": entry(sg.Classifier, net=LOGITS, y=Y4, sde=VP, data_std=1.0),
+        "Classifier": entry(sg.Classifier, net=LOGITS, y=Y4, sde=VP, facts=sg.Facts()),
         "Classifier()": entry(sg.Classifier(LOGITS, 1, VP), x=X, t=T4),
         "ClassifierFree": entry(sg.ClassifierFree, score=CONDITIONAL, y=Y4, weight=1.0),
     },
@@ -410,11 +410,11 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "train with labels": entry(TRAIN, model=CONDITIONAL, data=X, labels=Y4, recipe=SHORT),
         "dsm_loss": entry(sg.dsm_loss, score=GAUSS, sde=VP, x=X, t=T4, generator=SEEDED),
         "classifier_loss": entry(
-            sg.classifier_loss, net=LOGITS, sde=VP, x=X, y=Y4, t=T4, data_std=1.0
+            sg.guidance.classifier_loss, net=LOGITS, sde=VP, x=X, y=Y4, t=T4, data_std=1.0
         ),
         "Denoising": entry(training.Denoising, label_dropout=0.1),
         "Denoising()": entry(training.Denoising(), model=CONDITIONAL, x=X, y=Y4, generator=SEEDED),
-        "Classification": entry(training.Classification, sde=VP, data_std=1.0),
+        "Classification": entry(training.Classification, sde=VP, facts=sg.Facts()),
         "KarrasWeight": entry(training.KarrasWeight, data_std=1.0),
         "MinSNRWeight": entry(training.MinSNRWeight, gamma=5.0),
         "LogNormalTimes": entry(training.LogNormalTimes, log_mean=-1.2, log_std=1.8),

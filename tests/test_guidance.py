@@ -16,17 +16,18 @@ from sde_gen import (
     VP,
     Classifier,
     ClassifierFree,
+    Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     LinearSDE,
     Score,
     SubVP,
-    classifier_loss,
     grids,
     solve,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.ops import Time, as_time
+from sde_gen.schedules import Geometric
 from sde_gen.solvers import Heun, RungeKutta
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0)]
@@ -107,7 +108,7 @@ def test_an_exact_classifier_makes_the_class_score(sde: LinearSDE, data_std: flo
     net, score = ExactClassifier(sde, data_std), everything(sde)
     x, t = states(sde, 6)
     for y in (1, torch.tensor([0, 1, 2, 2, 1, 0])):
-        guided = score + Classifier(net, y, sde, data_std)
+        guided = score + Classifier(net, y, sde, Facts(std=data_std))
         labels = torch.as_tensor(y).expand(6)
         expected = ExactConditional(sde)(x, t, labels)
         torch.testing.assert_close(guided(x, t), expected, rtol=1e-7, atol=1e-7)

@@ -20,33 +20,25 @@ from sde_gen import (
     BrownianPath,
     Classifier,
     ClassifierFree,
-    Cosine,
     Empirical,
     EulerMaruyama,
     Exponential,
     Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Impulses,
     Langevin,
-    Linear,
     OrnsteinUhlenbeck,
-    Power,
-    Quadratic,
     Recipe,
     Reverse,
     RungeKutta,
     SciPy,
     Score,
     ScoreNetwork,
-    Sigmoid,
     Streams,
     SubVP,
-    Tabulated,
     TorchSDE,
-    classifier_loss,
     error_budget,
     grids,
     log_prob,
@@ -56,7 +48,9 @@ from sde_gen import (
     train,
     tune_grid,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
+from sde_gen.schedules import Cosine, Geometric, Linear, Power, Quadratic, Sigmoid, Tabulated
 
 SDE_ = VP()
 SCORE = gaussian(SDE_)

@@ -32,16 +32,13 @@ from sde_gen import (
     Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Lifted,
-    Linear,
     LinearSDE,
     MatrixOrnsteinUhlenbeck,
     MatrixSDE,
     Noise,
     OrnsteinUhlenbeck,
-    Power,
     PredictorCorrector,
     Propagator,
     Recipe,
@@ -52,7 +49,6 @@ from sde_gen import (
     Solver,
     TorchSDE,
     bits_per_dim,
-    classifier_loss,
     dsm_loss,
     grids,
     load,
@@ -62,9 +58,11 @@ from sde_gen import (
     solve,
     train,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.metrics import energy_distance
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, act, as_time, cholesky, integrate
+from sde_gen.schedules import Geometric, Linear, Power
 from sde_gen.training import KarrasWeight
 
 A = ((-1.0, 2.0, 0.3), (-1.5, -0.5, 0.1), (0.2, 0.4, -0.8))
@@ -285,7 +283,7 @@ def test_the_scalar_process_is_the_special_case(sde: LinearSDE) -> None:
         return -x / 2
 
     torch.testing.assert_close(
-        score.denoise(x, t), matrix.denoise(x, t, score), rtol=1e-7, atol=1e-9
+        score.denoise(x, t), matrix.tweedie(x, t, score(x, t)), rtol=1e-7, atol=1e-9
     )
     torch.testing.assert_close(sde.prior_log_prob(x), matrix.prior_log_prob(x), rtol=1e-7, atol=0)
     for eta in (0.0, 0.7):
@@ -749,7 +747,7 @@ def test_what_a_matrix_process_is_not() -> None:
     with pytest.raises(TypeError, match="noise enters 1"):
         solve(Half().reverse(lambda x, t: -x), x[:, 0], [0.5, 0.2], Propagator())
     with pytest.raises(TypeError, match="driven"):
-        Half().denoise(x[:, 0], 0.5, score)
+        Half().tweedie(x[:, 0], 0.5, score(x[:, 0], 0.5))
 
 
 def test_a_simulated_kernel_refuses_matrix_noise() -> None:
@@ -797,7 +795,7 @@ def test_sample_takes_any_solver_and_grid() -> None:
         (Adaptive(1e-5, 1e-5), 1),
         (Propagator(3, 0.4), 200),
     ):
-        times = grids.default(CLD, steps, data_std=blob(CLD).data_std)
+        times = grids.default(CLD, steps, data_std=blob(CLD).facts.std)
         y = sample(blob(CLD), 20, seed=1, solver=solver, times=times, dtype=F64)
         torch.testing.assert_close(y, exact, rtol=0, atol=1e-3)
     for make in (grids.uniform, grids.log_snr, grids.karras, grids.quadratic, grids.default):

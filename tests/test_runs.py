@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import nn
 
-from sde_gen import VE, VP, Exponential, Linear, ScoreNetwork
+from sde_gen import VE, VP, Exponential, ScoreNetwork
 from sde_gen.networks import MLP
+from sde_gen.schedules import Linear
 from sde_gen.training import (
     CheckpointError,
     Denoising,

@@ -17,15 +17,14 @@ from sde_gen import (
     VP,
     BrownianPath,
     Churn,
-    Cosine,
     Empirical,
     EulerMaruyama,
     Exponential,
+    Facts,
     Gaussian,
     GaussianMixture,
     Heun,
     Impulses,
-    Linear,
     LinearSDE,
     Noise,
     OrnsteinUhlenbeck,
@@ -37,7 +36,6 @@ from sde_gen import (
     Solver,
     Streams,
     SubVP,
-    Tabulated,
     TorchSDE,
     default_solver,
     grids,
@@ -45,6 +43,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time, as_time
+from sde_gen.schedules import Cosine, Linear, Tabulated
 
 STOCHASTIC: list[Solver] = [
     EulerMaruyama(),
@@ -486,7 +485,7 @@ def test_the_default_knows_more_than_the_published_first_order(eta: float) -> No
     sde = VP()
     std = torch.tensor([0.3, 0.6], dtype=F64)
     score = Gaussian(sde, torch.zeros(2, dtype=F64), std)
-    score.facts.moments, score.facts.std = None, float(std.square().mean().sqrt())
+    score = score.with_facts(Facts((*score.shape,), float(std.square().mean().sqrt())))
     times = grids.default(sde, 12, data_std=score.facts.std)
 
     def spread(t: torch.Tensor) -> Tensor:

@@ -35,19 +35,15 @@ from sde_gen import (
     VE,
     VP,
     CorrelatedMixture,
-    Cosine,
     CriticallyDamped,
     Empirical,
     Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Lifted,
-    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
-    Power,
     Score,
     ScoreNetwork,
     SubVP,
@@ -55,6 +51,7 @@ from sde_gen import (
 )
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
+from sde_gen.schedules import Cosine, Geometric, Linear, Power
 from sde_gen.scores import Given, exact
 from sde_gen.scores.network import network_input
 from sde_gen.sdes import KernelSDE
@@ -275,7 +272,7 @@ def test_the_spread_of_points_does_not_depend_on_where_they_are(offset: float) -
     for dtype in (torch.float32, F64) if offset < 1e8 else (F64,):
         data = x.to(dtype)
         exact = np.sqrt(data.numpy().astype(np.longdouble).var(0).mean())
-        assert Empirical(EDM(), data).data_std == pytest.approx(float(exact), rel=1e-9)
+        assert Empirical(EDM(), data).facts.std == pytest.approx(float(exact), rel=1e-9)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
@@ -291,10 +288,10 @@ def test_the_spread_of_a_mixture_weighs_its_components(offset: float) -> None:
         (each, 0.9 * each[0] ** 2 + 0.1 * each[1] ** 2),
     ):
         exact = math.sqrt(float((between + within).mean()))
-        assert GaussianMixture(VP(), pi, means, std).data_std == pytest.approx(exact, rel=1e-7)
+        assert GaussianMixture(VP(), pi, means, std).facts.std == pytest.approx(exact, rel=1e-7)
     covariances = torch.diag_embed(each**2)
     full = CorrelatedMixture(VP(), pi, means, covariances)
-    assert full.data_std == pytest.approx(exact, rel=1e-7)
+    assert full.facts.std == pytest.approx(exact, rel=1e-7)
 
 
 def test_chunks_of_components_have_one_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +300,7 @@ def test_chunks_of_components_have_one_spread(monkeypatch: pytest.MonkeyPatch) -
     whole = GaussianMixture(VP(), weights, means, std)
     monkeypatch.setattr(exact, "_BUDGET", 35)
     parts = GaussianMixture(VP(), weights, means, std)
-    assert parts.data_std == pytest.approx(whole.data_std, rel=1e-13)
+    assert parts.facts.std == pytest.approx(whole.facts.std, rel=1e-13)
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -366,7 +363,7 @@ def test_every_prediction_is_the_same_score(
     m, c = 0.7, 0.5
     score = Gaussian(sde, torch.full((3,), m, dtype=F64), c)
     oracle = Oracle(sde, prediction, m, c, data_std)
-    learned = ScoreNetwork(oracle, sde, prediction, data_std)  # type: ignore[arg-type]
+    learned = ScoreNetwork(oracle, sde, prediction, Facts(std=data_std))  # type: ignore[arg-type]
     for t in times(sde, 5):
         x = start(score, 5, t)
         torch.testing.assert_close(learned(x, t), score(x, t), rtol=1e-8, atol=1e-8)

@@ -13,24 +13,17 @@ from sde_gen import (
     SDE,
     VE,
     VP,
-    Cosine,
     EulerMaruyama,
     Gaussian,
-    Geometric,
     Heun,
     Impulses,
     Langevin,
-    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
-    Power,
-    Quadratic,
     Reverse,
     ScoreNetwork,
-    Sigmoid,
     Streams,
     SubVP,
-    Tabulated,
     Wiener,
     log_prob,
     sample,
@@ -38,6 +31,7 @@ from sde_gen import (
 )
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time, integrate, match
+from sde_gen.schedules import Cosine, Geometric, Linear, Power, Quadratic, Sigmoid, Tabulated
 
 LINEAR = [
     VP(),

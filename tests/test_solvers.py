@@ -29,7 +29,6 @@ from sde_gen import (
     EulerMaruyama,
     Exponential,
     Gaussian,
-    Geometric,
     Heun,
     Impulses,
     LinearSDE,
@@ -45,6 +44,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
+from sde_gen.schedules import Geometric
 from sde_gen.solvers import Midpoint
 
 

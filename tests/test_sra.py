@@ -17,13 +17,11 @@ from sde_gen import (
     VP,
     BrownianPath,
     Gaussian,
-    Geometric,
     Impulses,
     Langevin,
     LinearSDE,
     Noise,
     OrnsteinUhlenbeck,
-    Power,
     Streams,
     SubVP,
     TorchSDE,
@@ -31,6 +29,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
+from sde_gen.schedules import Geometric, Power
 
 
 class Nested(Noise):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 import os
 import signal
@@ -35,6 +34,7 @@ from sde_gen import (
 )
 from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
+from sde_gen.noise import Streams
 from sde_gen.ops import as_time
 from sde_gen.training import (
     CheckpointError,
@@ -50,7 +50,6 @@ from sde_gen.training import (
     likelihood_weight,
     load,
     pick_device,
-    stratified,
     train,
     uniform_times,
     uniform_weight,
@@ -115,7 +114,7 @@ def test_loss_of_the_exact_score_is_known(sde):
 def test_karras_loss_of_a_gaussian_is_one_at_every_level(sde):
     n, d = 4000, 8
     score = Gaussian(sde, torch.zeros(d, dtype=F64), C)
-    t = LogNormalTimes()(sde, stratified(n, seeded()))
+    t = LogNormalTimes()(sde, Streams(0).spread(n))
     loss = dsm_loss(score, sde, score.sample(n, seeded(1)), t, KarrasWeight(C), seeded(2))
     assert abs(float(loss.mean()) - 1) < 4.5 * math.sqrt(2 / (n * d))
 
@@ -167,7 +166,7 @@ def test_nothing_is_lost_in_float32():
     z = (sde.perturb(x, t, seeded(1)).noise).float()
 
     class Same(VP):
-        def perturb(self, x, t, generator=None):
+        def perturb(self, x, t, noise=None):
             p = super().perturb(x, t, seeded())
             return p._replace(x=p.mean + p.std * z, noise=z)
 
@@ -240,8 +239,8 @@ def test_only_the_network_of_a_classifier_runs_in_half_precision():
 
 
 @pytest.mark.parametrize("kind", ["score", "classifier"])
-def test_times_of_a_batch_are_stratified(kind):
-    # With u_i = u_0 + i / n each of n equal strata of the density holds exactly one time.
+def test_times_of_a_batch_are_spread_evenly(kind):
+    # u_m = u_0 + m / phi mod 1: no two times of a batch are far apart or near, see Streams.
     n, sde, seen = 16, VP(), []
 
     def times(sde, u):
@@ -256,13 +255,14 @@ def test_times_of_a_batch_are_stratified(kind):
     if kind == "score":
         model = ScoreNetwork(nn.Identity(), sde)
         model.net.forward = watch
-        Denoising(times=times)(model, x, None, seeded(5))
+        Denoising(times=times)(model, x, None, Streams(5, 32))
     else:
-        Classification(sde, times=times)(watch, x, torch.arange(n) % 2, seeded(5))
+        Classification(sde, times=times)(watch, x, torch.arange(n) % 2, Streams(5, 32))
     u, c = seen
-    expected = (torch.rand((), generator=seeded(5)).double() + torch.arange(n, dtype=F64) / n) % 1
-    torch.testing.assert_close(u, expected, rtol=0, atol=0)
-    t = uniform_times(sde, expected)
+    turns = (u - u[0]) % 1
+    expected = torch.arange(n, dtype=F64) * (math.sqrt(5) - 1) / 2 % 1
+    torch.testing.assert_close(turns, expected, rtol=0, atol=1e-12)
+    t = uniform_times(sde, u)
     # the noise level that the network sees is that of its own time, a sample at a time
     level = 0.25 * (sde.sigma(t) / sde.alpha(t)).log()
     torch.testing.assert_close(c.double(), level, rtol=1e-6, atol=1e-6)
@@ -280,15 +280,6 @@ def test_loss_refuses():
 
 
 # --- the times ------------------------------------------------------------------------------
-
-
-def test_stratified_numbers_fill_the_interval():
-    u = torch.stack([stratified(16, seeded(k)) for k in range(400)])
-    assert (u.sort(1).values * 16).long().eq(torch.arange(16)).all()
-    # each one alone is uniform: its mean over offsets, to 4.5 standard errors
-    assert (u.mean(0) - 0.5).abs().max() < 4.5 / math.sqrt(12 * 400)
-    assert u.min() >= 0
-    assert u.max() < 1
 
 
 @pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), EDM(80.0)], ids=name)
@@ -314,7 +305,7 @@ def test_times_stay_where_the_score_is_regular():
 
 def test_labels_are_dropped_at_their_rate():
     y = torch.arange(10).repeat(1000)
-    dropped = drop_labels(y, 0.2, seeded())
+    dropped = drop_labels(y, 0.2, Streams(0))
     gone = dropped == -1
     assert torch.equal(dropped[~gone], y[~gone])
     assert abs(float(gone.double().mean()) - 0.2) < 4.5 * math.sqrt(0.16 / 10_000)
@@ -446,8 +437,8 @@ def test_learns_the_score_of_a_gaussian():
     exact = Gaussian(VP(), torch.tensor([0.2, 0.2]), torch.tensor([0.8, 0.3]))
     recipe = Recipe(steps=600, batch=256, lr=5e-3)
 
-    def fresh(x, generator):
-        z = torch.randn(x.shape, generator=generator)
+    def fresh(x, noise):
+        z = noise.normal(x, "fresh")
         return z * torch.tensor([0.8, 0.3]) + 0.2
 
     model = train(small(), DATA, recipe=recipe, transform=fresh, progress=False, device="cpu")
@@ -568,20 +559,38 @@ def test_a_transform_may_write_into_what_it_is_given(rows):
     assert torch.equal(weights(found), weights(same))
 
 
-def test_every_process_and_step_draws_for_itself():
-    drawn = {}
-    for rank in (0, 1, 2):
-        trainer = Trainer(small(), DATA, recipe=Recipe(steps=3, batch=64, seed=4), device="cpu")
+def test_every_sample_of_a_run_draws_for_itself_whoever_computes_it():
+    drawn: dict[tuple[int, int], list] = {}
+
+    def watch(model, x, y, noise):
+        u = noise.uniform(x, "mine")
+        drawn[trainer._rank, trainer.step] = [x, y, u, noise.spread(len(x)), torch.rand(4)]
+        return Denoising()(model, x, y, noise)
+
+    def run(rank: int, processes: int) -> None:
+        nonlocal trainer
+        recipe = Recipe(steps=3, batch=64, seed=4)
+        trainer = Trainer(small(3), DATA, LABELS, recipe, objective=watch, device="cpu")
+        trainer.processes = processes
         if rank:
             trainer.accelerator = SimpleNamespace(process_index=rank)
         for trainer.step in (0, 1):
-            generator = trainer._generator()
-            drawn[rank, trainer.step] = torch.rand(64, generator=generator)
-            drawn[rank, trainer.step, "global"] = torch.rand(64)
-    for a, b in itertools.combinations(drawn, 2):
-        # of 64 numbers, none that is equal but the global generator's, seeded alike
-        if a[:2] != b[:2]:
-            assert not torch.isin(drawn[a], drawn[b]).any(), (a, b)
+            trainer._step(trainer.model)
+
+    trainer = None
+    run(0, 1)
+    whole = dict(drawn)
+    drawn.clear()
+    run(0, 2)
+    run(1, 2)
+    for step in (0, 1):
+        parts = zip(drawn[0, step], drawn[1, step], strict=True)
+        # Items, labels, draws and times are those of one process; dropout is each one's own.
+        *together, dropout = [torch.cat(pair) for pair in parts]
+        for found, alone in zip(together, whole[0, step], strict=False):
+            assert torch.equal(found, alone)
+        assert len(torch.unique(dropout)) == 8
+    assert not torch.isin(whole[0, 0][2], whole[0, 1][2]).all()
 
 
 class Stops:

@@ -16,13 +16,13 @@ from problems import F64, correlated, gaussian, mixture, ring, start
 from torch import Tensor, nn
 
 import sde_gen as sg
-from sde_gen import VP, Exponential, Tuned, grids, sample, solve, tune_grid, tune_solver
+from sde_gen import VP, Exponential, grids, sample, solve, tune_grid, tune_solver
 from sde_gen.cli import main
 from sde_gen.networks import MLP
 from sde_gen.sampling import default_solver
 from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import CONFIG, CheckpointError
-from sde_gen.tuning import Choice, Warped
+from sde_gen.tuning import Choice, Tuned, Warped
 from sde_gen.tuning.solver import _least_squares
 from sde_gen.tuning.trials import checked, sign_test
 from sde_gen.tuning.tuned import combination, correct, directions
@@ -285,7 +285,7 @@ def test_ends_of_the_trajectories_tell_the_covariance() -> None:
     """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
     how well 64 samples show a covariance."""
     model = gaussian(SDE)
-    model.facts.moments = None
+    model = model.with_facts(replace(model.facts, moments=None))
     found = tune_grid(model, steps=5, n=64, end=END)
     reference = found.choices[0].solver.reference
     assert found.name == "grid"

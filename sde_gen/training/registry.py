@@ -59,7 +59,7 @@ def register(kind: type[C], arguments: Arguments | None = None) -> type[C]:
         ValueError: another class of this name is in the table.
         NameError: an annotation that is not defined in the module of the class.
 
-    >>> from sde_gen import Schedule
+    >>> from sde_gen.schedules import Schedule
     >>> @register
     ... @dataclasses.dataclass(frozen=True)
     ... class Doubling(Schedule):
