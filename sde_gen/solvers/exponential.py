@@ -161,6 +161,7 @@ class Exponential(Multistep):
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
+        self.multistep = order > 1 or corrector
 
     def check(self, process: SDE) -> None:
         """The reversal of a ``LinearSDE``."""

@@ -86,7 +86,7 @@ class Propagator(Multistep):
         if not (math.isfinite(reference) and reference > 0):
             raise ValueError(f"reference must be a positive variance, got {reference}")
         self.order, self.reference = order, float(reference)
-        self.weak = min(order, 2)
+        self.weak, self.multistep = min(order, 2), order > 1
 
     def check(self, process: SDE) -> None:
         """The reversal of a ``MatrixSDE`` whose score determines Q."""

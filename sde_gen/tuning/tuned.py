@@ -133,6 +133,7 @@ class Tuned(Solver):
     """
 
     takes_infinite = True
+    multistep = True
 
     def __init__(
         self,
