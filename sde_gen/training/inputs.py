@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..noise import Streams
 from ..ops import batch_of, check_finite, check_state, check_tensor
 from ..scores import ScoreNetwork
+from .devices import globals_kept
 
 Transform = Callable[[Tensor, Streams], Tensor]
 """(x (B, *D), noise) -> (B, *D): dequantisation, augmentation, drawn sample by sample."""
@@ -31,8 +32,9 @@ def check_data(
         raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
     check_finite(data, "data")
     batch = data[:2]
-    if transform is not None:  # which may write into what it is given
-        batch = transform(batch.clone(), Streams(0))
+    if transform is not None:  # which may write into what it is given, and draw as it likes
+        with globals_kept(data.device):
+            batch = transform(batch.clone(), Streams(0))
     check_state(batch, "data" if transform is None else "transform(data)")
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
