@@ -187,7 +187,7 @@ def test_a_smooth_flow_may_end_at_zero() -> None:
 def test_sample_leaves_the_steps_to_it() -> None:
     """Not 25 intervals: from the start to the end, the same as solving between these two."""
     model = Counting(line(VP()))
-    model.shape = (1,)
+    model = model.with_facts(Facts((1,)))
     end = grids.default_end(VP())
     y = sample(model, 40, seed=3, solver=Adaptive(1e-3, 1e-3), dtype=F64)
     calls = model.count / 40
@@ -333,7 +333,7 @@ class Labelled(Score):
     """Data at 0 or at a place of its own for each label."""
 
     def __init__(self, sde: LinearSDE) -> None:
-        self.sde, self.shape = sde, (2,)
+        self.sde, self.facts = sde, Facts((2,))
         self.parts = [mixture(sde), grid25(sde), correlated(sde)]
 
     def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:

@@ -94,7 +94,7 @@ def test_sample_computes_the_same_bits(model: sg.Score, eta: float, dtype: torch
 class Recording(nn.Module):
     """A linear network that remembers in which dtype it was multiplied."""
 
-    shape = (2,)
+    facts = sg.Facts((2,))
 
     def __init__(self) -> None:
         super().__init__()

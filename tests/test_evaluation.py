@@ -36,7 +36,7 @@ class Own(sg.Score):
     """A score that knows its process and is the function it was given, whatever the label."""
 
     sde = SDE
-    shape = (2,)
+    facts = sg.Facts((2,))
 
     def __init__(self, f: Callable[[Tensor, Tensor], Any]) -> None:
         self.f = f

@@ -73,7 +73,7 @@ class ExactConditional(Score):
     classes = 3
 
     def __init__(self, sde: LinearSDE) -> None:
-        self.sde, self.shape, self.calls = sde, (2,), 0
+        self.sde, self.facts, self.calls = sde, Facts((2,)), 0
         self.table = {y: of_class(sde, y) for y in range(3)} | {-1: everything(sde)}
 
     def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:

@@ -383,7 +383,7 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
     class Counting(Score):
         def __init__(self) -> None:
             self.inner = mixture(VP())
-            self.sde, self.shape = self.inner.sde, self.inner.shape
+            self.sde, self.facts = self.inner.sde, self.inner.facts
 
         def __call__(self, x: Tensor, t: Time) -> Tensor:
             calls.append(float(as_time(t)))
@@ -427,7 +427,7 @@ def test_sample_of_labels() -> None:
 
     class Labelled(Score):
         def __init__(self) -> None:
-            self.sde, self.shape = EDM(), (1,)
+            self.sde, self.facts = EDM(), Facts((1,))
 
         def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
             assert y is not None

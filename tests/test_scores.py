@@ -609,7 +609,7 @@ def test_context_may_be_arrays_lists_and_numbers() -> None:
 class Counting(Score):
     def __init__(self, score: Score) -> None:
         self.score, self.calls = score, 0
-        self.sde, self.shape = score.sde, score.shape
+        self.sde, self.facts = score.sde, score.facts
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         self.calls += 1

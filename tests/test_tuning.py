@@ -328,7 +328,7 @@ class Bound(sg.Score):
     """A score that knows how many samples it was bound for."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, self.sde, self.shape = batch, SDE, (2,)
+        self.batch, self.sde, self.facts = batch, SDE, sg.Facts((2,))
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:
         return x * math.nan
