@@ -28,6 +28,7 @@ from sde_gen import (
     VP,
     Adaptive,
     BrownianPath,
+    Facts,
     Gaussian,
     GaussianMixture,
     Heun,

@@ -226,7 +226,7 @@ def test_simulated_perturbation_reads_each_step_at_its_start(
     x, t = torch.tensor([[2.0], [2.0]], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)
     for z in (0.0, 1.0):
         monkeypatch.setattr(
-            "sde_gen.sdes.base.randn_like", lambda x, g, z=z: torch.full_like(x, z)
+            "sde_gen.sdes.base.normal_like", lambda x, g, name, z=z: torch.full_like(x, z)
         )
         p = Breathing().perturb(x, t)
         for i, h in enumerate((t / 10).tolist()):
