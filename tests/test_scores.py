@@ -457,6 +457,9 @@ class Copy(LinearSDE):
     def __init__(self, sde: LinearSDE) -> None:
         self.of, self.T = sde, sde.T
 
+    def __repr__(self) -> str:
+        return f"Copy({self.of!r})"
+
     def rate(self, t: Time) -> Tensor:
         return self.of.rate(t)
 
