@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .ops import Time, as_labels, as_time
+from .ops import Time, as_labels, as_time, full_precision, user_precision
 from .scores import Given, Score
 from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
 from .scores.network import network_input
@@ -98,9 +98,14 @@ def classifier_loss(
         x, y: clean data (B, *D) and labels (B,).
         t: times (B,), positive.
     """
-    x_t = sde.perturb(x, t, generator).x
-    logits = net(*network_input(sde, data_std, x_t, t))
-    return cross_entropy(logits, _labels(y, x, logits.shape[1]), reduction="none")
+    half = user_precision(x.device.type)
+    with full_precision(x.device.type):
+        x_t = sde.perturb(x, t, generator).x
+        seen = network_input(sde, data_std, x_t, t)
+        with half:
+            logits = net(*seen)
+        y = _labels(as_labels(y), x, logits.shape[1])
+        return cross_entropy(logits.to(x.dtype), y, reduction="none")
 
 
 class ClassifierFree(Score):

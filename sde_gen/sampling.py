@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from . import grids
 from .moments import Moments, isotropic
-from .noise import Noise, Streams
-from .ops import act, as_integer, check_count, check_finite, check_state
-from .sdes import SDE, KernelSDE, MatrixSDE
+from .noise import Noise, Streams, on_host
+from .ops import Time, act, as_integer, check_count, check_finite, check_state
+from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
-from .solvers.base import describe
+from .solvers.base import check_drift, describe
 
 if TYPE_CHECKING:
     from .scores import Score
@@ -60,7 +61,8 @@ def solve(
         ValueError: a state that is not finite; labels or noise for another number of samples; a
             grid that is not monotone, leaves [0, T], runs the wrong way for the process, or makes
             the solver read a score where it is singular.
-        FloatingPointError: the result is not finite.
+        FloatingPointError: a score or state is not finite; at once on the CPU, at the end on
+            other devices, which are not asked before.
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
@@ -97,6 +99,28 @@ def solve(
     return result
 
 
+def _blame(
+    process: SDE, x: Tensor, step: Step, solver: Solver, noise: Noise, memory: tuple[Tensor, ...]
+) -> NoReturn:
+    """Raise ``FloatingPointError``: the score is not finite in this step, or the step too long.
+
+    The step is made once more, by a process whose score (or drift) is looked at.
+    """
+    name, watched = "score" if isinstance(process, Reverse) else "drift", copy(process)
+
+    def checked(y: Tensor, t: Time) -> Tensor:
+        value: Tensor = getattr(process, name)(y, t)
+        check_drift(process, value, y, t)
+        return value
+
+    object.__setattr__(watched, name, checked)  # which is frozen
+    solver.step(watched, x, step, noise, memory)
+    raise FloatingPointError(
+        f"{type(solver).__name__} found NaN or infinite values in its step from {step.t:.6g} to"
+        f" {step.s:.6g}: the step is too large for the solver"
+    )
+
+
 def _run(
     process: SDE,
     x: Tensor,
@@ -108,8 +132,12 @@ def _run(
 ) -> Tensor:
     states = [x]
     memory: tuple[Tensor, ...] = ()
+    host = on_host(x.device)
     for step in _bar(plan, progress):
+        before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
+        if host and not torch.isfinite(x).all():
+            _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)
     return torch.stack(states) if trajectory else x

@@ -204,7 +204,7 @@ def test_labels_follow_the_data() -> None:
     found = error_budget(model.given(y=y), data, 4, real=torch.randn(30, 1), fine=16)
     assert isinstance(found, Budget)
     assert "discretisation" in str(found)
-    with pytest.raises(ValueError, match="for 12 samples, the state has 5"):
+    with pytest.raises(ValueError, match="is for 12 samples, the state has 5"):
         error_budget(model.given(y=y), data[:5], 4, real=data)
 
 

@@ -338,7 +338,7 @@ RUNS: dict[str, Case] = {
     "a NaN score": (
         lambda: run(SDE_.reverse(lambda x, t: x * math.nan), times=[1.0, 0.5]),
         FloatingPointError,
-        "EulerMaruyama ended with NaN .* 1 steps",
+        "the score is not finite at t = 1, first in row 0 of the state",
     ),
     "a seed of 0.5": (lambda: solve(SDE_, X, [0, 1], EULER, 0.5), TypeError, "integer seed"),  # type: ignore[arg-type]
     "chunks of 0": (lambda: solve(SDE_, X, [0, 1], EULER, 0, chunk=0), ValueError, ">= 1, got 0"),

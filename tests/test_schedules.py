@@ -22,6 +22,7 @@ SMOOTH = [
     Quadratic(0.00085, 0.012, T=1000.0),
     Sigmoid(),
     Sigmoid(steepness=30.0, T=2.0),
+    Sigmoid(steepness=0.2, T=0.1),
     Cosine(),
     Cosine(offset=0.0, total=8.0, T=2.0),
     Geometric(),
@@ -84,6 +85,38 @@ def test_any_shape_in_float64(clock: Schedule, shape: tuple[int, ...]) -> None:
     for f in [*methods, lambda t: clock.time_at(clock.integral(t))]:
         assert f(t).shape == shape
         assert f(t).dtype == F64
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(0.0, 1.0),
+        lambda: Linear(2.0, 1.9),
+        lambda: Linear(T=0.0),
+        lambda: Quadratic(0.0, 1.0),
+        lambda: Quadratic(2.0, 1.9),
+        lambda: Quadratic(T=0.0),
+        lambda: Sigmoid(0.0, 1.0),
+        lambda: Sigmoid(steepness=0.0),
+        lambda: Sigmoid(T=0.0),
+        lambda: Cosine(offset=-0.01),
+        lambda: Cosine(offset=1.0),
+        lambda: Cosine(total=0.0),
+        lambda: Cosine(T=0.0),
+        lambda: Geometric(0.0, 1.0),
+        lambda: Geometric(1.0, 1.0),
+        lambda: Geometric(T=0.0),
+        lambda: Power(0.99),
+        lambda: Power(T=0.0),
+        lambda: Tabulated([]),
+        lambda: Tabulated([0.1, 0.0]),
+        lambda: Tabulated([1.0, 0.1]),
+        lambda: Tabulated([0.1], T=0.0),
+    ],
+)
+def test_no_clock_at_the_edge_of_its_parameters(make: Callable[[], Schedule]) -> None:
+    with pytest.raises(ValueError, match=r"need |must be "):
+        make()
 
 
 def test_published_formulas() -> None:

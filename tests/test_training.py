@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from problems import F64
@@ -15,8 +20,10 @@ from torch import nn
 
 from sde_gen import (
     EDM,
+    SDE,
     VE,
     VP,
+    CriticallyDamped,
     Gaussian,
     Langevin,
     OrnsteinUhlenbeck,
@@ -25,7 +32,9 @@ from sde_gen import (
     Wiener,
     sample,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
+from sde_gen.ops import as_time
 from sde_gen.training import (
     CheckpointError,
     Classification,
@@ -166,12 +175,107 @@ def test_nothing_is_lost_in_float32():
     torch.testing.assert_close(single.double(), exact, rtol=2e-4, atol=0)
 
 
+class Mixing(SDE):
+    """A process without a kernel whose drift multiplies matrices with states."""
+
+    T, steps = 1.0, 3
+
+    def drift(self, x, t):
+        return x @ torch.tensor([[-1.0, 0.3], [0.7, -2.0]])
+
+    def diffusion(self, t):
+        return torch.ones_like(as_time(t))
+
+
+def in_half(function):
+    def call(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("sde", [VP(), CriticallyDamped(), Mixing()], ids=name)
+def test_only_the_network_of_a_loss_runs_in_half_precision(sde):
+    n = 64
+    x = torch.randn(n, *(1, 2) if isinstance(sde, CriticallyDamped) else (2,))
+    t = torch.linspace(0.1, 1, n)
+    torch.manual_seed(1)
+    linear = nn.Linear(2, 2)
+
+    def network(x, t):
+        return linear(x)
+
+    def loss(score):
+        return dsm_loss(score, sde, x, t, generator=seeded(3))
+
+    # A score without matrices has no rounding of its own: nothing at all may change.
+    found = in_half(loss)(lambda x, t: -x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, loss(lambda x, t: -x))
+    # Of a network, its own rounding is all.
+    assert torch.equal(in_half(loss)(network), loss(in_half(network)))
+    assert not torch.equal(loss(in_half(network)), loss(network))
+
+
+def test_only_the_network_of_a_classifier_runs_in_half_precision():
+    sde, n = CriticallyDamped(), 64
+    x, y = torch.randn(n, 1, 2), torch.arange(n) % 3
+    t = torch.linspace(0.1, 1, n)
+    torch.manual_seed(1)
+    linear = nn.Linear(2, 3)
+
+    def network(x, c):
+        return linear(x.reshape(n, 2))
+
+    def loss(net):
+        return classifier_loss(net, sde, x, y, t, generator=seeded(3))
+
+    found = in_half(loss)(network)
+    assert found.dtype == torch.float32
+    logits = in_half(network)
+    assert torch.equal(found, loss(lambda x, c: logits(x, c).float()))
+    assert not torch.equal(found, loss(network))
+
+
+@pytest.mark.parametrize("kind", ["score", "classifier"])
+def test_times_of_a_batch_are_stratified(kind):
+    # With u_i = u_0 + i / n each of n equal strata of the density holds exactly one time.
+    n, sde, seen = 16, VP(), []
+
+    def times(sde, u):
+        seen.append(u)
+        return uniform_times(sde, u)
+
+    def watch(x, c, **_):
+        seen.append(c)
+        return x
+
+    x = torch.randn(n, 2)
+    if kind == "score":
+        model = ScoreNetwork(nn.Identity(), sde)
+        model.net.forward = watch
+        Denoising(times=times)(model, x, None, seeded(5))
+    else:
+        Classification(sde, times=times)(watch, x, torch.arange(n) % 2, seeded(5))
+    u, c = seen
+    expected = (torch.rand((), generator=seeded(5)).double() + torch.arange(n, dtype=F64) / n) % 1
+    torch.testing.assert_close(u, expected, rtol=0, atol=0)
+    t = uniform_times(sde, expected)
+    # the noise level that the network sees is that of its own time, a sample at a time
+    level = 0.25 * (sde.sigma(t) / sde.alpha(t)).log()
+    torch.testing.assert_close(c.double(), level, rtol=1e-6, atol=1e-6)
+    assert len(set(c.tolist())) == n
+
+
 def test_loss_refuses():
     sde, x = VP(), torch.zeros(4, 3)
     with pytest.raises(TypeError, match="floating"):
         dsm_loss(lambda x, t: x, sde, x.long(), torch.full((4,), 0.5))
     with pytest.raises(ValueError, match=r"shape \(4, 1\)"):
         dsm_loss(lambda x, t: x[:, :1], sde, x, torch.full((4,), 0.5))
+    with pytest.raises(TypeError, match=r"the score's result.*NoneType"):
+        dsm_loss(lambda x, t: None, sde, x, torch.full((4,), 0.5))
 
 
 # --- the times ------------------------------------------------------------------------------
@@ -247,9 +351,48 @@ def test_average_has_the_width_that_was_asked_for(width):
     assert math.sqrt(square - mean**2) == pytest.approx(width, rel=0.02)
 
 
+def test_average_of_half_precision_is_not_in_half_precision():
+    # Values 1 for k < m and 1 + h from there on: the average keeps
+    # prod_{k = m..n} (1 - 1/k)^(gamma + 1) = ((m - 1) / n)^(gamma + 1) of the first. A new value
+    # moves it by less than bfloat16 can tell as soon as k > gamma + 1.
+    m, n, h = 2001, 4000, 2.0**-7
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    trainer = Trainer(model, torch.zeros(1, 1), recipe=Recipe(steps=1, ema=0.28), device="cpu")
+    for k in range(1, n + 1):
+        model.weight.data.fill_(1.0 if k < m else 1 + h)
+        trainer.average.update_parameters(model)
+    found = trainer.average.module.weight.detach()
+    assert found.dtype == torch.float32
+    expected = 1 + h - h * ((m - 1) / n) ** (power_of_width(0.28) + 1)
+    assert float(found) == pytest.approx(expected, abs=h / 1000)
+
+
+def test_a_model_in_half_precision_is_averaged_finer(tmp_path):
+    model = small().to(torch.bfloat16)
+    recipe = Recipe(steps=3, batch=16)
+    average = train(model, DATA, recipe=recipe, folder=tmp_path, progress=False, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in average.parameters()} == {torch.float32}
+    double = small().double()
+    average = train(double, DATA.double(), recipe=recipe, progress=False, device="cpu")
+    assert {p.dtype for p in average.parameters()} == {torch.float64}
+
+
 def test_recipe_has_an_end():
     assert Recipe().steps == 10_000
     assert Recipe(minutes=1.0).steps is None
+
+
+def test_recipe_takes_the_numbers_of_numpy():
+    integers = {"steps": 7, "batch": 5, "every": 3, "seed": -2}
+    numbers = {"minutes": 0.5, "lr": 0.25, "clip": 2.0, "save_every": 4.0, "warmup": 0.125}
+    given = {k: np.int32(v) for k, v in integers.items()}
+    given |= {k: np.float32(v) for k, v in numbers.items()}
+    recipe = Recipe(**given)
+    assert recipe == Recipe(**integers, **numbers)
+    assert repr(recipe) == repr(Recipe(**integers, **numbers))
+    assert Recipe(batch=torch.tensor(5)).batch == 5
 
 
 @pytest.mark.parametrize(
@@ -257,6 +400,16 @@ def test_recipe_has_an_end():
     [
         ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
+        ({"steps": math.inf}, "steps must be an integer >= 1, got inf"),
+        ({"steps": "ten"}, "steps must be an integer >= 1, got 'ten'"),
+        ({"batch": None}, "batch must be an integer >= 1, got None"),
+        ({"every": True}, "every"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"lr": None}, "lr must be a number, got None"),
+        ({"ema": "wide"}, "ema must be a number"),
+        ({"minutes": "1"}, "minutes must be a number, got '1'"),
         ({"minutes": -1.0}, "minutes"),
         ({"batch": 0}, "batch"),
         ({"lr": 0.0}, "lr"),
@@ -320,6 +473,114 @@ def test_run_depends_on_its_seed_alone():
         results.append(weights(average))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_the_learning_rate_of_a_step_is_that_of_its_middle():
+    rates = []
+
+    def watch(model, x, y, generator):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return Denoising()(model, x, y, generator)
+
+    recipe = Recipe(steps=4, batch=8, lr=0.01, warmup=0.5, every=3)
+    trainer = Trainer(small(), DATA, recipe=recipe, objective=watch, device="cpu")
+    trainer.run(progress=False)
+    # progress 1/8, 3/8, 5/8, 7/8: half and half of the way up, then of the cosine
+    expected = [0.25, 0.75, (1 + math.cos(math.pi / 4)) / 2, (1 + math.cos(3 * math.pi / 4)) / 2]
+    assert rates == pytest.approx([0.01 * r for r in expected])
+
+
+class Clock:
+    """Stands in for the module ``time``; each batch that is drawn takes some seconds."""
+
+    def __init__(self, monkeypatch, seconds: float) -> None:
+        self.now, self.seconds = 100.0, seconds
+        monkeypatch.setattr("sde_gen.training.trainer.time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def __call__(self, x, generator):
+        self.now += self.seconds
+        return x
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(30.0, 1), (6.0, 1), (2.5, 3), (0.5, 12)])
+def test_the_clock_is_read_every_step(seconds, steps, monkeypatch):
+    recipe = Recipe(minutes=0.1, batch=16)
+    clock = Clock(monkeypatch, seconds)
+    trainer = Trainer(small(), DATA, recipe=recipe, transform=clock, device="cpu")
+    trainer.run(progress=False)
+    assert trainer.step == steps
+    assert trainer.elapsed == pytest.approx(seconds * steps)
+
+
+def test_the_rate_follows_the_clock(monkeypatch):
+    rates = []
+
+    def watch(model, x, y, generator):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return Denoising()(model, x, y, generator)
+
+    recipe = Recipe(minutes=4 / 60, batch=8, lr=0.01, warmup=0.5)
+    clock = Clock(monkeypatch, 1.0)
+    trainer = Trainer(small(), DATA, recipe=recipe, objective=watch, transform=clock, device="cpu")
+    trainer.run(progress=False)
+    # as above, but for the first step: nothing is known of the clock's speed yet
+    expected = [0, 0.75, (1 + math.cos(math.pi / 4)) / 2, (1 + math.cos(3 * math.pi / 4)) / 2]
+    assert rates == pytest.approx([0.01 * r for r in expected])
+
+
+def test_the_bar_moves_with_slow_steps(monkeypatch):
+    class Bar:
+        n, shown = 0.0, []
+
+        def set_postfix_str(self, text, refresh):
+            assert text.startswith("loss ")
+
+        def update(self, more):
+            self.n += more
+            self.shown.append(self.n)
+
+    clock = Clock(monkeypatch, 30.0)
+    recipe = Recipe(minutes=2.0, batch=16)
+    trainer = Trainer(small(), DATA, recipe=recipe, transform=clock, device="cpu")
+    monkeypatch.setattr(trainer, "_bar", lambda show: contextlib.nullcontext(Bar()))
+    trainer.run()
+    assert Bar.shown == [25, 50, 75, 100]
+    assert len(trainer.history) == 4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 500])
+def test_a_transform_may_write_into_what_it_is_given(rows):
+    data = DATA[:rows].clone()
+    recipe = Recipe(steps=3, batch=8)
+
+    def double(x, generator):
+        return x.mul_(2)
+
+    found = train(small(), data, recipe=recipe, transform=double, progress=False, device="cpu")
+    assert torch.equal(data, DATA[:rows])
+    same = train(
+        small(), data, recipe=recipe, transform=lambda x, g: 2 * x, progress=False, device="cpu"
+    )
+    assert torch.equal(weights(found), weights(same))
+
+
+def test_every_process_and_step_draws_for_itself():
+    drawn = {}
+    for rank in (0, 1, 2):
+        trainer = Trainer(small(), DATA, recipe=Recipe(steps=3, batch=64, seed=4), device="cpu")
+        if rank:
+            trainer.accelerator = SimpleNamespace(process_index=rank)
+        for trainer.step in (0, 1):
+            generator = trainer._generator()
+            drawn[rank, trainer.step] = torch.rand(64, generator=generator)
+            drawn[rank, trainer.step, "global"] = torch.rand(64)
+    for a, b in itertools.combinations(drawn, 2):
+        # of 64 numbers, none that is equal but the global generator's, seeded alike
+        if a[:2] != b[:2]:
+            assert not torch.isin(drawn[a], drawn[b]).any(), (a, b)
 
 
 class Stops:
@@ -483,6 +744,7 @@ BAD_DATA = [
     (DATA.repeat(1, 2), None, ValueError, r"\(N, 2\), got \(500, 4\)"),
     (DATA[:0], None, ValueError, "N >= 1"),
     (DATA, LABELS, ValueError, "no classes"),
+    (DATA, LABELS.tolist(), ValueError, "no classes"),
 ]
 
 
@@ -499,6 +761,8 @@ def test_bad_data_are_refused_before_work(data, labels, error, words):
         (LABELS + 1, ValueError, r"0 \.\. 2, got 3 at index 2"),
         (LABELS - 1, ValueError, "got -1 at index 0"),
         (LABELS.float(), TypeError, "int64"),
+        (LABELS.numpy(), TypeError, r"labels must be a torch\.Tensor of int64, got ndarray"),
+        (LABELS.int(), TypeError, r"int64, got torch\.int32"),
         (LABELS[:10], ValueError, r"\(500,\)"),
     ],
 )
@@ -575,6 +839,16 @@ def test_missing_accelerate_is_named(monkeypatch):
         train(small(), DATA, device="cpu")
 
 
+def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch):
+    accelerate = SimpleNamespace(
+        Accelerator=lambda cpu: SimpleNamespace(num_processes=1, device="cpu" if cpu else "mps")
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", accelerate)
+    with pytest.raises(RuntimeError, match="2 processes were launched, but accelerate joins 1"):
+        train(small(), DATA, device="cpu")
+
+
 TWO = """
 import sys, torch
 from sde_gen import VP, ScoreNetwork
@@ -583,32 +857,81 @@ from sde_gen.training import Recipe, Trainer
 data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)
 model = ScoreNetwork(MLP((2,), width=16, depth=1), VP())
-recipe = Recipe(minutes=0.02, batch=32)
-trainer = Trainer(model, data, recipe=recipe, folder=sys.argv[1])
+folder, steps, minutes, slow = sys.argv[1], *(float(a) if a else None for a in sys.argv[2:5])
+seen = []
+
+def watch(x, generator):
+    seen.append(x)
+    if slow:
+        print("step", flush=True)
+        torch.rand(()).sum(), __import__("time").sleep(slow)
+    return x
+
+recipe = Recipe(steps=steps and int(steps), minutes=minutes, batch=32)
+trainer = Trainer(model, data, recipe=recipe, transform=watch, folder=folder)
+if "resume" in sys.argv:
+    trainer.resume()
 average = trainer.run(progress=False)
+assert trainer.processes == 2 and len(seen[-1]) == 16, trainer.processes
+
+def both(x):
+    return trainer.accelerator.gather(x.unsqueeze(0))
+
 flat = torch.cat([p.flatten() for p in average.parameters()])
-both = trainer.accelerator.gather(flat.unsqueeze(0))
-assert len(both) == 2 and torch.equal(both[0], both[1]), both
-assert trainer.step > 0
+a, b = both(flat)
+assert torch.equal(a, b)
+a, b = both(torch.stack(seen[1:]))
+assert not torch.isin(a, b).all(2).all(), "both ranks saw the same rows"
+a, b = both(torch.tensor([trainer.elapsed, trainer.step], dtype=torch.float64))
+assert torch.equal(a, b)
+assert trainer.step == (steps or trainer.step) > 0
 print("agree" if trainer.is_main else "")
 """
 
 
-@pytest.mark.slow
-def test_processes_agree(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    script = tmp_path / "two.py"
+def launch(folder, *arguments: object) -> subprocess.Popen[str]:
+    """Two processes on CPUs, as torchrun starts them: nothing tells accelerate of them."""
+    script = folder / "two.py"
     script.write_text(TWO)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "run")],
-        capture_output=True,
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
+    return subprocess.Popen(
+        [*command, str(script), str(folder / "run"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
-        env=environment,
+        env=environment | {"OMP_NUM_THREADS": "1"},
     )
-    assert "agree" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_processes_agree_and_resume(tmp_path):
+    step = 0
+    for arguments in (("", 0.02), (20, "")):
+        steps = step + arguments[0] if arguments[0] else ""
+        process = launch(tmp_path, steps, arguments[1], "", *["resume"] * bool(step))
+        out, error = process.communicate(timeout=180)
+        assert "agree" in out, error
+        found = torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"]
+        assert found == steps or not step
+        step = found
     load(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_save(tmp_path):
+    process = launch(tmp_path, 10_000, "", 0.2)
+    for _ in range(8):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    state = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
+    # two lines for the checks of the data, then two a step
+    assert 2 <= state["step"] <= 10
+    assert not (tmp_path / "run" / "training.lock").exists()
+    process = launch(tmp_path, state["step"] + 5, "", "", "resume")
+    out, error = process.communicate(timeout=180)
+    assert "agree" in out, error
 
 
 def test_copies_of_a_model_do_not_share_weights():

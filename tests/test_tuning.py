@@ -21,7 +21,7 @@ from sde_gen.cli import main
 from sde_gen.networks import MLP
 from sde_gen.sampling import default_solver
 from sde_gen.solvers import deis
-from sde_gen.training.checkpoints import COVARIANCES, TUNED, CheckpointError
+from sde_gen.training.checkpoints import CONFIG, CheckpointError
 from sde_gen.tuning import Choice, Warped
 from sde_gen.tuning.solver import _least_squares
 from sde_gen.tuning.trials import checked, sign_test
@@ -309,6 +309,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no steps": (lambda: tune_grid(ring(SDE), steps=()), ValueError, "integers >= 2"),
     "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, ">= 2, got 1"),
     "half a step": (lambda: tune_grid(ring(SDE), steps=2.5), ValueError, ">= 2, got 2.5"),  # type: ignore[arg-type]
+    "a NaN score": (
+        lambda: tune_grid(Bound(24), n=8), FloatingPointError, "score is not finite at t = 1,"),
     "30 labels": (
         lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
     "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
@@ -327,6 +329,12 @@ class Bound(sg.Score):
 
     def __init__(self, batch: int) -> None:
         self.batch, self.sde, self.shape = batch, SDE, (2,)
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        return x * math.nan
+
+    def rows(self, index: slice | Tensor) -> sg.Score:
+        return Bound(len(torch.arange(self.batch)[index]))
 
 
 @pytest.mark.parametrize("steps", [5, np.int64(5), (5,), [np.int64(5), 5], np.array([5])])
@@ -368,27 +376,42 @@ def test_a_tuned_model_comes_back(trained: sg.ScoreNetwork, tmp_path: Path) -> N
     for steps in (5, 6, 8, 20):
         a, b = (sample(m, 6, steps, seed=2) for m in (trained, found))
         assert torch.equal(a, b)
+    # What many choices share is kept once.
+    first, *others = (c.solver.reference for c in found.tuned.choices)
+    assert all(other.basis is first.basis for other in others if other.basis is not None)
     # One that is not tuned leaves nothing of it behind.
     sg.save(network(), tmp_path)
     assert sg.load(tmp_path).tuned is None
-    assert not (tmp_path / COVARIANCES).exists()
 
 
-@pytest.mark.parametrize("how", ["truncated", "no tensors", "old format", "a word for a number"])
-def test_what_is_damaged_is_named(trained: sg.ScoreNetwork, tmp_path: Path, how: str) -> None:
+WRONG: dict[str, tuple[object, str]] = {
+    "solver.order": ("three", r"solver.order must be an integer, got 'three'"),
+    "solver.corrector": (1, r"solver.corrector must be true or false"),
+    "solver.weights.class": ("Trapezoid", r"solver.weights must be .*Spectral.*'Trapezoid'"),
+    "solver.weights.dimensions": (0, r"solver.weights is no Spectral: dimensions"),
+    "solver.class": ("Heun", r"solver must be Exponential, got .*'Heun'"),
+    "solver.reference.values.tensor": ("x", r"solver.reference.values names 'x'"),
+    "steps": (0, r"is no Choice: need steps >= 1"),
+    "ratio": (-1.0, r"is no Choice: need .*ratio > 0"),
+    "levels": ([1.0], r"is no Choice: 4 steps have as many numbers and a level more"),
+    "numbers": ([[0.0] * 4] * 4, r"is no Choice: numbers\[0\] are 4, with 1 directions"),
+    "bend": ([float(10**20), "1"], r"bend\[1\] must be a finite number"),
+}
+
+
+@pytest.mark.parametrize("where", WRONG)
+def test_what_is_wrong_is_named(trained: sg.ScoreNetwork, tmp_path: Path, where: str) -> None:
     sg.save(trained, tmp_path)
-    text = (tmp_path / TUNED).read_text()
-    if how == "truncated":
-        (tmp_path / COVARIANCES).write_bytes((tmp_path / COVARIANCES).read_bytes()[:-8])
-    elif how == "no tensors":
-        (tmp_path / COVARIANCES).unlink()
-    elif how == "old format":
-        (tmp_path / TUNED).write_text(text.replace('"format": 1', '"format": 0'))
-    else:
-        content = json.loads(text)
-        content["choices"][0]["order"] = "three"
-        (tmp_path / TUNED).write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"tuned\.json"):
+    value, message = WRONG[where]
+    config = json.loads((tmp_path / CONFIG).read_text())
+    node = config["tuned"]["choices"][0]
+    assert node["numbers"] is not None
+    *path, last = where.split(".")
+    for key in path:
+        node = node[key]
+    node[last] = value
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"config.json: tuned.choices\[0\].?{message}"):
         sg.load(tmp_path)
 
 

@@ -137,8 +137,8 @@ class SubVP(Clocked, LinearSDE):
     def time_at(self, log_snr: Time) -> Tensor:
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
         level = -as_time(log_snr)
-        root = torch.exp(level.clamp_max(100.0) / 2)
-        return self.schedule.time_at(2 * torch.asinh(root / 2) + (level - 100).clamp_min(0))
+        root = 2 * torch.asinh(torch.exp(level.clamp_max(100.0) / 2) / 2)
+        return self.schedule.time_at(root + (level - 100.0).clamp_min(0.0))
 
 
 @dataclass(frozen=True)

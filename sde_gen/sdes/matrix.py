@@ -229,16 +229,27 @@ class MatrixSDE(KernelSDE):
         share = torch.linalg.solve(rest + seen, seen)
         return share.diagonal(dim1=-2, dim2=-1).mean(-1)
 
-    def begin(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def begin(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        normals: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The state at t = 0 of data x (B, *D), what is added drawn from its own law.
+
+        Args:
+            x: data.
+            generator: source of the normals that it is made of, on the device of x.
+            normals: these normals, shaped like x, one for each variance in ``added``.
 
         Returns:
             (B, k, *rest), and the log density (B,) in nats of what was drawn, 0 if nothing:
             log p(state) less it is an unbiased estimate of log p(x) from below.
         """
         parts, log_q = [self.lift(x)], x.new_zeros(len(x))
-        for variance in self.added:
-            z = randn_like(x, generator)
+        if normals is None:
+            normals = [randn_like(x, generator) for _ in self.added]
+        for variance, z in zip(self.added, normals, strict=True):
             parts.append(math.sqrt(variance) * z.unsqueeze(1))
             log_q = log_q - 0.5 * sum_rest(z**2 + math.log(2 * math.pi * variance))
         return torch.cat(parts, 1), log_q

@@ -27,10 +27,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..noise import BrownianPath, Noise, Streams
+from ..noise import BrownianPath, Noise, Streams, on_host
 from ..ops import Time, act, as_time, check_count, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step, read_score
+from .base import Memory, Solver, Step, check_drift, drift, read_score
 from .runge_kutta import DORMAND_PRINCE, slope
 
 
@@ -56,7 +56,10 @@ class _Standard(SDE):
         w = self.variance * torch.expm1(u**4)
         time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
         scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
-        score = read_score(self.process, match(scale, x) * x, time)
+        state = match(scale, x) * x
+        score = read_score(self.process, state, time)
+        if on_host(x.device):
+            check_drift(self.process, score, state, time)
         kappa = 1 + self.process.eta**2
         return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
 
@@ -102,7 +105,7 @@ class _DormandPrince:
     rate, gains = 5.0, (0.7, 0.4, 3.0)
 
     def start(self, process: SDE, x: Tensor, t: Tensor, path: Noise) -> Tensor:
-        return process.drift(x, t)
+        return drift(process, x, t)
 
     def speed(self, carry: Tensor) -> Tensor:
         return _rms(carry)[0]
@@ -113,7 +116,7 @@ class _DormandPrince:
         table, k, h = DORMAND_PRINCE, [carry], match(s - t, x)
         for c, row in zip((*table.c[1:], 1.0), table.a[1:], strict=True):
             x_s = x + h * slope(row, k)
-            k.append(process.drift(x_s, s if c == 1 else t + c * (s - t)))
+            k.append(drift(process, x_s, s if c == 1 else t + c * (s - t)))
         return _Trial(x_s, h * slope(table.error, k), k[-1])
 
 
@@ -141,9 +144,9 @@ class _HeunEuler:
         w_s, h = path.at(x, s), match(s - t, x)
         # A path is walked back as it is walked forth: time that falls takes W(t) - W(s).
         jump = act(_mean_noise(process, t, s), match(torch.sign(s - t), x) * (w_s - carry))
-        b_t = process.drift(x, t)
+        b_t = drift(process, x, t)
         end = x + h * b_t + jump
-        half = h / 2 * (process.drift(end, s) - b_t)
+        half = h / 2 * (drift(process, end, s) - b_t)
         return _Trial(end + half, half, w_s)
 
 
@@ -224,27 +227,23 @@ class Adaptive(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        pair: _Pair = _DormandPrince() if process.direction == 0 else _HeunEuler()
-        path = noise if process.direction == 0 else _path(noise)
         standard = _standard(process, step)
         if standard is None:
-            return self._run(pair, process, x, step.t, step.s, path, memory)
+            return self._run(process, x, step.t, step.s, noise, memory)
         z = x / standard.scale(step.t)
         t, s = standard.clock(step.t), standard.clock(step.s)
-        z, memory = self._run(pair, standard, z, t, s, path, memory)
+        z, memory = self._run(standard, z, t, s, noise, memory)
         return z * standard.scale(step.s), memory
 
     def _run(
-        self,
-        pair: _Pair,
-        process: SDE,
-        x: Tensor,
-        t: float,
-        s: float,
-        path: Noise,
-        memory: Memory,
+        self, process: SDE, x: Tensor, t: float, s: float, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         """From time t to time s, all samples."""
+        pair: _Pair = _DormandPrince()
+        path = noise
+        if process.direction != 0:
+            pair, path = _HeunEuler(), _path(noise)
+            path.check_step(t, s)
         way, arrived = self._start(pair, process, x, t, s, path, memory), list[_Samples]()
         for _ in range(self.max_steps):
             way, there = self._try(pair, process, way, s, path)
@@ -281,9 +280,12 @@ class Adaptive(Solver):
             return _Samples(number, x, times, h, error, carry)
         carry = pair.start(process, x, times, path)
         (size,) = _rms(x)
+        speed = pair.speed(carry)
+        if not bool(torch.isfinite(speed).all()):
+            raise FloatingPointError(f"the drift is not finite at t = {t:.6g}")
         scale = (self.atol + self.rtol * size) / (self.atol + size)
         length = torch.minimum(
-            torch.tensor(abs(s - t)), (self.atol + size) / pair.speed(carry).clamp_min(1e-300)
+            torch.tensor(abs(s - t)), (self.atol + size) / speed.clamp_min(1e-300)
         )
         h = scale ** (1 / pair.rate) * length
         return _Samples(number, x, times, h, torch.ones_like(h), carry)
@@ -293,8 +295,11 @@ class Adaptive(Solver):
     ) -> tuple[_Samples, Tensor]:
         """One trial of every sample; the samples after it, and which of them have arrived."""
         rest = s - way.t
+        least = 1e-12 * torch.maximum(way.t, rest.abs())
+        if isinstance(path, BrownianPath) and process.direction != 0:
+            least = torch.maximum(least, 2 * path.resolution * way.t.clamp_min(s))
         # What is left is cut into equal steps, so that none is a sliver.
-        parts = (rest.abs() / way.h - 0.05).ceil().clamp_min(1)
+        parts = (rest.abs() / torch.maximum(way.h, least) - 0.05).ceil().clamp_min(1)
         t_s = torch.where(parts == 1, s, way.t + rest / parts)
         h = (t_s - way.t).abs()
         trial = pair.trial(process, way.x, way.t, t_s, way.carry, path)
@@ -303,7 +308,7 @@ class Adaptive(Solver):
         error = error / (self.atol + self.rtol * size)
         error = error.where(torch.isfinite(error) & torch.isfinite(size), math.inf)
         accepted = error <= 1
-        self._check(process, way, h, error, path)
+        self._check(way, error, h <= 1.05 * least)
         mask = accepted.to(way.x.device).reshape(-1, *(1,) * (way.x.ndim - 1))
         way = _Samples(
             way.number,
@@ -315,19 +320,16 @@ class Adaptive(Solver):
         )
         return way, accepted & (parts == 1)
 
-    def _check(self, process: SDE, way: _Samples, h: Tensor, error: Tensor, path: Noise) -> None:
-        """Raise where a step is rejected and can hardly be shorter."""
-        least = 1e-12 * way.t.abs().clamp_min(1e-6)
-        if isinstance(path, BrownianPath) and process.direction != 0:
-            least = least.clamp_min(path.horizon / 2**path.depth)
-        stuck = (error > 1) & (h <= least)
+    def _check(self, way: _Samples, error: Tensor, shortest: Tensor) -> None:
+        """Raise where a step is rejected that can hardly be shorter."""
+        stuck = (error > 1) & shortest
         if bool(stuck.any()):
             i = int(stuck.nonzero()[0])
             what = "is still too large" if math.isfinite(float(error[i])) else "is not finite"
             raise FloatingPointError(
-                f"the error of sample {int(way.number[i])} {what} in a step of {float(h[i]):.3g}:"
-                " the drift is NaN, infinite or not smooth there, or the tolerance too small for"
-                f" the precision of {way.x.dtype}"
+                f"the error of sample {int(way.number[i])} {what} in the shortest step from"
+                f" {float(way.t[i]):.6g}: the drift is NaN, infinite or not smooth there, or the"
+                f" tolerance too small for the precision of {way.x.dtype}"
             )
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..noise import Noise
-from ..ops import act
+from ..noise import Noise, on_host
+from ..ops import Time, act, as_time
 from ..sdes import SDE, KernelSDE, LinearSDE, Reverse, evaluate
 
 Memory = tuple[Tensor, ...]
@@ -119,6 +120,29 @@ def require_scalar_reversal(solver: Solver, process: SDE) -> None:
 def read_score(process: Reverse, x: Tensor, t: Tensor) -> Tensor:
     """The score of a reversal, of the shape and dtype of x."""
     return evaluate(process.score, x, t)
+
+
+def drift(process: SDE, x: Tensor, t: Tensor) -> Tensor:
+    """b(x, t), checked where that costs no synchronisation with a device."""
+    b = process.drift(x, t)
+    if on_host(x.device):
+        check_drift(process, b, x, t)
+    return b
+
+
+def check_drift(process: SDE, b: Tensor, x: Tensor, t: Time) -> None:
+    """Raise ``FloatingPointError`` where b is not finite and x is: no shorter step would help."""
+    if bool(torch.isfinite(b).all()):
+        return
+    sound, known = (torch.isfinite(v).reshape(len(x), -1).all(1) for v in (b, x))
+    if bool((rows := known & ~sound).any()):
+        i = int(rows.nonzero()[0])
+        time = as_time(t)
+        raise FloatingPointError(
+            f"the {'score' if hasattr(process, 'score') else 'drift'} is not finite at"
+            f" t = {float(time[i] if time.ndim else time):.6g}, first in row {i} of the state,"
+            f" whose numbers are at most {float(x[i].abs().max()):.3g}"
+        )
 
 
 def describe(process: SDE) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointError, load, save
 from .devices import pick_device
+from .inputs import Transform
 from .losses import (
     Classification,
     Denoising,
@@ -20,7 +21,8 @@ from .losses import (
     uniform_weight,
 )
 from .recipe import Recipe
-from .trainer import Trainer, TrainingError, Transform, train
+from .registry import register
+from .trainer import Trainer, TrainingError, train
 
 __all__ = [
     "CheckpointError",
@@ -40,6 +42,7 @@ __all__ = [
     "likelihood_weight",
     "load",
     "pick_device",
+    "register",
     "save",
     "stratified",
     "train",

@@ -32,13 +32,18 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     return found
 
 
-def accelerator() -> Any:
+def accelerator(device: torch.device | str | None = None) -> Any:
     """An ``accelerate.Accelerator`` where a launcher started several processes, else None.
+
+    Args:
+        device: its kind is taken; of several GPUs each process takes its own.
 
     Raises:
         ImportError: several processes without accelerate.
+        RuntimeError: accelerate does not see them: each would train the whole by itself.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched < 2:
         return None
     try:
         from accelerate import Accelerator
@@ -46,4 +51,11 @@ def accelerator() -> Any:
         raise ImportError(
             "training in several processes needs accelerate: pip install 'sde-gen[train]'"
         ) from error
-    return Accelerator()
+    # Without GPUs it sees no other processes unless it is told that CPUs are meant.
+    made = Accelerator(cpu=pick_device(device).type == "cpu")
+    if made.num_processes != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched, but accelerate joins {made.num_processes} on"
+            f" {made.device}: start one, or take device='cpu'"
+        )
+    return made

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..grids import default_end
 from ..guidance import classifier_loss
-from ..ops import as_time, check_state, match
+from ..ops import as_time, check_state, check_tensor, full_precision, match, user_precision
 from ..sdes import SDE, KernelSDE, LinearSDE, MatrixSDE, ScoreFunction
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -182,7 +182,8 @@ def dsm_loss(
     its covariance and whose residual is L^T s + z, over the components that noise enters: only
     there is a score ever read, and only there it need be right. Both terms are of order one, so
     nothing is lost where std is small: the score's target -z / std is never formed. For a process
-    without a kernel std and z are those of the last simulated step.
+    without a kernel std and z are those of the last simulated step. Under ``torch.autocast`` the
+    score alone is read in half precision.
 
     Args:
         score: (x, t) -> the shape of x.
@@ -197,16 +198,21 @@ def dsm_loss(
         ValueError: the score's shape is not that of the state.
     """
     check_state(x)
-    t = as_time(t)
-    p = sde.perturb(x, t, generator)
-    s = score(p.x, t)
-    if s.shape != p.x.shape:
-        raise ValueError(f"the score has shape {tuple(s.shape)} for a state {tuple(p.x.shape)}")
-    residual = p.residual(s).square()
-    if isinstance(sde, MatrixSDE):
-        residual = residual[:, sde.driven]
-    loss = residual.flatten(1).mean(1) if residual.ndim > 1 else residual
-    return match(weighting(sde, t), loss) * loss
+    t, half = as_time(t), user_precision(x.device.type)
+    with full_precision(x.device.type):
+        p = sde.perturb(x, t, generator)
+        with half:
+            s = score(p.x, t)
+        check_tensor(s, "the score's result")
+        if s.shape != p.x.shape:
+            raise ValueError(
+                f"the score has shape {tuple(s.shape)} for a state {tuple(p.x.shape)}"
+            )
+        residual = p.residual(s.to(x.dtype)).square()
+        if isinstance(sde, MatrixSDE):
+            residual = residual[:, sde.driven]
+        loss = residual.flatten(1).mean(1) if residual.ndim > 1 else residual
+        return match(weighting(sde, t), loss) * loss
 
 
 def drop_labels(y: Tensor, probability: float, generator: torch.Generator) -> Tensor:
