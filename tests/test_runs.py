@@ -378,6 +378,14 @@ def test_a_stale_lock_blocks_nobody(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
+    (tmp_path / ".training.pt.0a1b2c3d").write_text("half")
+    (tmp_path / ".model.safetensors.0a1b2c3d").write_text("half")
+    (tmp_path / ".mine").write_text("whole")
+    train(small(), DATA, LABELS, Recipe(steps=1, batch=32), folder=tmp_path, **OPTIONS)
+    assert [f.name for f in tmp_path.glob(".*")] == [".mine"]
+
+
 # --- what was tuned -------------------------------------------------------------------------
 
 
