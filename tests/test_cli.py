@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -325,7 +326,7 @@ def test_a_class_that_would_not_be_trained_is_refused(name, tmp_path, capsys):
     assert not (tmp_path / "m").exists()
 
 
-def test_a_run_is_not_overwritten_unasked(tmp_path, capsys):
+def test_a_run_is_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     options = ("train", "two_moons", "--out", tmp_path, "--batch", 8, "--device", "cpu")
     assert run(*options, "--steps", 3) == 0
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
@@ -338,6 +339,7 @@ def test_a_run_is_not_overwritten_unasked(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*options, "--overwrite", "--resume")
     assert stop.value.code == 2
+    monkeypatch.setattr("sde_gen.demo.run.train_models", too_late)
     assert "holds a run of training" in refused(capsys, "demo", "--out", tmp_path)
 
 
@@ -506,7 +508,8 @@ sys.exit(main(sys.argv[1:]))
 
 def child(*arguments: object, **options: object) -> subprocess.Popen:
     words = [sys.executable, "-c", CHILD, *map(str, arguments)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, **options)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(words, stderr=subprocess.PIPE, env=buffered, **options)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a child")

@@ -300,8 +300,33 @@ def test_a_run_is_not_overwritten_unasked(straight, tmp_path):
 def test_a_model_without_a_run_is_not_overwritten_either(tmp_path):
     save(small(), tmp_path)
     for resume in (False, True):
-        with pytest.raises(FileExistsError, match=r"model\.safetensors.*ask for overwrite"):
+        with pytest.raises(FileExistsError, match=r"model\.safetensors.*say overwrite"):
             train(small(), DATA, LABELS, RECIPE, folder=tmp_path, resume=resume, **OPTIONS)
+
+
+def test_saving_by_hand_overwrites_nothing_unasked_either(tmp_path):
+    recipe = Recipe(steps=2, batch=32)
+    options = {"recipe": recipe, "folder": tmp_path / "run", "device": "cpu"}
+    first = Trainer(small(), DATA, LABELS, **options)
+    first.save()
+    first.save()
+    first.run(progress=False)
+    with pytest.raises(FileExistsError, match=r"training\.pt"):
+        Trainer(small(), DATA, LABELS, **options).save()
+    assert torch.equal(weights(load(tmp_path / "run")), weights(first.average))
+
+
+def test_a_run_may_be_saved_by_hand_while_it_runs(straight, tmp_path):
+    trainer = Trainer(
+        small(),
+        DATA,
+        LABELS,
+        RECIPE,
+        transform=at(7, lambda: trainer.save()),
+        folder=tmp_path,
+        device="cpu",
+    )
+    assert torch.equal(weights(trainer.run(progress=False)), straight)
 
 
 def test_an_overwritten_run_is_gone_from_the_first_step(tmp_path):
@@ -367,6 +392,15 @@ def test_a_finished_run_keeps_its_tuning(tmp_path):
     save(model, tmp_path)
     again = train(small(), DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
     assert repr(again.tuned) == repr(load(tmp_path).tuned) == repr(tuned())
+    assert torch.equal(weights(load(tmp_path)), weights(model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_model_beside_a_finished_run_is_written_anew(name, tmp_path):
+    recipe = Recipe(steps=3, batch=32)
+    model = train(small(), DATA, LABELS, recipe, folder=tmp_path, **OPTIONS)
+    (tmp_path / name).write_bytes(b"nonsense")
+    train(small(), DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
     assert torch.equal(weights(load(tmp_path)), weights(model))
 
 

@@ -468,7 +468,14 @@ def test_run_depends_on_its_seed_alone():
         torch.manual_seed(outside)
         before = torch.get_rng_state()
         recipe = Recipe(steps=15, batch=32, seed=seed)
-        average = train(model, DATA, recipe=recipe, progress=False, device="cpu")
+        average = train(
+            model,
+            DATA,
+            recipe=recipe,
+            transform=lambda x, g: x + 0.01 * torch.randn_like(x),
+            progress=False,
+            device="cpu",
+        )
         assert torch.equal(torch.get_rng_state(), before)
         results.append(weights(average))
     assert torch.equal(results[0], results[1])
@@ -688,6 +695,7 @@ def test_failure_keeps_the_last_good_weights(how, tmp_path):
     with pytest.raises(TrainingError, match="step 17") as info:
         trainer.run(progress=False)
     assert (info.value.step, info.value.kept) == (17, 10)
+    assert trainer.step == trainer.average.steps == 10
     assert ("shape" if how == "shape" else "nan") in str(info.value)
     assert torch.equal(weights(model), seen[10])
     assert torch.isfinite(weights(trainer.average)).all()

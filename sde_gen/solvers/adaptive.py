@@ -43,8 +43,10 @@ class _Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
-        ratio = math.exp(-float(self.sde.log_snr(t))) if t else 0.0
-        return math.log1p(ratio / self.variance) ** 0.25
+        if t == 0:
+            return 0.0
+        level = -float(self.sde.log_snr(t)) - math.log(self.variance)  # log(w / C)
+        return (math.log1p(math.exp(level)) if level < 700 else level) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""
@@ -53,9 +55,10 @@ class _Standard(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         u = as_time(t)
-        w = self.variance * torch.expm1(u**4)
-        time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
-        scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
+        # log w, where w itself may be too large a number: there are clocks that long.
+        level = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
+        time = self.sde.time_at(-level).clamp(min(self.ends), max(self.ends))
+        scale = torch.sqrt(self.sde.alpha(time) ** 2 * self.variance + self.sde.sigma(time) ** 2)
         state = match(scale, x) * x
         score = read_score(self.process, state, time)
         if on_host(x.device):

@@ -77,8 +77,10 @@ def check_free(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds a run or a model."""
     held = [name for name in (STATE, WEIGHTS, CONFIG) if (folder / name).exists()]
     if held:
-        choice = "resume to go on with that run, or overwrite" if STATE in held else "overwrite"
-        raise FileExistsError(f"{folder} already holds {', '.join(held)}: ask for {choice}")
+        choice = "resume to go on with that run, or " if STATE in held else ""
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(held)}: say {choice}overwrite to begin anew"
+        )
 
 
 @contextmanager
