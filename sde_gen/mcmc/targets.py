@@ -132,14 +132,11 @@ class Mixture(Target):
         alpha, sigma = (float(c(t)) for c in (sde.alpha, sde.sigma))
         m = alpha * mixture.means.double()
         q = (1 / (alpha**2 * mixture.variance + sigma**2)).expand(m.shape)
-
-        def rounding(m: Tensor) -> float:
-            return torch.finfo(dtype).eps * float((m.square() * q).sum(1).max())
-
         # Far from 0 the exponents are small differences of large numbers.
-        self.centre = m.mean(0) if rounding(m) >= _ROUNDING else None
+        far = torch.finfo(dtype).eps * float((m.square() * q).sum(1).max()) >= _ROUNDING
+        self.dtype = torch.float64 if far else dtype
+        self.centre = m.mean(0) if far else None
         m = m if self.centre is None else m - self.centre
-        self.dtype = dtype if rounding(m) < _ROUNDING else torch.float64
         a = m * q
         b = mixture.log_weights + 0.5 * (torch.log(q / (2 * math.pi)) - a * m).sum(1)
         self.shared = bool((q == q[:1]).all())
