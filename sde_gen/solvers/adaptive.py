@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +44,8 @@ class _Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
-        ratio = math.exp(-float(self.sde.log_snr(t))) if t else 0.0
-        return math.log1p(ratio / self.variance) ** 0.25
+        log_w = -float(self.sde.log_snr(t)) if t else -math.inf
+        return float(np.logaddexp(0, log_w - math.log(self.variance))) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""
@@ -53,9 +54,10 @@ class _Standard(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         u = as_time(t)
-        w = self.variance * torch.expm1(u**4)
-        time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
-        scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
+        # w = C (exp(u^4) - 1) overflows where hardly any signal is left.
+        log_w = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
+        time = self.sde.time_at(-log_w).clamp(min(self.ends), max(self.ends))
+        scale = torch.sqrt(self.sde.alpha(time) ** 2 * self.variance + self.sde.sigma(time) ** 2)
         state = match(scale, x) * x
         score = read_score(self.process, state, time)
         if on_host(x.device):
