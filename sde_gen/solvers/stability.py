@@ -14,6 +14,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..facts import facts_of
 from ..noise import Noise
 from ..ops import Time, act, as_time, cholesky, square
 from ..sdes import SDE, KernelSDE, Reverse
@@ -64,7 +65,7 @@ def warn_of_long_steps(process: SDE, solver: Solver, plan: list[Step], x: Tensor
 
 def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> float:
     """The root mean square that Gaussian data end with, in units of the spread of the data."""
-    sde, std = process.sde, float(getattr(process.score, "data_std", 1.0)) or 1.0
+    sde, std = process.sde, facts_of(process.score).std
     assert isinstance(sde, KernelSDE)
     each = -(-_NUMBERS // x[0].numel())
 
