@@ -27,6 +27,7 @@ from sde_gen.networks import MLP, Network, UNet
 from sde_gen.training import CheckpointError, load, register, save
 from sde_gen.training.checkpoints import CONFIG, WEIGHTS, describe, write
 from sde_gen.training.registry import TABLE
+from sde_gen.tuning.tuned import Choice
 
 SDES = [
     sg.VP(),
@@ -269,6 +270,19 @@ def test_own_network_is_passed(tmp_path):
     assert kept.weight.dtype == torch.float64  # nothing was filled
 
 
+class Shapeless(Own):
+    shape = None
+
+
+@pytest.mark.parametrize("shape", [[], [0], [-3]])
+def test_a_shape_has_sizes(shape, tmp_path):
+    save(sg.ScoreNetwork(Shapeless(), sg.VP(), shape=(3,)), tmp_path)
+    assert load(tmp_path, net=Shapeless()).shape == (3,)
+    change("shape", shape)(tmp_path)
+    with pytest.raises(CheckpointError, match="shape is"):
+        load(tmp_path, net=Shapeless())
+
+
 class Waves(Own):
     """An own network with a buffer that the file does not hold."""
 
@@ -299,6 +313,19 @@ class Steady(sg.schedules.Schedule):
 
     def beta(self, t):
         return self.rate + 0.0 * sg.ops.as_time(t)
+
+
+@register
+@dataclass(frozen=True)
+class Slower(sg.Schedule):
+    """A clock of a clock."""
+
+    inner: sg.Schedule
+
+    T = 1.0
+
+    def beta(self, t):
+        return self.inner.beta(t) / 2
 
 
 @register
@@ -337,6 +364,20 @@ def test_own_classes_come_back_where_they_were_registered(tmp_path):
     assert torch.equal(after.net.gain, before.net.gain)
     x = torch.randn(5, 3)
     assert torch.equal(after(x, 0.5), before(x, 0.5))
+
+
+def test_what_is_nested_too_deep_is_told(tmp_path):
+    clock = sg.Linear()
+    for _ in range(10):
+        clock = Slower(clock)
+    save(model(sg.VP(clock)), tmp_path)
+    assert load(tmp_path).sde == sg.VP(clock)
+    node = {"class": "Linear"}
+    for _ in range(300):
+        node = {"class": "Slower", "inner": node}
+    change("sde", "schedule", node)(tmp_path)
+    with pytest.raises(CheckpointError, match=r"sde.schedule(.inner)* is nested too deep"):
+        load(tmp_path)
 
 
 def test_a_name_means_one_class():
@@ -406,9 +447,16 @@ def knows(found: sg.ScoreNetwork, moments: sg.Moments) -> sg.ScoreNetwork:
     return found
 
 
+def tuned_to(moments: sg.Moments) -> sg.ScoreNetwork:
+    found = model()
+    found.tuned = sg.Tuned([Choice(4, sg.Exponential(2, moments))])
+    return found
+
+
 LOST = {
     "another layer": (lambda: cut_off(model()), r"net.output.weight"),
     "moments of another size": (lambda: knows(model(), sg.data_moments(torch.randn(9, 2))), "mom"),
+    "reference of another size": (lambda: tuned_to(sg.data_moments(torch.randn(9, 2))), "refer"),
     "half a mean": (
         lambda: knows(model(), sg.Moments(torch.ones(3), torch.ones(3).half())),
         "mom",
@@ -536,6 +584,7 @@ DAMAGES = {
     "infinite": (change("sde", "schedule", "T", 10**400), "sde.schedule.T must be a finite num"),
     "out of range": (change("sde", "schedule", "T", -1.0), "sde.schedule is no Linear: .*T > 0"),
     "truth for a number": (change("data_std", True), "data_std must be a finite number, got True"),
+    "truth for a count": (change("net", "depth", True), "net.depth must be an integer, got True"),
     "half a layer": (change("net", "depth", 1.5), "net.depth must be an integer, got 1.5"),
     "wrong sizes": (
         change("net", "width", 24),
@@ -646,6 +695,17 @@ def test_a_flipped_byte_is_told(tmp_path):
         (tmp_path / WEIGHTS).write_bytes(wrong)
         with pytest.raises(CheckpointError, match="safetensors is damaged: its checksum differs"):
             load(tmp_path)
+
+
+def test_a_file_that_changes_later_changes_no_model(tmp_path):
+    before = knows(model(), MOMENTS["directions"])
+    save(before, tmp_path)
+    after = load(tmp_path)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.write(bytes((tmp_path / WEIGHTS).stat().st_size))
+    assert torch.equal(after.moments.basis, before.moments.basis)
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_changed_number_is_told(tmp_path):
