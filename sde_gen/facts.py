@@ -110,7 +110,8 @@ class Facts:
         levels: the number of grey levels of quantised data on [-1, 1].
 
     Raises:
-        ValueError: a std that is not positive and finite, fewer than two levels.
+        ValueError: a std that is not positive and finite, fewer than two levels, units of other
+            shapes.
     """
 
     shape: tuple[int, ...] | None = None
@@ -127,6 +128,8 @@ class Facts:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
+            if self.units is not None:
+                self.units.check(self.shape)
 
     @classmethod
     def of(

@@ -53,7 +53,12 @@ def test_equals_exact_density(sde, solver):
     torch.testing.assert_close(fine, score.log_prob(x), atol=5e-6, rtol=0)
 
 
-CLOCKS = [VP, sg.VP(sg.schedules.Geometric()), sg.VP(sg.schedules.Linear(beta_max=1e4)), sg.OrnsteinUhlenbeck(-200.0)]
+CLOCKS = [
+    VP,
+    sg.VP(sg.schedules.Geometric()),
+    sg.VP(sg.schedules.Linear(beta_max=1e4)),
+    sg.OrnsteinUhlenbeck(-200.0),
+]
 
 
 @pytest.mark.parametrize("sde", CLOCKS, ids=["VP", "geometric", "long", "fast"])

@@ -25,6 +25,7 @@ from sde_gen.networks import MLP, UNet
 from sde_gen.solvers import Exponential, Spectral
 from sde_gen.training import CheckpointError, checkpoints
 from sde_gen.training.checkpoints import CONFIG, WEIGHTS, describe, load, save
+from sde_gen.tuning import Tuned
 from sde_gen.tuning.tuned import Choice
 
 Model = sg.ScoreNetwork
@@ -35,18 +36,21 @@ def plain() -> Model:
 
 
 def tuned() -> Model:
-    model = Model(MLP((2,), 8, 1, classes=3, embedding="fourier").double(), sg.EDM(20.0))
-    known = sg.data_moments(torch.randn(20, 2), rank=1)
+    facts = sg.Facts.of(torch.randn(20, 2), "column", 1, ["a", "b", "c"], 16)
+    net = MLP((2,), 8, 1, classes=3, embedding="fourier").double()
+    model = Model(net, sg.EDM(20.0), facts=facts)
+    known = facts.moments
+    assert known is not None
     numbers = ((0.1,), (0.1, 0.2))
     solver = Exponential(2, known, True, Spectral(1.0, 2))
     rows = [Choice(1, Exponential(1)), Choice(2, solver, (0.1, 0.2), (3.0, 0.0, -3.0), numbers)]
-    model.facts.moments, model.tuned = known, sg.tuning.Tuned(rows)
+    model.tuned = Tuned(rows, weights=model.fingerprint())
     return model
 
 
 def images() -> Model:
     net = UNet((1, 4, 4), 4, (1, 2), blocks=1, width=8, attention=(2,))
-    return Model(net, sg.CriticallyDamped(), "noise", data_std=0.5)
+    return Model(net, sg.CriticallyDamped(), "noise", sg.Facts(std=0.5))
 
 
 class Own(nn.Module):
@@ -191,12 +195,14 @@ def deep(n: int) -> list[Any]:
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 64, 30_000, 2**31, 2**40, 2**62, 2**63, 10**30, 10**400),
     *(0.0, -0.0, 0.5, -2.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
-    *("", "MLP", "x" * 10_000, "\ud800", "../../etc", "net.input.weight", "moments.values"),
+    *("", "MLP", "x" * 10_000, "\ud800", "../../etc", "net.input.weight", "facts.moments.values"),
     *([], [1], [0], [-1], [2, 3], [[]], [None], list(range(5000)), [2**40] * 40, {}),
     *(deep(30), deep(400), {"class": "nested"}, {"class": 3}, {"tensor": 3}, {"tensor": "none"}),
     *({"class": name} for name in ("MLP", "VP", "Linear", "Popen", "object", "__class__", "")),
     {"class": "ScoreNetwork", "net": {"class": "MLP", "shape": [2]}},
     {"class": "Polynomial", "variable": {"class": "Midpoint"}},
+    {"class": "Facts", "levels": 2},
+    {"class": "Units", "shift": {"tensor": "net.output.bias"}},
     {"class": "MatrixOrnsteinUhlenbeck", "a": [[1.0, 2.0], [3.0]], "g": [[1e308]]},
     {"tensor": "net.input.weight"},
     {"tensor": "net.output.bias"},
