@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from .covariance import (
+    Covariance,
+    DataCovariance,
+    Isotropic,
+    Point,
+    Tweedie,
+    TweedieDiagonal,
+    dps,
+    mmps,
+    pigdm,
+    tmpd,
+)
 from .exact import exact_posterior, log_evidence
 from .observation import Observation, joint
 from .operators import (
@@ -19,23 +31,35 @@ from .operators import (
     from_deepinv,
     from_linear_operator,
 )
+from .posterior import Posterior
 
 __all__ = [
     "Blur",
     "Callables",
+    "Covariance",
+    "DataCovariance",
     "Downsample",
     "Fourier",
+    "Isotropic",
     "Linearization",
     "Mask",
     "Matrix",
     "Nonlinear",
     "Observation",
     "Operator",
+    "Point",
+    "Posterior",
     "Radon",
     "Stack",
+    "Tweedie",
+    "TweedieDiagonal",
+    "dps",
     "exact_posterior",
     "from_deepinv",
     "from_linear_operator",
     "joint",
     "log_evidence",
+    "mmps",
+    "pigdm",
+    "tmpd",
 ]
