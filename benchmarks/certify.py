@@ -61,7 +61,7 @@ class Entry:
 def matrix_vp(k: int) -> sg.SDE:
     """VP with coefficients that are matrices (k, k)."""
     one = torch.eye(k, dtype=F64)
-    return sg.MatrixOrnsteinUhlenbeck((-one / 2).tolist(), one.tolist(), sg.Linear())
+    return sg.MatrixOrnsteinUhlenbeck((-one / 2).tolist(), one.tolist(), sg.schedules.Linear())
 
 
 ENTRIES = [

@@ -56,7 +56,7 @@ SAMPLERS: dict[str, tuple[float, sg.Solver | None]] = {
 def trained(net: Any, sde: Any, x: Tensor, y: Tensor | None, steps: int, seed: int) -> Any:
     """A score network after ``steps`` steps, and its seconds."""
     torch.manual_seed(seed)
-    model = sg.ScoreNetwork(net(), sde, data_std=float(x.std()))
+    model = sg.ScoreNetwork(net(), sde, facts=sg.Facts(std=float(x.std())))
     images = x.ndim > 2
     start = time.perf_counter()
     model = sg.train(
@@ -78,7 +78,7 @@ def models(net: Any, x: Tensor, y: Tensor | None, steps: int) -> tuple[dict[str,
         found[name], seconds[name] = trained(net, sde, x, y, steps, 0)
     net_of_cld = found["CLD"].net
     found["CLD's network under VP"] = sg.ScoreNetwork(
-        net_of_cld, PROCESSES["VP"], data_std=found["CLD"].data_std
+        net_of_cld, PROCESSES["VP"], facts=sg.Facts(std=found["CLD"].facts.std)
     ).eval()
     return found, seconds
 
@@ -90,7 +90,7 @@ def sweep(found: dict[str, Any], y: Tensor | None, n: int, calls: tuple[int, ...
     for name, sampler, count in tqdm(jobs, desc="sampling"):
         eta, solver = SAMPLERS[sampler]
         model = found[name] if y is None else found[name].given(y=y)
-        times = calls_to_times(found[name].sde, solver, count, found[name].data_std)
+        times = calls_to_times(found[name].sde, solver, count, found[name].facts.std)
         x = sg.sample(model, n, count, seed=1, eta=eta, solver=solver, times=times)
         records.append({"model": name, "sampler": sampler, "calls": count, **grade(x)})
     return records

@@ -49,7 +49,7 @@ def flow(
 ) -> Tensor:
     """sde_gen's own loop on the probability flow, from x to x / alpha; by default its defaults."""
     model = Model(case, covariance)
-    grid = grid or partial(grids.default, data_std=model.data_std)
+    grid = grid or partial(grids.default, data_std=model.facts.std)
     times = grid(case.sde, calls, end=case.end)
     process = case.sde.probability_flow(model)
     return solve(process, case.x, times, solver or default_solver(model)) / case.sde.alpha(

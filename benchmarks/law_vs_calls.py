@@ -45,7 +45,7 @@ def ours(
 ) -> Tensor:
     """``solve`` on the reversal with eta = 1; by default with the library's defaults."""
     model = Model(case, covariance)
-    times = grids.default(case.sde, calls, end=case.end, data_std=model.data_std)
+    times = grids.default(case.sde, calls, end=case.end, data_std=model.facts.std)
     solver = solver or default_solver(model, eta=1.0)
     process = case.sde.reverse(model, eta=1.0)
     return solve(process, case.x, times, solver, Streams(20_000 + seed)) / case.sde.alpha(case.end)

@@ -79,7 +79,7 @@ class Trained(Case):
         t = t.clamp(self.end, self.sde.T)
         with torch.no_grad():
             x = (self.sde.alpha(t) * y.double()).to(next(self.network.parameters()).dtype)
-            return self.sde.denoise(x, t, self.score).double()
+            return self.score.denoise(x, t).double()
 
 
 def network(minutes: float, seed: int = 0) -> ScoreNetwork:

@@ -48,7 +48,7 @@ angle = torch.tensor([90.0, 210.0, 330.0]).deg2rad()
 means = torch.stack([angle.cos(), angle.sin()], 1)
 law = sg.GaussianMixture(frame, [0.5, 0.3, 0.2], means, torch.tensor([0.4, 0.35, 0.3]))
 start = law.sample(1500, torch.Generator().manual_seed(0))
-process = sg.Langevin(law, sg.Power(1.0, T=4.0))
+process = sg.Langevin(law, sg.schedules.Power(1.0, T=4.0))
 paths = sg.solve(process, start, torch.linspace(0, 4, 801), sg.EulerMaruyama(), 0, trajectory=True)
 group = law.posterior(start).argmax(1)
 plots.movie_2d(paths[::20], (-2.2, 2.2, -2.2, 2.2), law.log_prob, groups=group,
@@ -178,7 +178,10 @@ figure
 
 # %%
 pair = sg.GaussianMixture(
-    sg.VE(sg.Geometric(0.05, 10.0)), [0.2, 0.8], torch.tensor([[-2.5, 0.0], [2.5, 0.0]]), 0.3
+    sg.VE(sg.schedules.Geometric(0.05, 10.0)),
+    [0.2, 0.8],
+    torch.tensor([[-2.5, 0.0], [2.5, 0.0]]),
+    0.3,
 )
 n = 1500
 x = torch.cat([pair.means[:1], pair.means[1:]]).repeat_interleave(n // 2, 0)

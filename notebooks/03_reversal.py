@@ -30,7 +30,7 @@ from sde_gen import plots
 
 torch.set_default_dtype(torch.float64)
 
-sde = sg.VP(sg.Linear(0.1, 12.0))
+sde = sg.VP(sg.schedules.Linear(0.1, 12.0))
 means, stds = torch.tensor([[-1.6], [0.0], [1.2]]), torch.tensor([0.15, 0.3, 0.1])
 law = sg.GaussianMixture(sde, [0.3, 0.4, 0.3], means, stds)
 times = sg.grids.uniform(sde, 400, end=0.0)
@@ -48,7 +48,7 @@ print(f"without the score the film ends {widening:.0f} times wider than it began
 zero = sg.Gaussian(sde, torch.zeros(1), 1e6)  # so flat that its score vanishes
 start = sde.prior(2000, 1, generator=torch.Generator().manual_seed(0))
 runaway = sg.solve(sde.probability_flow(zero), start, times, sg.Heun())
-print(f"standard deviation at the end: {runaway.std():.1f}; of the data: {law.data_std:.2f}")
+print(f"standard deviation at the end: {runaway.std():.1f}; of the data: {law.facts.std:.2f}")
 assert abs(float(runaway.std() / start.std()) / widening - 1) < 0.02
 
 # %% [markdown]
@@ -93,7 +93,7 @@ borders = torch.tensor([-0.9, 0.75])
 exact = torch.tensor([0.3, 0.4, 0.3])
 half = int((times - 0.5).abs().argmin())
 alpha, sigma = sde.alpha(times[half]), sde.sigma(times[half])
-half_variance = float(alpha**2 * law.data_std**2 + sigma**2)
+half_variance = float(alpha**2 * law.facts.std**2 + sigma**2)
 for eta, paths in ends.items():
     mass = torch.bucketize(paths[-1, :, 0].contiguous(), borders).bincount(minlength=3) / len(
         start

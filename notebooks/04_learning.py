@@ -96,7 +96,7 @@ for t in (0.05, 0.3, 0.8):
 
 # %%
 torch.manual_seed(0)
-model = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, data_std=float(points.std()))
+model = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts(std=float(points.std())))
 model = sg.train(model, points, recipe=sg.Recipe(steps=1200, batch=256), progress=False)
 new = sg.sample(model, 4000, steps=25, seed=0)
 
@@ -172,11 +172,11 @@ clean = data.digits("test").x[3:13]
 rows, noise_levels = [clean], (0.1, 0.2, 0.4)
 for t in noise_levels:
     x_t = sde.perturb(clean, torch.tensor(t), torch.Generator().manual_seed(4)).x
-    rows += [x_t, sde.denoise(x_t, t, scores)]
+    rows += [x_t, scores.denoise(x_t, t)]
 names = ["unseen digits"] + [
     f"{k} at t = {t}" for t in noise_levels for k in ("noised", "denoised")
 ]
-average = float((sde.denoise(sde.prior(20, 1, 8, 8), 1.0, scores) - digits.mean(0)).abs().mean())
+average = float((scores.denoise(sde.prior(20, 1, 8, 8), 1.0) - digits.mean(0)).abs().mean())
 print(f"at t = 1 the denoiser answers with the mean of all data, up to {average:.3f}")
 assert average < 0.03
 plots.image_grid(torch.cat(rows), rows=7, labels=names)
@@ -231,7 +231,7 @@ class Ideal(torch.nn.Module):
         t = sde.time_at(-2 * torch.log(ratio))
         a, s = (k.to(x).reshape(-1, 1) for k in (sde.alpha(t), sde.sigma(t)))
         x = x * torch.sqrt((a * 0.5) ** 2 + s**2)
-        denoised = sde.denoise(x, t, empirical)
+        denoised = empirical.denoise(x, t)
         noise, norm = (x - a * denoised) / s, torch.sqrt((a * 0.5) ** 2 + s**2)
         return {
             "noise": noise,
@@ -243,7 +243,7 @@ class Ideal(torch.nn.Module):
 
 x, t = fresh[:64].double(), torch.full((64,), 0.3, dtype=torch.float64)
 for name in factors:
-    score = sg.ScoreNetwork(Ideal(name), sde, name, data_std=0.5)
+    score = sg.ScoreNetwork(Ideal(name), sde, name, facts=sg.Facts(std=0.5))
     error = float((score(x, t) - empirical(x, t)).abs().max())
     print(f"{name:15} differs from the exact score by {error:.1e}")
     assert error < 1e-6
@@ -270,7 +270,7 @@ assert fit < 0.03
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 torch.manual_seed(0)
 few = points[:10]
-small = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, data_std=float(few.std()))
+small = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts(std=float(few.std())))
 small = sg.train(small, few, recipe=sg.Recipe(steps=1500, batch=256), progress=False)
 remembered = near(sg.sample(small, 1000, steps=40, seed=0), few)
 print(f"median distance to the 10 points {remembered.median():.3f}")

@@ -193,7 +193,7 @@ plots.image_grid(rows, rows=5, labels=[*names, "exact"])
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float32)
 images = x.float()
-model = sg.ScoreNetwork(MLP((1, 8, 8), width=256), sde, data_std=float(images.std()))
+model = sg.ScoreNetwork(MLP((1, 8, 8), width=256), sde, facts=sg.Facts(std=float(images.std())))
 model = sg.train(model, images, recipe=sg.Recipe(steps=1500, batch=256), progress=False)
 test = data.digits("test").x
 noise = sg.Streams(1).start(torch.empty(400, 1, 8, 8))

@@ -219,10 +219,10 @@ net = sg.train(
     points,
     labels,
     sg.Recipe(steps=800),
-    objective=Classification(sde, law.data_std),
+    objective=Classification(sde, law.facts.std),
     progress=False,
 )
-one = sg.sample(law + sg.Classifier(net, 0, sde, law.data_std), 2000, steps=40, seed=0)
+one = sg.sample(law + sg.Classifier(net, 0, sde, law.facts.std), 2000, steps=40, seed=0)
 print("mean  ", [f"{m:.3f}" for m in one.mean(0).tolist()], "exact 0, 1")
 print("spread", [f"{s:.3f}" for s in one.std(0).tolist()], "exact 0.45")
 assert float((one.mean(0) - means[0]).abs().max()) < 0.06

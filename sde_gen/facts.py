@@ -72,6 +72,18 @@ class Units:
         scale = torch.where(flat, 1.0, scale)
         return cls(shift.reshape(()), scale.reshape(())) if each == "all" else cls(shift, scale)
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise ``ValueError`` unless shift and scale are of samples of this shape."""
+        try:
+            whole = torch.broadcast_shapes(self.shift.shape, self.scale.shape, tuple(shape))
+        except RuntimeError:
+            whole = torch.Size()
+        if whole != tuple(shape):
+            raise ValueError(
+                f"units of shapes {tuple(self.shift.shape)} and {tuple(self.scale.shape)} are"
+                f" not those of samples {tuple(shape)}"
+            )
+
     def encode(self, x: Tensor) -> Tensor:
         """z = (x - shift) / scale: from the data's units, in the dtype of x."""
         return ((_wide(x) - self.shift.to(_wide(x))) / self.scale.to(_wide(x))).to(x.dtype)

@@ -44,12 +44,15 @@ class Moments:
 
     def __post_init__(self) -> None:
         real = self.values.is_floating_point()
-        if not real or self.values.ndim != 1 or not bool((self.values >= 0).all()):
+        shaped = real and self.values.ndim == 1 and len(self.values) > 0
+        if not shaped or not bool((self.values >= 0).all()):
             raise ValueError(f"values must be variances >= 0 of shape (m,), got {self.values}")
-        if self.basis is not None and len(self.values) != self.basis.shape[1] + 1:
+        if self.basis is None:
+            return
+        if self.basis.ndim != 2 or len(self.values) != self.basis.shape[1] + 1:
             raise ValueError(
-                f"a basis of {self.basis.shape[1]} directions needs that many values and a"
-                f" floor, got {len(self.values)}"
+                f"a basis (n, r) needs r values and a floor, got {tuple(self.basis.shape)} and"
+                f" {len(self.values)}"
             )
 
     @classmethod

@@ -116,13 +116,16 @@ def as_real(value: object, name: str, device: torch.device | None = None) -> Ten
     """A number, or a tensor, array or list of them, as float64 (float32 on MPS).
 
     Raises:
-        TypeError: complex numbers, whose imaginary part torch would drop.
+        TypeError: no numbers, or complex ones, whose imaginary part torch would drop.
     """
-    c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    try:
+        c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers, got {value!r}") from error
     if c.is_complex():
         raise TypeError(f"{name} must be real, got {c.dtype}")
-    c = c if device is None else c.to(device)
-    return c.float() if c.device.type == "mps" else c.double()
+    device = c.device if device is None else device
+    return c.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
 
 
 def _check_real(x: Tensor, name: str = "x") -> None:
@@ -202,6 +205,30 @@ def as_labels(y: object) -> Tensor:
     return labels.to(torch.int64)
 
 
+def as_numbers(x: object, name: str) -> Tensor:
+    """Real numbers as a tensor: a tensor as it is, an array or a list copied.
+
+    Raises:
+        TypeError: anything else, complex numbers among it.
+
+    >>> as_numbers([[1, 2], [3, 4]], "x").shape
+    torch.Size([2, 2])
+    """
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"{name} must be real, got {x.dtype}")
+        return x
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor, an array or a list: {error}") from error
+    kinds = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must be real numbers, got {type(x).__name__} of {array.dtype}")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return torch.from_numpy(array.astype(np.float32 if single else kinds[array.dtype.kind]))
+
+
 def check_tensor(x: object, name: str) -> None:
     """Raise TypeError unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):
@@ -227,7 +254,7 @@ def check_state(x: Tensor, name: str = "x") -> None:
     _check_real(x, name)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")
-    if len(x) == 0:
+    if x.numel() == 0:
         raise ValueError(f"{name} is an empty batch: its shape is {tuple(x.shape)}")
 
 

@@ -60,7 +60,7 @@ class Counting(Score):
 
     def __init__(self, score: Gaussian | GaussianMixture) -> None:
         self.score, self.count, self.times = score, 0, list[float]()
-        self.sde, self.data_std, self.singular = score.sde, score.data_std, score.singular
+        self.sde, self.data_std, self.singular = score.sde, score.facts.std, score.singular
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         self.count += len(x)

@@ -19,7 +19,7 @@ CLD = sg.CriticallyDamped()
 LIFTED = sg.Lifted(mixture(sg.EDM(250.0)), CLD)
 DATA = correlated(SDE)
 """Its moments hold a matrix, which every step of the default solver multiplies with."""
-TUNED = sg.Tuned([Choice(6, sg.Exponential(3, DATA.moments, corrector=True))])
+TUNED = sg.tuning.Tuned([Choice(6, sg.Exponential(3, DATA.moments, corrector=True))])
 
 SOLVERS: list[tuple[sg.Solver, float]] = [
     *(

@@ -16,7 +16,7 @@ from sde_gen import VP, Budget, Exponential, Gaussian, error_budget, grids
 from sde_gen.budget import Term, _jackknife, _rms
 from sde_gen.metrics import energy_distance
 
-SDE = VP(sg.Linear(0.1, 4.0))  # alpha(T) = 0.36: a prior that is visibly wrong
+SDE = VP(sg.schedules.Linear(0.1, 4.0))  # alpha(T) = 0.36: a prior that is visibly wrong
 END = 0.01
 V, M = 0.5, 0.3  # variance and mean of the data
 N = 4000
@@ -29,8 +29,8 @@ def data_law() -> Gaussian:
 def blind(score: sg.Score) -> sg.Score:
     """The score without the moments: runs start from N(0, sigma^2)."""
     given = score.given()
-    given.moments = None
-    given.data_std = math.sqrt(V)
+    given.facts.moments = None
+    given.facts.std = math.sqrt(V)
     return given
 
 
@@ -110,7 +110,7 @@ def test_the_grid_is_that_of_sample_up_to_its_last_step() -> None:
     law, calls = mixture(SDE), 0
 
     class Counted(sg.Score):
-        sde, shape, data_std = law.sde, law.shape, law.data_std
+        sde, shape, data_std = law.sde, law.shape, law.facts.std
 
         def __call__(self, x: Tensor, t: Any) -> Tensor:
             nonlocal calls

@@ -108,7 +108,7 @@ def test_churn_with_an_exact_flow_has_the_exact_law(sde: LinearSDE) -> None:
     """Noising is exact on every process, and at the top of the clock it stops."""
     score = correlated(sde)
     times = sde.T * torch.tensor([1.0, 0.7, 0.4, 0.1], dtype=F64)
-    solver = Churn(Exponential(1, score.moments))
+    solver = Churn(Exponential(1, score.facts.moments))
     n, eta = 3, 1.0
     zero = torch.zeros(n + 1, 2, dtype=F64)
     process = sde.reverse(score, eta)
@@ -218,7 +218,7 @@ def test_fine_steps_are_the_reversal_of_that_noise_level(kind: str, eta: float) 
     if kind == "churn":
         solver, process = Churn(RungeKutta(4)), sde.reverse(score, eta)
     else:
-        solver = PredictorCorrector(RungeKutta(4), eta, reference=score.moments)
+        solver = PredictorCorrector(RungeKutta(4), eta, reference=score.facts.moments)
         process = sde.probability_flow(score)
     exact, *_ = gaussian_reversal(score, t, s, eta)
     errors = []
@@ -246,8 +246,8 @@ def test_corrections_keep_the_law_of_gaussian_data_exactly(
     """After an exact predictor one long step has the exact covariance: C may be a matrix."""
     score: Gaussian = make(sde)
     t, s = 0.8 * sde.T, 0.2 * sde.T
-    flow = Exponential(1, score.moments)
-    solver = PredictorCorrector(flow, 1.0, corrections, score.moments)
+    flow = Exponential(1, score.facts.moments)
+    solver = PredictorCorrector(flow, 1.0, corrections, score.facts.moments)
     process = sde.probability_flow(score)
     n = score.mean.numel()
     times = torch.tensor([t, s], dtype=F64)
@@ -342,7 +342,7 @@ def test_with_the_right_covariance_the_weak_order_is_that_of_the_predictor(
     predictor: Solver, eta: float, draws: int, order: int
 ) -> None:
     score = gaussian(VP())
-    solver = PredictorCorrector(predictor, reference=score.moments)
+    solver = PredictorCorrector(predictor, reference=score.facts.moments)
     for slope in law_slopes(score, solver, eta, draws, (64, 128, 256)):
         assert slope == pytest.approx(order, abs=0.2)
 
@@ -429,11 +429,11 @@ def test_a_smooth_score_may_be_followed_to_zero() -> None:
     """There is no noise level at t = 0, so nothing to correct."""
     score = gaussian(VP())
     x = start(score, 4, 0.5)
-    solver = PredictorCorrector(Exponential(1, score.moments), reference=score.moments)
+    solver = PredictorCorrector(Exponential(1, score.facts.moments), reference=score.facts.moments)
     flow = Reverse(score.sde, score, 0.0)
     y = solve(flow, x, [0.5, 0.0], solver, 3)
-    torch.testing.assert_close(y, solve(flow, x, [0.5, 0.0], Exponential(1, score.moments)))
-    z = solve(flow, x, [0.5, 0.3, 0.0], Churn(Exponential(1, score.moments)), 3)
+    torch.testing.assert_close(y, solve(flow, x, [0.5, 0.0], Exponential(1, score.facts.moments)))
+    z = solve(flow, x, [0.5, 0.3, 0.0], Churn(Exponential(1, score.facts.moments)), 3)
     torch.testing.assert_close(z, y, rtol=0, atol=1e-10)
 
 

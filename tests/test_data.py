@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from sde_gen.data import (
     digits,
     image_folder,
     load_array,
+    load_labels,
     quantise,
     toy,
 )
@@ -92,9 +96,9 @@ def test_levels_are_checked():
         centre(torch.zeros(3), 256)
     with pytest.raises(ValueError, match=r"levels must lie in 0 .. 16, got -1 .. 17"):
         dequantise(torch.tensor([-1, 17]), 17)
-    with pytest.raises(ValueError, match="n_levels must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="n_levels must be an integer >= 2, got 1"):
         centre(torch.zeros(3, dtype=torch.uint8), 1)
-    with pytest.raises(TypeError, match=r"takes floats in \[-1, 1\], got torch.uint8"):
+    with pytest.raises(TypeError, match=r"x must be floats in \[-1, 1\], got torch.uint8"):
         quantise(torch.zeros(3, dtype=torch.uint8), 256)
     with pytest.raises(ValueError, match="x has NaN"):
         quantise(torch.tensor([math.nan]), 256)
@@ -164,10 +168,38 @@ def test_toys_are_drawn_from_the_generator_alone(name):
 
 
 def test_toys_are_checked():
-    with pytest.raises(ValueError, match=r"toy must be one of \['checkerboard', .*, got 'moons'"):
+    with pytest.raises(ValueError, match=r"name must be one of \['checkerboard', .*, got 'moons'"):
         toy("moons", 3)
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
         toy("grid_25", 0)
+
+
+def test_arrays_and_lists_are_data_too():
+    levels = [[0, 3], [2, 1]]
+    expected = 2 * (torch.tensor(levels) + 0.5) / 4 - 1
+    for given in (levels, np.array(levels, np.uint8), np.array(levels, ">i8")[::-1][::-1]):
+        assert centre(given, np.int64(4)).equal(expected)
+        assert quantise(dequantise(given, 4, seeded()), 4).tolist() == levels
+    read_only = expected.double().numpy()
+    read_only.flags.writeable = False
+    for given in (expected.tolist(), expected.numpy(), read_only, expected.half()):
+        assert quantise(given, np.int32(4)).tolist() == levels
+    redrawn = Dequantise(np.int64(4))(read_only, seeded())
+    assert redrawn.dtype == torch.float32
+    assert quantise(redrawn, 4).tolist() == levels
+    assert toy("two_moons", np.int64(5)).equal(toy("two_moons", 5))
+
+
+@pytest.mark.parametrize(
+    "given", [1j, [1j], np.ones(2, complex), torch.ones(2, dtype=torch.cfloat)]
+)
+def test_complex_numbers_are_refused_by_name(given):
+    for name, call in {
+        "x": (lambda: quantise(given, 4)),
+        "levels": (lambda: centre(given, 4)),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name} must be real.*complex"):
+            call()
 
 
 @pytest.fixture
@@ -186,11 +218,14 @@ def test_image_folder(folder):
     assert (quantise(x, 256) == expected).all()
     assert x[1, 0, 0, 0].item() == pytest.approx(1 / 256 - 1)
     grey = image_folder(str(folder), channels=1)
+    # ITU-R 601-2 luma in 16 bits: the weights' rounding and the cut to an integer are below 1
+    luma = (quantise(x, 256) * torch.tensor([299, 587, 114])[:, None, None]).sum(1) / 1000
     assert grey.shape == (2, 1, 3, 5)
-    assert grey.mean().item() == pytest.approx(x.mean().item(), abs=2 / 128)
+    assert (quantise(grey, 256)[:, 0] - luma).abs().max() < 1
+    assert image_folder(folder, channels=np.int64(1)).equal(grey)
 
 
-def test_class_folders(folder, tmp_path):
+def test_class_folders(tmp_path):
     for i, name in enumerate(["zebra", "ape"]):
         (tmp_path / name).mkdir()
         for k in range(i + 1):
@@ -204,6 +239,163 @@ def test_class_folders(folder, tmp_path):
     (tmp_path / "ape" / "1.png").unlink()
     with pytest.raises(ValueError, match="classes have images of different sizes"):
         class_folders(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_data(folder):
+    x = image_folder(folder)
+    (folder / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / ".ipynb_checkpoints" / "a-checkpoint.png")
+    (folder / "._a.png").write_bytes(b"Mac OS X")
+    assert image_folder(folder).equal(x)
+    for name in ("cat", "dog"):
+        (folder / "classes" / name / ".thumbnails").mkdir(parents=True)
+        Image.new("L", (4, 4), len(name)).save(folder / "classes" / name / "0.png")
+    (folder / "classes" / ".git").mkdir()
+    (folder / "classes" / ".cover.png").write_bytes(b"")
+    assert class_folders(folder / "classes").y.tolist() == [0, 1]
+
+
+def test_no_image_is_left_out_in_silence(folder):
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        Image.new("RGB", (5, 3)).save(folder / name / "0.png")
+    with pytest.raises(ValueError, match=r"holds 2 images beside its class folders.* a\.PNG"):
+        class_folders(folder)
+    with pytest.raises(ValueError, match="holds the folder cat, whose images"):
+        image_folder(folder)
+    (folder / "dog" / "puppies").mkdir()
+    for name in ("a.PNG", "b.png"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"dog holds the folder puppies"):
+        class_folders(folder)
+    (folder / "dog" / "puppies").rmdir()
+    (folder / "dog" / "1.png").symlink_to(folder / "gone.png")
+    with pytest.raises(ValueError, match=r"cannot read .*1\.png"):
+        class_folders(folder)
+
+
+# EXIF 2.32, tag 274: where the first row and the first column of the file are to be seen.
+UPRIGHT = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+def as_stored(seen: np.ndarray, rows: str, columns: str) -> np.ndarray:
+    """The file of a picture whose first row is to be seen at ``rows``, column at ``columns``."""
+    if rows in ("left", "right"):
+        seen = seen.swapaxes(0, 1)
+    seen = seen[::-1] if rows in ("bottom", "right") else seen
+    return seen[:, ::-1] if columns in ("bottom", "right") else seen
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_images_are_turned_as_they_say(orientation, suffix, tmp_path):
+    seen = np.zeros((32, 48, 3), np.uint8)
+    seen[:16, :16], seen[16:, 32:] = (255, 0, 0), (0, 0, 255)  # red at the top left
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.fromarray(np.ascontiguousarray(as_stored(seen, *UPRIGHT[orientation])))
+    options = {"webp": {"lossless": True}, "jpg": {"subsampling": 0, "quality": 100}}
+    image.save(tmp_path / f"x.{suffix}", exif=exif, **options.get(suffix, {}))
+    x = quantise(image_folder(tmp_path), 256)[0].permute(1, 2, 0).numpy()
+    assert x.shape == seen.shape
+    # JPEG rounds its frequencies and colours, by a few levels; all others keep every bit
+    assert np.abs(x - seen.astype(int)).max() <= (4 if suffix == "jpg" else 0)
+
+
+def png(pixels: np.ndarray, colour: int) -> bytes:
+    """A PNG of 8 or 16 bits a channel, from its specification (ISO 15948)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, colour, 0, 0, 0)
+    rows = pixels.reshape(height, -1).astype(pixels.dtype.newbyteorder(">"))
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff(pixels: np.ndarray, order: str = "<") -> bytes:
+    """An uncompressed TIFF 6.0 of 8 or 16 bits, in one strip."""
+    height, width, channels = pixels.shape
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    bits = struct.pack(f"{order}{channels}H", *[8 * pixels.itemsize] * channels)
+    after = 8 + 2 + 8 * 12 + 4
+    tags = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, after),
+        (262, 3, 1, 2),
+        (273, 4, 1, after + len(bits)),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, 1, len(data)),
+    ]
+    entries = b"".join(
+        struct.pack(f"{order}HHI", *tag)
+        + struct.pack(f"{order}{'HH' if kind == 3 and n == 1 else 'I'}", *values)
+        for tag, kind, n, values in (
+            (t[:3], t[1], t[2], (t[3], 0) if t[1] == 3 and t[2] == 1 else (t[3],)) for t in tags
+        )
+    )
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + bits + data
+
+
+PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+DEEP = {
+    "rgb.png": (lambda x: png(x[..., :3], 2)),
+    "rgba.png": (lambda x: png(x, 6)),
+    "grey.png": (lambda x: png(x[..., 0], 0)),
+    "grey_alpha.png": (lambda x: png(x[..., :2], 4)),
+    "little.tif": (lambda x: tiff(x[..., :3])),
+    "big.tif": (lambda x: tiff(x[..., :3], ">")),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_eight_bits_are_refused_in_every_mode(name, tmp_path):
+    (tmp_path / name).write_bytes(DEEP[name](PIXELS))
+    shallow = quantise(image_folder(tmp_path), 256)[0, 0]
+    assert shallow.tolist() == PIXELS[..., 0].tolist()
+    (tmp_path / name).write_bytes(DEEP[name](PIXELS.astype(np.uint16) * 257))
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=f"{name} has more than 8 bits a channel"):
+            image_folder(tmp_path, channels)
+
+
+@pytest.mark.parametrize(
+    ("head", "deep"),
+    [
+        (b"P6 2 1 255\n" + bytes(range(6)), False),
+        (b"P6 2 1 15\n" + bytes(range(6)), False),
+        (b"P6 2 1 256\n" + bytes(12), True),
+        (b"P6 2 1 65535\n" + bytes(12), True),
+        (b"P5 2 1 1023\n" + bytes(4), True),
+        (b"P5 2 1 65535\n" + bytes(4), True),
+        (b"P3 2 1 1023\n 0 1 2 3 4 1023", True),
+        (b"P2 2 1 15\n 0 15", False),
+    ],
+)
+def test_portable_pixmaps_say_how_deep_they_are(head, deep, tmp_path):
+    (tmp_path / "x.ppm").write_bytes(head)
+    if deep:
+        with pytest.raises(ValueError, match="more than 8 bits"):
+            image_folder(tmp_path)
+    else:
+        assert image_folder(tmp_path).shape == (1, 3, 1, 2)
 
 
 def test_image_folder_says_what_is_wrong(folder, tmp_path):
@@ -250,7 +442,9 @@ def test_load_array_says_what_is_wrong(tmp_path):
     with pytest.raises(TypeError, match=r"holds integers \(uint8\): give .* n_levels=256"):
         load_array(file)
     np.save(file, np.array([[0, 1], [math.inf, math.nan]]))
-    with pytest.raises(ValueError, match=r"NaN or infinity, the first at index \(1, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"NaN or infinity in float32, the first at index \(1, 0\)"
+    ):
         load_array(file)
     np.save(file, np.array([True]))
     with pytest.raises(TypeError, match="holds bool, expected floats or integers"):
@@ -270,6 +464,40 @@ def test_load_array_says_what_is_wrong(tmp_path):
         (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=f"cannot read .*{name} as a numeric array"):
             load_array(tmp_path / name)
+    np.save(file, np.array([1.0, 1e300]))
+    with pytest.raises(ValueError, match=r"x\.npy has NaN or infinity in float32.* \(1,\)"):
+        load_array(file)
+    np.save(file, np.array([[0.0, 255.0]]))
+    assert load_array(file).tolist() == [[0, 255]]
+    with pytest.raises(ValueError, match=r"x\.npy holds floats beyond \[-1, 1\]: n_levels"):
+        load_array(file, n_levels=256)
+    np.save(file, np.array([[0, 256]]))
+    with pytest.raises(ValueError, match=r"x\.npy: levels must lie in 0 .. 255, got 0 .. 256"):
+        load_array(file, n_levels=256)
+    np.save(file, np.array([1j]))
+    with pytest.raises(TypeError, match=r"x\.npy holds complex128"):
+        load_array(file)
+    with pytest.raises(TypeError, match="path must be a str or a Path, got None"):
+        load_array(None)  # type: ignore[arg-type]
     (tmp_path / "x.csv").write_text("1, 2")
     with pytest.raises(ValueError, match=r"expected a .npy or .npz file"):
         load_array(tmp_path / "x.csv")
+
+
+def test_load_labels(tmp_path):
+    file: Path = tmp_path / "x.npz"
+    y = np.array([3, 0, 2], np.uint8)
+    np.savez(file, x=np.zeros((3, 2)), y=y, half=y / 2, rows=y[:, None], below=y - 3.0 > 0)
+    assert load_labels(file, "y").tolist() == [3, 0, 2]
+    assert load_labels(file, "y").dtype == torch.int64
+    for key, got in {"half": "float64", "rows": r"uint8 \(3, 1\)", "below": "bool"}.items():
+        with pytest.raises(ValueError, match=rf"{key} must be integers >= 0, \(N,\), got {got}"):
+            load_labels(file, key)
+    np.savez(file, y=np.array([0, -1]))
+    with pytest.raises(ValueError, match="y must be integers >= 0"):
+        load_labels(file, "y")
+    with pytest.raises(ValueError, match=r"holds the arrays \['y'\]: .* got 'z'"):
+        load_labels(file, "z")
+    np.save(tmp_path / "y.npy", y)
+    with pytest.raises(ValueError, match=r"y\.npy holds no labels"):
+        load_labels(tmp_path / "y.npy", "y")

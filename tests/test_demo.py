@@ -14,6 +14,7 @@ from sde_gen.demo.models import NoisyClassifier, Trained
 from sde_gen.demo.rows import SAMPLERS, WEIGHT, guided
 from sde_gen.networks import UNet
 from sde_gen.training import load
+from sde_gen.training.rows import count_known
 
 TEST = digits("test")
 
@@ -137,6 +138,12 @@ def test_demo_refuses_before_work(options, word, tmp_path):
     with pytest.raises(ValueError, match=word):
         demo(tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
+
+
+def test_demo_remembers_its_data(small):
+    _, folder, _ = small
+    assert count_known(digits("train").x, folder) == 1397
+    assert count_known(TEST.x, folder) == 0
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ DIRECTIONS = sg.data_moments(torch.randn(80, 64, generator=torch.Generator().man
 
 def model(guided: bool = False) -> sg.Score:
     net = UNet((1, 8, 8), 16, (1, 1), blocks=1, width=32, classes=3).to("meta")
-    score = sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    score = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
     label = torch.zeros(4, dtype=torch.int64, device="meta")
     return sg.ClassifierFree(score, label, weight=1.0) if guided else score
 

@@ -1,250 +1,426 @@
-"""One call of a score tells its value, the denoised state, a second output and the pullback."""
+"""Reading a score: what it must give, and networks that rest from training meanwhile."""
 
 from __future__ import annotations
 
-import math
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
+from problems import F64, gaussian, mixture
 from torch import Tensor, nn
 
 import sde_gen as sg
-from sde_gen import grids
-from sde_gen.scores.network import Prediction
-from sde_gen.sdes import LinearSDE
+from sde_gen import grids, ops
+from sde_gen.networks import MLP, UNet
+from sde_gen.sdes import KernelSDE, MatrixSDE, evaluate
+from sde_gen.sdes.evaluation import at_rest, evaluating
 
-F64 = torch.float64
-MEANS = torch.tensor([[1.0, 0.0], [-0.5, 0.8], [0.0, -1.0]], dtype=F64)
+SDE = sg.VP()
+CLD = sg.CriticallyDamped()
+X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+T = torch.tensor(0.5, dtype=F64)
 
-
-class Counted(nn.Module):
-    """A smooth network that counts its calls and backward passes."""
-
-    def __init__(self, twice: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 2, dtype=F64)
-        self.calls = self.rows = self.backward = 0
-        self.twice = twice
-
-    def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
-        self.calls, self.rows = self.calls + 1, len(x)
-        f = torch.tanh(self.linear(x))
-        return torch.cat([f, 3 * f], 1) if self.twice else f
+WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Any], type[Exception], str]] = {
+    "nothing": (lambda x, t: None, TypeError, "score returned NoneType for a state"),
+    "a number": (lambda x, t: 1.0, TypeError, "score returned float for a state"),
+    "complex": (lambda x, t: x * 1j, TypeError, "score returned torch.complex64 for a state"),
+    "a column": (lambda x, t: x[:, :1], ValueError, r"returned shape \(\d, 1.*for a state"),
+    "one row": (lambda x, t: x[0], ValueError, r"returned shape \(2.*for a state"),
+}
 
 
-def mixture(sde: LinearSDE) -> sg.GaussianMixture:
-    return sg.GaussianMixture(sde, torch.tensor([0.2, 0.3, 0.5]), MEANS, 0.3)
+class Own(sg.Score):
+    """A score that knows its process and is the function it was given, whatever the label."""
+
+    sde = SDE
+    shape = (2,)
+
+    def __init__(self, f: Callable[[Tensor, Tensor], Any]) -> None:
+        self.f = f
+
+    def __call__(self, x: Tensor, t: Any, y: Tensor | None = None) -> Any:
+        return self.f(x, t)
 
 
-def points(n: int = 6) -> Tensor:
-    return torch.randn(n, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+class Broad(Own):
+    sde = sg.EDM(1000.0)
 
 
-@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "score", "preconditioned"])
-@pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(20.0), sg.SubVP()], ids=repr)
-def test_a_network_denoises_as_tweedie_says(prediction: Prediction, sde: LinearSDE) -> None:
-    torch.manual_seed(0)
-    model = sg.ScoreNetwork(Counted(), sde, prediction, sg.Facts(std=0.7))
-    x, t = points(), 0.4 * sde.T
-    with torch.no_grad():
-        e = model.evaluate(x, t)
-    assert model.net.calls == 1
-    tweedie = (x + sde.sigma(t) ** 2 * e.score) / sde.alpha(t)
-    torch.testing.assert_close(e.denoised, tweedie, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model(x, t), e.score, rtol=0, atol=0)
-    torch.testing.assert_close(model.denoise(x, t), e.denoised, rtol=0, atol=0)
+READERS: dict[str, Callable[[Callable[[Tensor, Tensor], Any]], Tensor]] = {
+    "reversal": lambda f: SDE.reverse(f).drift(X, T),
+    "langevin": lambda f: sg.Langevin(f).drift(X, T),
+    "denoise": lambda f: f.denoise(X, T),
+    "denoise a pair": lambda f: f.denoise(X.reshape(2, 2, 2), T),
+    "sum": lambda f: (sg.Gaussian(SDE, torch.zeros(2)) + f)(X, T),
+    "classifier-free": lambda f: sg.ClassifierFree(Own(f), 0)(X, T),
+    "lifted": lambda f: sg.Lifted(Broad(f), CLD)(X.reshape(2, 2, 2), T),
+    **{
+        type(solver).__name__: lambda f, solver=solver: sg.solve(
+            SDE.probability_flow(f), X, [1.0, 0.5], solver, 0
+        )
+        for solver in (sg.EulerMaruyama(), sg.Exponential(), sg.Adaptive(), sg.Churn(), sg.SciPy())
+    },
+}
 
 
-def test_a_pullback_is_the_jacobian_and_costs_no_call() -> None:
-    torch.manual_seed(0)
-    model = sg.ScoreNetwork(Counted(), sg.VP(), "data")
-    x, t = points(), 0.4
-    model.net.calls = 0
-    with torch.no_grad():
-        e = model.linearise(x, t)
-    assert e.pull is not None
-    u = points().flip(0)
-    pulled = [e.pull(u), e.pull(2 * u)]
-    assert model.net.calls == 1
-    wanted = torch.autograd.functional.vjp(lambda x: model.denoise(x, t), x, u)[1]
-    torch.testing.assert_close(pulled[0], wanted, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(pulled[1], 2 * wanted, rtol=1e-10, atol=1e-12)
-
-
-def test_the_jacobian_of_an_exact_score_is_the_posterior_covariance() -> None:
-    sde = sg.VP()
-    covariance = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=F64)
-    prior = sg.Gaussian(sde, MEANS[0], covariance=covariance)
-    t = 0.3
-    w = float((sde.sigma(t) / sde.alpha(t)) ** 2)
-    e = prior.linearise(points(), t)
-    assert e.pull is not None
-    rows = [e.pull(torch.eye(2, dtype=F64)[i].expand(6, 2))[0] for i in range(2)]
-    # Cov[x_0 | x_t] = sigma^2 / alpha dD/dx = (C^-1 + 1 / w)^-1.
-    found = float(sde.sigma(t) ** 2 / sde.alpha(t)) * torch.stack(rows)
-    exact = torch.linalg.inv(torch.linalg.inv(covariance) + torch.eye(2, dtype=F64) / w)
-    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
-
-
-def test_a_second_output_is_the_head_and_passes_through_guidance() -> None:
-    torch.manual_seed(0)
-    model = sg.ScoreNetwork(Counted(twice=True), sg.VP(), "data")
-    plain = sg.ScoreNetwork(Counted(), sg.VP(), "data")
-    plain.net.load_state_dict(model.net.state_dict())
-    x, t = points(), 0.4
-    e = model.evaluate(x, t)
-    torch.testing.assert_close(e.score, plain(x, t), rtol=0, atol=0)
-    torch.testing.assert_close(e.head, 3 * plain.denoise(x, t), rtol=1e-12, atol=0)
-    for score in (model.given(y=1), model + 0 * plain, sg.ClassifierFree(model, 1, 2.0)):
-        torch.testing.assert_close(score.evaluate(x, t).head, e.head, rtol=0, atol=0)
-        assert score.evaluate(x, t).score.shape == x.shape
-    assert model.linearise(x, t).head is not None
-
-
-def test_classifier_free_guidance_is_one_call_on_twice_the_batch() -> None:
-    torch.manual_seed(0)
-    model = sg.ScoreNetwork(Counted(), sg.VP(), "data")
-    guided = sg.ClassifierFree(model, [0, 1, 2, 3, 4, 5], 1.5)
-    with torch.no_grad():
-        e = guided.evaluate(points(), 0.3)
-    assert (model.net.calls, model.net.rows) == (1, 12)
-    tweedie = sg.VP().tweedie(points(), 0.3, e.score)
-    torch.testing.assert_close(e.denoised, tweedie, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("solver", [sg.Exponential(1), sg.Exponential(3, 0.3, corrector=True)])
-def test_a_step_is_one_call(solver: sg.Solver) -> None:
-    torch.manual_seed(0)
-    sde = sg.VP()
-    model = sg.ScoreNetwork(Counted(), sde, facts=sg.Facts((2,)))
-    sg.sample(model, 4, 10, seed=0, solver=solver, dtype=F64)
-    assert model.net.calls == 10
-
-
-def test_what_is_shared_reaches_the_network_as_a_row_a_sample() -> None:
-    seen: list[Tensor] = []
-
-    class Net(nn.Module):
-        def forward(self, x: Tensor, c: Tensor, obs: Tensor, y: Tensor) -> Tensor:
-            seen.append(obs), seen.append(y)
-            return x * obs[:, :1]
-
-    model = sg.ScoreNetwork(Net(), sg.VP())
-    row = torch.tensor([2.0, 5.0, 7.0])
-    score = model.given(obs=sg.shared(row), y=3)
-    x = points(7)
-    score(x, 0.5)
-    assert torch.equal(seen[0], row.expand(7, 3))
-    assert torch.equal(seen[1], torch.full((7,), 3))
-    # Rows, chunks and double batches follow.
-    assert score.batch is None
-    torch.testing.assert_close(score.rows(slice(2, 4))(x[2:4], 0.5), score(x, 0.5)[2:4])
-    both = model.given(obs=sg.shared(row)).given(y=torch.arange(7))
-    assert both.batch == 7
-    both.rows(torch.tensor([6, 1]))(x[:2], 0.5)
-    assert torch.equal(seen[-1], torch.tensor([6, 1]))
-    assert torch.equal(seen[-2], row.expand(2, 3))
-    with pytest.raises(ValueError, match="given for 3 samples, the state has 7"):
-        model.given(obs=row, y=0)(x, 0.5)
-
-
-# Where no signal is left.
-
-
-class Straight(LinearSDE):
-    """x_t = (1 - t) x_0 + t z: the straight path of flow matching; alpha = 0 at its end."""
-
-    T = 1.0
-
-    def rate(self, t):
-        return -1 / (1 - torch.as_tensor(t, dtype=F64))
-
-    def diffusion(self, t):
-        t = torch.as_tensor(t, dtype=F64)
-        return torch.sqrt(2 * t / (1 - t))
-
-    def log_alpha(self, t):
-        return torch.log1p(-torch.as_tensor(t, dtype=F64))
-
-    def sigma(self, t):
-        return torch.as_tensor(t, dtype=F64) + 0.0
-
-
-class Exact(nn.Module):
-    """The exact denoiser of a mixture as a network that predicts the data."""
-
-    def __init__(self, score: sg.GaussianMixture) -> None:
-        super().__init__()
-        self.score = score
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        ratio = torch.exp(4 * c)
-        alpha = 1 / torch.sqrt(1 + ratio**2)  # x is scaled to unit variance, c = 1
-        t = ratio / (1 + ratio)
-        return self.score.denoise(x * ((1 - t) / alpha), t)
-
-
-def test_exact_scores_denoise_where_no_signal_is_left() -> None:
-    sde = Straight()
-    x = points()
-    mean = torch.tensor([0.2, 0.3, 0.5], dtype=F64) @ MEANS
-    torch.testing.assert_close(mixture(sde).denoise(x, 1.0), mean.expand(6, 2))
-    torch.testing.assert_close(
-        sg.Gaussian(sde, MEANS[1], 0.2).denoise(x, 1.0), MEANS[1:2].expand(6, 2)
-    )
-    with pytest.raises(ValueError, match="where alpha = 0 a score says nothing of the data"):
-        (1.0 * mixture(sde)).denoise(x, 1.0)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("corrector", [False, True])
-def test_one_exponential_step_from_no_signal_is_exact_on_gaussian_data(
-    eta: float, order: int, corrector: bool
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+@pytest.mark.parametrize(("score", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_score_is_refused(
+    read: Callable[[Any], Tensor], score: Any, error: type[Exception], message: str
 ) -> None:
-    sde, std = Straight(), 0.4
-    score = sg.Gaussian(sde, MEANS[0], std)
-    times = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=F64)
-    solver = sg.Exponential(order, std**2, corrector)
-    n = len(times) - 1
-    x = torch.zeros(n + 2, 2, dtype=F64)
-    x[n + 1] = 1.0
-    out = sg.solve(sde.reverse(score, eta), x, times, solver, sg.Impulses())
-    # Row n gets no draw and no start: the mean; the others each one unit of one of them.
-    mean = out[n]
-    torch.testing.assert_close(mean, MEANS[0], rtol=1e-9, atol=1e-9)
-    variance = (out[:n] - mean).square().sum(0) + (out[n + 1] - mean).square()
-    torch.testing.assert_close(variance, torch.full((2,), std**2, dtype=F64), rtol=1e-9, atol=0)
+    with pytest.raises(error, match=message):
+        read(score)
 
 
-@pytest.mark.parametrize("order", [1, 3])
-def test_the_start_at_no_signal_is_the_limit_of_starts_before_it(order: int) -> None:
-    sde = Straight()
-    score, x = mixture(sde), points()
-    solver = sg.Exponential(order, 0.5, corrector=order > 1)
-    rest = torch.tensor([0.7, 0.4, 0.1], dtype=F64)
+def test_a_score_is_read_in_the_dtype_of_the_state() -> None:
+    def half(x: Tensor, t: Tensor) -> Tensor:
+        return x.bfloat16()
 
-    def run(start: float) -> Tensor:
-        times = torch.cat([torch.tensor([start], dtype=F64), rest])
-        return sg.solve(sde.probability_flow(score), x, times, solver)
-
-    far = [float((run(1 - gap) - run(1.0)).abs().max()) for gap in (1e-3, 1e-6)]
-    # The value at the start loses its part in later steps like 1 / lambda where a polynomial
-    # goes through it, and like the signal where none does.
-    assert far[1] < (2e-5 if order == 1 else far[0] * 0.6)
-    assert far[1] < 0.02
+    for dtype in (torch.float32, F64):
+        assert evaluate(half, X.to(dtype), T).dtype == dtype
+        total = (half + sg.Gaussian(SDE, torch.zeros(2)))(X.to(dtype), T)  # type: ignore[operator]
+        assert total.dtype == SDE.reverse(half).drift(X.to(dtype), T).dtype == dtype
 
 
-def test_sampling_a_network_from_no_signal_draws_the_data() -> None:
-    sde = Straight()
-    exact = mixture(sde)
-    model = sg.ScoreNetwork(Exact(exact), sde, "data", sg.Facts((2,)))
-    x = sg.sample(model, 2000, 30, seed=0, dtype=F64)
-    assert bool(torch.isfinite(x).all())
-    law = exact.sample(200_000, torch.Generator().manual_seed(1))
-    spread = law.std(0)
-    # Means of 2,000 samples: three standard errors; the steps' own error is below 1e-3.
-    assert bool(((x.mean(0) - law.mean(0)).abs() < 3.5 * spread / math.sqrt(2000)).all())
-    with pytest.raises(ValueError, match="infinite at t = 1, where alpha = 0"):
-        sg.sample(model, 4, 30, seed=0, solver=sg.Heun())
-    assert float(grids.default(sde, 10)[0]) == 1.0
+# Dropout.
+
+
+def alive(net: nn.Module) -> nn.Module:
+    """Random weights where there are zeros, so that dropout is seen."""
+    generator = torch.Generator().manual_seed(1)
+    for p in net.parameters():
+        if not p.any():
+            p.data = torch.randn(p.shape, generator=generator) * 0.3
+    return net
+
+
+def dropping(sde: KernelSDE = SDE) -> sg.ScoreNetwork:
+    return sg.ScoreNetwork(alive(MLP((2,), 16, 2, classes=3, dropout=0.5)), sde)
+
+
+LOGITS = alive(MLP((2,), 16, 1, dropout=0.5, outputs=3))
+TIMES = grids.quadratic(SDE, 4, end=0.1)
+
+USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
+    "sample": lambda m: sg.sample(m, 4, 3, seed=0),
+    "sample with noise": lambda m: sg.sample(m, 4, 3, seed=0, eta=1.0),
+    "sample with a label": lambda m: sg.sample(m.given(y=[0, 1, 2, 0]), 4, 3, seed=0, chunk=2),
+    "guided": lambda m: sg.sample(sg.ClassifierFree(m, 1), 4, 3, seed=0),
+    "classified": lambda m: sg.sample(m + sg.Classifier(LOGITS, 1, SDE), 4, 3, seed=0),
+    "a sum": lambda m: sg.sample(m + sg.Gaussian(SDE, torch.zeros(2)), 4, 3, seed=0),
+    "a function": lambda m: sg.solve(
+        SDE.probability_flow(lambda x, t: m(x, t)), X, TIMES, sg.Heun(), 0
+    ),
+    "likelihood": lambda m: sg.log_prob(SDE, m, X, solver=sg.Heun(), times=TIMES.flip(0)),
+    "denoise": lambda m: m.denoise(X, T),
+    "langevin": lambda m: sg.Langevin(m, at=0.1).drift(X, T),
+    "classifier": lambda m: sg.Classifier(LOGITS, 1, SDE)(X, T),
+    "tuning": lambda m: torch.tensor([sg.tune_grid(m, steps=3, n=8).ratio]),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_dropout_rests_where_a_score_is_evaluated(use: Callable[[Any], Tensor]) -> None:
+    model = dropping()
+    wanted = use(model.eval())
+    for net in (model, LOGITS):
+        net.train()
+    before = torch.get_rng_state()
+    assert torch.equal(use(model), wanted)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(part.training for net in (model, LOGITS) for part in net.modules())
+
+
+def test_damped_and_lifted_networks_rest_as_well() -> None:
+    x = torch.randn(4, 2, 2)
+    for model, score in (
+        (m := dropping(CLD), m),
+        (m := dropping(sg.EDM(1000.0)), sg.Lifted(m, CLD)),
+    ):
+        wanted = model.eval() and score.denoise(x, T)
+        model.train()
+        assert torch.equal(score.denoise(x, T), wanted)
+
+
+def test_losses_keep_their_dropout() -> None:
+    model, t = dropping().train(), torch.rand(4, dtype=F64) * 0.9 + 0.1
+
+    def loss() -> Tensor:
+        return sg.dsm_loss(model, SDE, X, t, generator=torch.Generator().manual_seed(0))
+
+    assert not torch.equal(loss(), loss())
+    assert not torch.equal(model(X, T), model(X, T))
+    model.eval()
+    assert torch.equal(loss(), loss())
+
+
+def test_a_bare_or_compiled_network_rests() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return -self.dropout(x)
+
+    assert torch.equal(evaluate(Bare().train(), X, T), -X)
+    model = dropping()
+    wanted = evaluate(model.eval(), X, T)
+    compiled = torch.compile(model.train(), backend="eager")
+    torch.testing.assert_close(evaluate(compiled, X, T), wanted)
+
+
+def test_what_was_in_training_is_so_again_after_an_error() -> None:
+    class Failing(MLP):
+        def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+            assert not self.training
+            raise ArithmeticError("no")
+
+    model = sg.ScoreNetwork(Failing((2,), 8, 1), SDE).train()
+    with pytest.raises(ArithmeticError):
+        evaluate(model, X, T)
+    assert model.net.training
+    assert not evaluating()
+
+
+def test_a_part_that_was_set_by_hand_stays_so() -> None:
+    """Dropout left on in a model in evaluation mode is somebody's choice."""
+    model = dropping().eval()
+    part = next(m for m in model.modules() if isinstance(m, nn.Dropout))
+    part.train()
+    assert not torch.equal(evaluate(model, X, T), evaluate(model, X, T))
+    assert part.training
+    model.train()
+    part.eval()
+    assert torch.equal(evaluate(model, X, T), evaluate(model, X, T))
+    assert not part.training
+
+
+def test_a_network_rests_until_the_last_is_done() -> None:
+    """Calls that overlap, as those of threads do, of a network and of a part of it."""
+    net = UNet.digits().train()
+    part = net.middle
+    for first, second in ((net, part), (part, net), (net, net)):
+        one, two = ExitStack(), ExitStack()
+        one.enter_context(at_rest(first))
+        two.enter_context(at_rest(second))
+        one.close()
+        assert not any(m.training for m in second.modules())
+        two.close()
+        assert all(m.training for m in net.modules())
+
+
+def test_another_thread_is_not_evaluating() -> None:
+    seen: list[bool] = []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: seen.append(evaluating()))
+        thread.start()
+        thread.join()
+        seen.append(evaluating())
+        return x
+
+    evaluate(score, X, T)
+    assert seen == [False, True]
+
+
+def test_threads_sample_the_same_from_a_model_in_training() -> None:
+    model = dropping()
+    wanted = sg.sample(model.eval(), 8, 20, seed=0)
+    model.train()
+    found: list[Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(sg.sample(model, 8, 20, seed=0)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    for x in found:
+        torch.testing.assert_close(x, wanted)
+    assert all(part.training for part in model.modules())
+
+
+# Inference mode.
+
+
+def through(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x).sum(), x)
+    return gradient
+
+
+TIMED: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "table": lambda: sg.VP(sg.schedules.Tabulated([0.1, 0.2, 0.4])).sigma,
+    "table inverted": lambda: sg.schedules.Tabulated([0.1, 0.2, 0.4]).time_at,
+    "quadrature": lambda: lambda t: ops.integrate(torch.sin, 0.0, t),
+    "transition": lambda: (
+        sg.MatrixOrnsteinUhlenbeck(((-1.0, 0.5), (0.0, -2.0)), ((1.0, 0.0), (0.3, 1.0))).transition
+    ),
+    "damped, inverted": lambda: (lambda sde: lambda t: sde.time_at(sde.log_snr(t)))(
+        sg.CriticallyDamped()
+    ),
+}
+
+
+@pytest.mark.parametrize("make", TIMED.values(), ids=TIMED.keys())
+def test_what_inference_mode_computed_serves_gradients(
+    make: Callable[[], Callable[[Tensor], Tensor]],
+) -> None:
+    t = torch.tensor([0.2, 0.6], dtype=F64)
+    wanted = through(make(), t)
+    ops._nodes.cache_clear()
+    with torch.inference_mode():
+        used = make()
+        used(t)
+    torch.testing.assert_close(through(used, t), wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_model_sampled_in_inference_mode_serves_gradients(
+    dtype: torch.dtype, eta: float
+) -> None:
+    """Moments are cast once, plans are kept: neither may be a tensor of inference mode."""
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=F64)
+
+    def make() -> Callable[[Tensor], Tensor]:
+        law = sg.Gaussian(SDE, torch.zeros(2), covariance=covariance)
+        solver = sg.Exponential(3, law.facts.moments, corrector=True)
+        return lambda x: sg.solve(SDE.reverse(law, eta), x, TIMES, solver, 0)
+
+    wanted, used = through(make(), X.to(dtype)), make()
+    with torch.inference_mode():
+        used(X.to(dtype))
+    assert torch.equal(through(used, X.to(dtype)), wanted)
+
+
+def test_moments_found_in_inference_mode_serve_gradients() -> None:
+    with torch.inference_mode():
+        found = sg.data_moments(X.double())
+        found.apply((found.values,), (X.double(),))
+    covariance = X.double().T.cov(correction=0)
+    gradient = through(lambda x: found.apply((found.values,), (x,)), X.double())
+    torch.testing.assert_close(gradient, covariance.sum(1).expand(4, 2))
+
+
+def test_learning_goes_on_after_inference_mode() -> None:
+    """A whole model: sampled for a look in the middle of training."""
+    law = mixture(SDE)
+    model = sg.ScoreNetwork(alive(MLP((2,), 8, 1)), sg.VP(sg.schedules.Tabulated([0.01] * 500)))
+    model.facts.moments = sg.data_moments(law.sample(200, torch.Generator().manual_seed(0)))
+    with torch.inference_mode():
+        sg.sample(model, 3, 4, seed=0)
+    x = sg.solve(model.sde.probability_flow(model), X.requires_grad_(), TIMES[:3], sg.Heun())
+    x.sum().backward()
+    X.requires_grad_(False)
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+
+
+# Autocast.
+
+
+def same_bits(run: Callable[[], Tensor]) -> None:
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = run()
+    assert half.dtype == plain.dtype
+    assert torch.equal(half, plain)
+
+
+MATRIX: list[MatrixSDE] = [
+    CLD,
+    sg.MatrixOrnsteinUhlenbeck(((-0.8, 1.5), (-0.6, -0.5)), ((0.9, 0.2), (0.0, 0.7))),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_exact_scores_compute_the_same_bits(dtype: torch.dtype) -> None:
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
+    each = torch.linspace(0.1, 1, 4, dtype=F64)
+    for score in (
+        sg.Gaussian(SDE, torch.tensor([1.0, 0.0]), covariance=covariance),
+        mixture(SDE),
+        sg.Empirical(SDE, X + 3),
+        sg.CorrelatedMixture(SDE, torch.ones(2), X[:2], covariance),
+        2 * mixture(SDE) - sg.Gaussian(SDE, torch.zeros(2)),
+    ):
+        for t in (T, each):
+            same_bits(lambda t=t, s=score: s(X.to(dtype), t))
+            same_bits(lambda t=t, s=score: s.denoise(X.to(dtype), t))
+            same_bits(lambda t=t, s=score: SDE.reverse(s).drift(X.to(dtype), t))
+            if hasattr(score, "log_prob"):
+                same_bits(lambda t=t, s=score: s.log_prob(X.to(dtype), t))
+    pairs = torch.randn(3, 2, 2, dtype=dtype)
+    lifted = sg.Lifted(mixture(sg.EDM(1000.0)), CLD)
+    same_bits(lambda: lifted(pairs, T))
+    same_bits(lambda: lifted.denoise(pairs, T))
+
+
+def test_exact_scores_do_so_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on MPS: the mixture's own products in float32."""
+    monkeypatch.setattr("sde_gen.scores.exact._precise", lambda x: x.float())
+    law = sg.Empirical(SDE, X)
+    for name in ("_centre", "variance", "log_weights"):
+        setattr(law, name, getattr(law, name).float())
+    same_bits(lambda: law(X, T))
+    same_bits(lambda: law.posterior(X, T))
+
+
+@pytest.mark.parametrize("sde", [SDE, sg.EDM(), *MATRIX], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_kernels_compute_the_same_bits(sde: KernelSDE, dtype: torch.dtype) -> None:
+    x = torch.randn(3, *sde.state_shape((2,) if sde.state_shape((2,)) != (2,) else (2, 2)))
+    x = x.to(dtype)
+    data = sde.data(x)
+
+    def draw(part: str, t: Any) -> Tensor:
+        return getattr(sde.perturb(data, t, torch.Generator().manual_seed(0)), part)
+
+    for t in (T, torch.rand(3, dtype=F64) * sde.T):
+        for part in ("x", "mean", "score"):
+            same_bits(lambda t=t, part=part: draw(part, t))
+        same_bits(lambda t=t: sde.drift(x, t))
+    generator = torch.Generator()
+    same_bits(lambda: sde.prior(*x.shape, generator=generator.manual_seed(0), dtype=dtype))
+    same_bits(lambda: sde.prior_log_prob(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_moments_compute_the_same_bits(dtype: torch.dtype) -> None:
+    moments = sg.Gaussian(SDE, torch.zeros(2), covariance=torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    assert moments.moments is not None
+    same_bits(lambda: moments.moments.apply((moments.moments.values,), (X.to(dtype),)))
+
+
+@pytest.mark.parametrize("sde", [SDE, CLD], ids=["scalar", "matrix"])
+def test_a_learned_score_is_combined_in_the_dtype_of_the_state(sde: KernelSDE) -> None:
+    """A network that gives bfloat16: c_skip x + c_out F with F the only thing rounded."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            assert x.dtype == F64
+            return torch.full_like(x, 0.37, dtype=torch.bfloat16)
+
+    class Exact(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.full_like(x, float(torch.tensor(0.37, dtype=torch.bfloat16)))
+
+    x = torch.randn(3, *sde.state_shape((2,)), dtype=F64)
+    wanted = sg.ScoreNetwork(Exact(), sde)(x, T)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sg.ScoreNetwork(Half(), sde)(x, T)
+    assert found.dtype == F64
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+
+
+def test_perturbation_by_steps_computes_the_same_bits() -> None:
+    process = sg.Langevin(gaussian(SDE), at=0.1)
+    x = torch.randn(5, 3)
+    same_bits(lambda: process.perturb(x, 0.5, torch.Generator().manual_seed(0)).x)

@@ -256,7 +256,7 @@ def deterministic(solver: Exponential, times: Tensor, x: Tensor) -> tuple[list, 
 def denoised(x: Tensor, t: float) -> Tensor:
     sde = sg.VP()
     score = sg.GaussianMixture(sde, torch.tensor([0.2, 0.3, 0.5]), MEANS, 0.2)
-    return sde.denoise(x, t, score)
+    return score.denoise(x, t)
 
 
 X = torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(5))

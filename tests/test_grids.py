@@ -13,13 +13,18 @@ from sde_gen import (
     VE,
     VP,
     Cosine,
+    CriticallyDamped,
+    Exponential,
+    Geometric,
     Langevin,
+    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
     SubVP,
     Tabulated,
     Wiener,
     grids,
+    solve,
 )
 
 PROCESSES = [VP(), VP(Cosine()), SubVP(), VE(), EDM(), Wiener(3.0), OrnsteinUhlenbeck()]
@@ -131,3 +136,31 @@ def test_a_process_without_a_kernel_has_a_uniform_grid() -> None:
     assert float(times[0]) == 1
     assert float(times[-1]) == 0.001
     assert grids.uniform(process, 4, end=0.0).flip(0).tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_grids_start_where_a_process_has_come_to_rest() -> None:
+    """By default: at T, or where 1e-4 of the noise is left as signal, if nothing changes after."""
+    for sde in (*PROCESSES, VE(Geometric(0.01, 1e9)), EDM(1e9), CriticallyDamped()):
+        assert grids.default_start(sde) == sde.T
+    # alpha / sigma = 1e-4: exp(-B) / (1 - exp(-B)) = 1e-8.
+    b = math.log1p(1e8)
+    assert grids.default_start(VP(Linear(beta_max=1e4))) == pytest.approx(
+        float(Linear(beta_max=1e4).time_at(b)), rel=1e-12
+    )
+    assert grids.default_start(OrnsteinUhlenbeck(end=50.0)) == pytest.approx(b / 2, rel=1e-12)
+    long = VP(Linear(beta_max=1e4))
+    for kind in KINDS:
+        times = kind(long, 9)
+        assert float(times[0]) == grids.default_start(long)
+        assert bool((times.diff() < 0).all())
+        # Asked to, a grid starts at T: at the ratio exp(1250), that no float64 holds.
+        times = kind(long, 9, start=1.0)
+        assert float(times[0]) == 1.0
+        assert bool((times.diff() < 0).all())
+    with pytest.raises(ValueError, match=r"nothing is left of the data .* grids\.default_start"):
+        solve(
+            long.probability_flow(lambda x, t: -x),
+            torch.zeros(1, 1),
+            grids.uniform(long, 5, start=1.0),
+            Exponential(),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, start
@@ -236,6 +237,63 @@ def test_labels_guide_beside_other_context() -> None:
         torch.testing.assert_close(guided.rows(slice(1, 3))(x[1:3], t[1:3]), (plain + shift)[1:3])
     unguided = ClassifierFree(Shifted(sde).given(shift=shift), y, 0.0)
     torch.testing.assert_close(unguided(x, t), ExactConditional(sde)(x, t, y) + shift)
+
+
+def test_a_label_given_later_takes_the_place_of_the_first() -> None:
+    sde, (x, t) = VP(), states(VP(), 4)
+    y = torch.tensor([2, 1, 0, 2])
+    net = ExactClassifier(sde, 1.0)
+    for make in (
+        lambda y: ClassifierFree(ExactConditional(sde), y, 0.0),
+        lambda y: ClassifierFree(ExactConditional(sde), y, 1.5),
+        lambda y: ClassifierFree(ExactConditional(sde).given(y=0), y, 1.5),
+        lambda y: Classifier(net, y, sde),
+        lambda y: everything(sde) + 2.0 * Classifier(net, y, sde),
+    ):
+        wanted = make(y)(x, t)
+        if isinstance(make(0), ClassifierFree | Classifier):
+            torch.testing.assert_close(make(0).given(y=y)(x, t), wanted)
+            ones = make(torch.tensor([0, 0, 1, 1])).given(y=1)
+            torch.testing.assert_close(ones(x, t), make(1)(x, t))
+        for labels in (y.tolist(), tuple(y.tolist()), y.numpy(), y.numpy().astype("u1"), y.int()):
+            torch.testing.assert_close(make(labels)(x, t), wanted, rtol=0, atol=0)
+        one = make(1)(x, t)
+        for label in (np.int64(1), np.array(1), torch.tensor(1)):
+            torch.testing.assert_close(make(label)(x, t), one, rtol=0, atol=0)
+
+
+def test_labels_and_weights_are_for_one_batch() -> None:
+    """Six labels for four samples are refused before chunks of two can find their two rows."""
+    sde, net = VP(), ExactClassifier(VP(), 1.0)
+    x = start(everything(sde), 4, 1.0)
+    six, w = torch.arange(6) % 3, torch.rand(4)
+    for score in (
+        ClassifierFree(ExactConditional(sde), six),
+        ClassifierFree(ExactConditional(sde), six, 0.0),
+        ClassifierFree(ExactConditional(sde), 1, torch.ones(6)),
+        ClassifierFree(ExactConditional(sde).given(shift=torch.zeros(6, 2)), 1),
+        everything(sde) + Classifier(net, six, sde),
+    ):
+        assert score.batch == 6
+        for chunk in (None, 2):
+            with pytest.raises(ValueError, match="6 samples, the state has 4"):
+                solve(sde.probability_flow(score), x, [1.0, 0.5], Heun(), chunk=chunk)
+        with pytest.raises(ValueError, match="given for 6 samples, the state has 4"):
+            score(x, 0.5)
+        with pytest.raises(ValueError, match=r"rows slice\(4, 8.* given for 6 samples"):
+            score.rows(slice(4, 8))
+    for wrong in (
+        lambda: ClassifierFree(ExactConditional(sde), six, w),
+        lambda: ClassifierFree(ExactConditional(sde).given(shift=w), six),
+        lambda: Classifier(net, six, sde) + ClassifierFree(ExactConditional(sde), [0, 1, 2, 1]),
+    ):
+        with pytest.raises(ValueError, match="one batch size"):
+            wrong()
+    each = ClassifierFree(ExactConditional(sde), six[:4], w)
+    given, free = ExactConditional(sde)(x, 0.5, six[:4]), everything(sde)(x, 0.5)
+    wanted = given + w.unsqueeze(1) * (given - free)
+    torch.testing.assert_close(each(x, 0.5), wanted)
+    torch.testing.assert_close(each.rows(slice(1, 3))(x[1:3], 0.5), wanted[1:3])
 
 
 def test_guided_gaussians_have_their_closed_form() -> None:

@@ -197,7 +197,7 @@ EXACT: dict[str, Case] = {
 LEARNED: dict[str, Case] = {
     "prediction": (lambda: ScoreNetwork(Net(), SDE_, "eps"), ValueError, "one of .*'eps'"),  # type: ignore[arg-type]
     "data_std": (
-        lambda: ScoreNetwork(Net(), SDE_, data_std=0.0),
+        lambda: ScoreNetwork(Net(), SDE_, facts=Facts(std=0.0)),
         ValueError,
         "be positive, got 0",
     ),
@@ -531,4 +531,9 @@ def test_training_warns_of_data_on_another_scale() -> None:
     recipe = Recipe(steps=1, batch=8)
     with pytest.warns(UserWarning, match="standard deviation 2.* expects 1: scale the data"):
         train(MOONS, 250 * x, recipe=recipe, progress=False)
-    train(ScoreNetwork(MLP((2,)), SDE_, data_std=250.0), 250 * x, recipe=recipe, progress=False)
+    train(
+        ScoreNetwork(MLP((2,)), SDE_, facts=Facts(std=250.0)),
+        250 * x,
+        recipe=recipe,
+        progress=False,
+    )

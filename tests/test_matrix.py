@@ -284,7 +284,7 @@ def test_the_scalar_process_is_the_special_case(sde: LinearSDE) -> None:
         return -x / 2
 
     torch.testing.assert_close(
-        sde.denoise(x, t, score), matrix.denoise(x, t, score), rtol=1e-7, atol=1e-9
+        score.denoise(x, t), matrix.denoise(x, t, score), rtol=1e-7, atol=1e-9
     )
     torch.testing.assert_close(sde.prior_log_prob(x), matrix.prior_log_prob(x), rtol=1e-7, atol=0)
     for eta in (0.0, 0.7):
@@ -354,11 +354,44 @@ def test_what_cannot_be_a_matrix_process_is_refused() -> None:
         MatrixOrnsteinUhlenbeck(((-1.0,),), one)
     with pytest.raises(TypeError, match="schedule"):
         MatrixOrnsteinUhlenbeck(((-1.0,),), ((1.0,),), 5.0)  # type: ignore[arg-type]
+    flat = ((1.0, 0.0), (0.0, 0.0))
+    for g in (flat, ((1.0, 1.0), (1.0, 1.0)), ((0.0, 0.0), (0.0, 0.0))):
+        with pytest.raises(ValueError, match="g is singular, and a does not carry its noise"):
+            MatrixOrnsteinUhlenbeck(((-1.0, 0.0), (0.0, -1.0)), g)
+    # The first component drives the second: a singular g is enough.
+    chain = MatrixOrnsteinUhlenbeck(((-1.0, 0.0), (1.0, -1.0)), flat)
+    assert float(torch.linalg.eigvalsh(chain.covariance(1.0))[0]) > 0
+    with pytest.raises(TypeError, match="a must be real"):
+        MatrixOrnsteinUhlenbeck(((-1j,),), ((1.0,),))  # type: ignore[arg-type]
     for mass, start in ((0.0, 0.1), (1.0, 0.0)):
         with pytest.raises(ValueError, match="mass"):
             CriticallyDamped(mass=mass, start=start)
     assert MatrixOrnsteinUhlenbeck(torch.tensor(A, dtype=F64), G) == MatrixOrnsteinUhlenbeck(A, G)  # type: ignore[arg-type]
     assert hash(CLD) == hash(CriticallyDamped())
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [
+        MatrixOrnsteinUhlenbeck(((-200.0, 10.0), (0.0, -150.0)), ((1.0, 0.0), (0.0, 1.0))),
+        CriticallyDamped(Linear(4.0, 4000.0)),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_matrix_clock_may_run_on_when_no_signal_is_left(sde: MatrixSDE) -> None:
+    """exp(-1000) underflows; times, grids and samples are those of the part that counts."""
+    t = sde.T * torch.tensor([1e-3, 0.01, 0.05], dtype=F64)
+    torch.testing.assert_close(sde.time_at(sde.log_snr(t)), t, rtol=1e-8, atol=0)
+    assert float(sde.log_snr(sde.T)) < -600
+    assert float(grids.default_start(sde)) < 0.3 * sde.T
+    law, n = blob(sde), 4000
+    pi = law.log_weights.exp()
+    mean = pi @ law.means
+    spread = law.covariances.diagonal(dim1=1, dim2=2) + (law.means - mean) ** 2
+    x, std = sample(law, n, 40, seed=0, dtype=F64), (pi @ spread).sqrt()
+    # Four deviations of a mean, and of the standard deviation of two broad modes (kurtosis < 3).
+    assert float(((x.mean(0) - mean) / std).abs().max()) < 4 / math.sqrt(n)
+    assert float((x.std(0) / std - 1).abs().max()) < 4 / math.sqrt(2 * n)
 
 
 # Exact scores.
@@ -464,7 +497,7 @@ def test_tweedie_is_the_posterior_mean(sde: MatrixSDE) -> None:
     gain = c @ a.T @ torch.linalg.inv(a @ c @ a.T + v)
     exact = m + (x.flatten(1) - m @ a.T) @ gain.T
     assert exact.shape == (7, n)
-    torch.testing.assert_close(sde.denoise(x, t, score), exact, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(score.denoise(x, t), exact, rtol=1e-7, atol=1e-9)
 
 
 def test_what_a_lift_needs() -> None:
@@ -869,8 +902,8 @@ def test_a_network_s_score_is_the_lifted_score_of_the_scalar_network() -> None:
     x = states(blob(CLD), 6, 0.3)
     for t in (1e-3, 0.2, torch.tensor([0.1, 0.2, 0.3, 0.5, 0.9, 1.0], dtype=F64)):
         for prediction in ("noise", "data", "velocity", "preconditioned"):
-            own = ScoreNetwork(net, CLD, prediction, data_std=0.7)
-            lifted = Lifted(ScoreNetwork(net, EDM(400.0), prediction, data_std=0.7), CLD)
+            own = ScoreNetwork(net, CLD, prediction, facts=Facts(std=0.7))
+            lifted = Lifted(ScoreNetwork(net, EDM(400.0), prediction, facts=Facts(std=0.7)), CLD)
             torch.testing.assert_close(own(x, t), lifted(x, t), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="shape"):
         own(x[:, 0], 0.3)
@@ -903,7 +936,7 @@ def test_guidance_serves_a_process_with_velocities() -> None:
 
 def test_a_model_on_disk_comes_back_with_its_process(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = ScoreNetwork(MLP((2,), width=8, depth=1), HEAVY, data_std=0.6)
+    model = ScoreNetwork(MLP((2,), width=8, depth=1), HEAVY, facts=Facts(std=0.6))
     save(model, tmp_path)
     again = load(tmp_path)
     assert again.sde == HEAVY
@@ -917,7 +950,7 @@ def test_a_network_learns_a_law_through_its_velocity() -> None:
     law = mixture(VE())
     data = law.sample(20_000, torch.Generator().manual_seed(0)).float()
     torch.manual_seed(0)
-    model = ScoreNetwork(MLP((2,), width=64, depth=2), CLD, data_std=float(data.std()))
+    model = ScoreNetwork(MLP((2,), width=64, depth=2), CLD, facts=Facts(std=float(data.std())))
     model = train(model, data, recipe=Recipe(steps=500, lr=4e-3), progress=False)
     for eta in (0.0, 1.0):
         x = sample(model, 2000, 25, seed=1, eta=eta)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, correlated, line, mixture
@@ -30,6 +34,7 @@ from sde_gen import (
     Langevin,
     Noise,
     Power,
+    Score,
     ScoreNetwork,
     Streams,
     annealed_langevin,
@@ -39,6 +44,7 @@ from sde_gen import (
 from sde_gen.mcmc import ABOBA, Chains, Method, Splitting
 from sde_gen.mcmc.targets import AtTime, Mixture, as_target
 from sde_gen.networks import MLP
+from sde_gen.ops import Time
 
 ALL: list[Method] = [ULA(), MALA(), BAOAB(1.0), OBABO(0.7), ABOBA(1.3)]
 
@@ -261,9 +267,16 @@ def test_a_mixture_stays(method: Method, h: float, keeps: bool) -> None:
     assert got < KOLMOGOROV if keeps else got > 2 * KOLMOGOROV
 
 
-def test_mala_from_afar_reaches_the_moments_within_its_effective_size() -> None:
-    import arviz
+@pytest.fixture
+def arviz() -> ModuleType:
+    """ArviZ, which on the first import of a day announces its next version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
 
+
+def test_mala_from_afar_reaches_the_moments_within_its_effective_size(arviz: ModuleType) -> None:
     target = line(EDM())
     x = torch.full((20, 1), 2.5, dtype=F64)
     run = langevin(target, x, 2000, 0.1, MALA(), warmup=300, noise=2)
@@ -354,7 +367,7 @@ def test_a_mixture_by_columns_is_its_exact_score(
 ) -> None:
     law = laws()[name]
     x = 3 * torch.randn(50, *law.shape, dtype=dtype)
-    fast, slow = as_target(law, x, 0.4), AtTime(law, torch.tensor(0.4, dtype=F64))
+    fast, slow = as_target(law, x, 0.4), AtTime(law, torch.tensor(0.4, dtype=F64), nullcontext())
     assert isinstance(fast, Mixture)
     u = fast.enter(x)
     assert bool((fast.leave(u) == x).all())
@@ -388,7 +401,7 @@ def test_a_density_and_its_score_walk_alike(method: Method) -> None:
 
 
 def network() -> ScoreNetwork:
-    return ScoreNetwork(MLP((2,), width=16), VP(), data_std=1.0, shape=(2,))
+    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts(std=1.0), shape=(2,))
 
 
 def test_a_network_is_read_at_a_fixed_noise_level() -> None:
@@ -449,9 +462,7 @@ def test_a_seed_fixes_the_run() -> None:
     assert bool((x == 0).all())
 
 
-def test_effective_size_is_that_of_the_ornstein_uhlenbeck_chain() -> None:
-    import arviz
-
+def test_effective_size_is_that_of_the_ornstein_uhlenbeck_chain(arviz: ModuleType) -> None:
     h, chains, draws = 0.2, 8, 4000
     run = langevin(harmonic, torch.randn(chains, 1), draws, h, noise=1)
     data = run.to_arviz()
@@ -466,6 +477,116 @@ def test_progress_is_shown_and_changes_nothing(capsys: pytest.CaptureFixture[str
     assert "chains" in capsys.readouterr().err
     assert bool((shown.samples == langevin(harmonic, x, 50, 0.1, noise=0).samples).all())
     assert repr(shown) == "Chains(50 draws of 2 chains in (2,), 0 diverged)"
+
+
+# --- precision and kinds of numbers -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ALL, ids=lambda m: type(m).__name__)
+def test_chains_keep_their_precision_under_autocast(method: Method) -> None:
+    p = torch.tensor([[0.6, -0.2], [-0.2, 0.3]])
+    x = torch.randn(6, 2)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "mixture": lambda: langevin(mixture(VP()), x, 9, 0.02, method, noise=0, at=0.3).samples,
+        "Gaussian": lambda: langevin(correlated(VP()), x, 9, 0.02, method, noise=0).samples,
+        "whitened": lambda: (
+            langevin(harmonic, x, 9, 0.02, method, noise=0, preconditioner=p).samples
+        ),
+        "annealed": lambda: annealed_langevin(mixture(EDM()), x, [1.0, 0.3], 5, 0.02, noise=0),
+    }
+    for name, run in runs.items():
+        outside = run()
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = run()
+        assert inside.dtype == torch.float32
+        assert torch.equal(inside, outside), name
+
+
+def test_a_network_runs_in_the_precision_of_the_caller() -> None:
+    seen: list[torch.dtype] = []
+    model = network()
+    model.register_forward_hook(lambda *_: seen.append((x @ x.T).dtype))
+    x = torch.randn(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        run = langevin(model, x, 2, 0.01, noise=4, at=0.3)
+        langevin(lambda y: seen.append((x @ x.T).dtype) or harmonic(y), x, 2, 0.01, noise=4)
+    assert len(seen) == 6
+    assert set(seen) == {torch.bfloat16}
+    assert run.samples.dtype == torch.float32
+
+
+def test_a_network_in_training_is_read_without_dropout() -> None:
+    net = MLP((2,), width=16, dropout=0.5)
+    for p in net.parameters():
+        p.data += 0.1
+    model, x = ScoreNetwork(net, VP(), shape=(2,)), torch.randn(4, 2)
+    exact = langevin(model.eval(), x, 3, 0.01, noise=0, at=0.3)
+    run = langevin(model.train(), x, 3, 0.01, noise=0, at=0.3)
+    assert torch.equal(run.samples, exact.samples)
+    assert net.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_acceptance_is_counted_beyond_what_half_precision_counts(dtype: torch.dtype) -> None:
+    # A sum of ones ends at 256 in bfloat16, at 2048 in float16.
+    x, steps = torch.randn(20, 1), 400
+    run = langevin(harmonic, x.to(dtype), steps, 0.2, MALA(), noise=0, thin=steps)
+    same = langevin(harmonic, x, steps, 0.2, MALA(), noise=0, thin=steps)
+    assert run.samples.dtype == dtype
+    assert run.acceptance is not None
+    assert same.acceptance is not None
+    # An acceptance is the mean of steps numbers that half precision rounds by 2^-8 at most.
+    assert abs(float(run.acceptance.mean() - same.acceptance.mean())) < 2**-8
+
+
+def test_a_score_may_be_of_another_precision_than_the_chain() -> None:
+    class Wide(Score):
+        def __call__(self, x: Tensor, t: Time) -> Tensor:
+            assert x.dtype == torch.float32
+            return -x.double()
+
+        def log_prob(self, x: Tensor, t: Time) -> Tensor:
+            return harmonic(x.double())
+
+    for method in ALL:
+        run = langevin(Wide(), torch.zeros(3, 2), 5, 0.1, method, noise=0)
+        same = langevin(harmonic, torch.zeros(3, 2), 5, 0.1, method, noise=0)
+        torch.testing.assert_close(run.samples, same.samples)
+
+
+def test_a_run_without_gradients_leaves_its_target_differentiable() -> None:
+    target, x = correlated(VP()), torch.randn(4, 2)
+    with torch.inference_mode():
+        langevin(target, x, 3, 0.01, noise=0, at=0.3)
+    y = x.clone().requires_grad_()
+    target(y, 0.3).square().sum().backward()
+    assert y.grad is not None
+    precision = torch.linalg.inv(
+        float(VP().alpha(0.3)) ** 2 * (target.basis * target.variance) @ target.basis.T
+        + float(VP().sigma(0.3)) ** 2 * torch.eye(2, dtype=F64)
+    ).float()
+    exact = -2 * target(x, 0.3) @ precision
+    torch.testing.assert_close(y.grad, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    x, p = torch.randn(3, 2), [[0.5, 0.1], [0.1, 0.25]]
+    steps, h, warmup, thin = np.int64(8), np.float64(0.1), np.uint8(3), np.int32(2)
+    at, method = np.float64(0.25), BAOAB(np.float64(0.5))
+    target = mixture(VP())
+    exact = langevin(
+        target, x, 8, 0.1, BAOAB(0.5), at=0.25, warmup=3, thin=2, noise=1,
+        preconditioner=torch.tensor(p),
+    )  # fmt: skip
+    for matrix in (p, np.array(p)):
+        run = langevin(
+            target, x, steps, h, method, at=at, warmup=warmup, thin=thin, noise=np.int64(1),
+            preconditioner=matrix,
+        )  # fmt: skip
+        assert torch.equal(run.samples, exact.samples)
+    times = np.array([1.0, 0.1])
+    run = annealed_langevin(target, x, times, np.int64(3), np.float64(0.01), noise=np.int32(1))
+    assert torch.equal(run, annealed_langevin(target, x, [1.0, 0.1], 3, 0.01, noise=1))
 
 
 # --- what goes wrong --------------------------------------------------------------------------
@@ -498,6 +619,66 @@ def test_mala_does_not_diverge() -> None:
     assert float(run.samples.abs().max()) < 5
 
 
+@pytest.mark.parametrize("method", ALL, ids=lambda m: type(m).__name__)
+def test_chains_start_where_the_score_is_finite(method: Method) -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    with pytest.raises(
+        FloatingPointError, match=r"score is NaN or infinite .* first are \[1, 3\]"
+    ):
+        langevin(lambda x: -x.square().sum(1).sqrt(), x, 2000, 0.1, method, warmup=200)
+
+
+@pytest.mark.parametrize("outside", [-math.inf, math.nan])
+def test_mala_refuses_what_has_no_density_and_keeps_its_law(outside: float) -> None:
+    """Exp(1): mean and variance 1, fourth central moment 9."""
+    n = 4000
+    x = -torch.rand(n, 1).log()
+    run = langevin(
+        lambda x: torch.where(x > 0, -x, outside).sum(1), x, 50, 0.1, MALA(), noise=0, thin=50
+    )
+    last = run.samples[-1, :, 0]
+    assert bool((last > 0).all())
+    assert not bool(run.diverged.any())
+    # Five standard errors.
+    assert abs(float(last.mean()) - 1) < 5 * math.sqrt(1 / n)
+    assert abs(float(last.var()) - 1) < 5 * math.sqrt(8 / n)
+
+
+def hole(x: Tensor) -> Tensor:
+    """The harmonic, whose score is NaN above 1."""
+    return harmonic(x) + 0 * ((1 - x) * (x < 1)).sqrt().sum(1)
+
+
+def test_mala_tells_where_there_is_density_but_no_score() -> None:
+    assert hole(torch.tensor([[3.0]])).tolist() == [-4.5]
+    with pytest.raises(FloatingPointError, match=r"every chain diverged within .* MALA"):
+        langevin(hole, torch.zeros(5, 1), 2000, 0.1, MALA(), noise=0)
+    far = torch.tensor([[0.0], [-1e3]], dtype=F64)
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 chains diverged and are NaN.*\[0\]"):
+        run = langevin(hole, far, 500, 0.01, MALA(), noise=0)
+    assert run.diverged.tolist() == [True, False]
+    assert bool(run.samples[:, 0].isnan().all())
+
+
+def test_chains_that_stand_still_or_creep_are_told() -> None:
+    x = torch.tensor([[0.0], [40.0], [0.5]])
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 chains hardly ever move.*\[1\].*too large"):
+        run = langevin(quartic, x, 200, 0.2, MALA(), noise=0)
+    assert bool((run.samples[:, 1] == 40).all())
+    with pytest.warns(RuntimeWarning, match=r"3 of 3 chains creep.*\[0, 1, 2\].*too small"):
+        run = langevin(harmonic, x / 40, 200, 1e-9, MALA(), noise=0)
+    assert float((run.samples - x / 40).abs().max()) < 0.01
+
+
+def test_diagnostics_of_chains_that_stand_still_are_told() -> None:
+    samples = torch.randn(50, 4, 2)
+    ones, none = torch.ones(4), torch.zeros(4, dtype=torch.bool)
+    Chains(samples, ones, none).to_arviz()
+    samples[:, 1:3, 0] = torch.tensor([3.0, 4.0])
+    with pytest.warns(RuntimeWarning, match="2 of 4 chains never move .* R-hat"):
+        Chains(samples, ones, none).to_arviz()
+
+
 def test_annealed_langevin_raises_when_a_chain_diverges() -> None:
     target = Gaussian(EDM(), torch.zeros(1), 0.01)
     with pytest.raises(FloatingPointError, match="diverged"):
@@ -509,6 +690,16 @@ def test_without_arviz_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch)
     run = Chains(torch.zeros(2, 1, 1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     with pytest.raises(ImportError, match=r"pip install 'sde-gen\[mcmc\]'"):
         run.to_arviz()
+
+
+class Returns(Score):
+    """A score that answers what f does."""
+
+    def __init__(self, f: Callable[[Tensor], object]) -> None:
+        self.f = f
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        return self.f(x)
 
 
 X = torch.zeros(3, 2)
@@ -530,6 +721,65 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "MALA needs a density, and ScoreNetwork gives only its gradient",
     ),
+    "a density of integers": (
+        lambda: langevin(lambda x: harmonic(x).long(), X, 5, 0.1),
+        ValueError,
+        r"one number a chain, \(3,\) and real; got shape \(3,\) of torch.int64",
+    ),
+    "a complex density": (
+        lambda: langevin(lambda x: 1j * harmonic(x), X, 5, 0.1),
+        ValueError,
+        "and real; got .* torch.complex64",
+    ),
+    "a density cut off": (
+        lambda: langevin(lambda x: harmonic(x.detach()), X, 5, 0.1),
+        ValueError,
+        "detached from x",
+    ),
+    "no score": (
+        lambda: langevin(Returns(lambda x: None), X, 5, 0.1),
+        TypeError,
+        r"the score returned NoneType .* \(Returns\)",
+    ),
+    "a complex score": (
+        lambda: langevin(Returns(lambda x: 1j * x), X, 5, 0.1),
+        TypeError,
+        "the score returned torch.complex64",
+    ),
+    "a score that would broadcast": (
+        lambda: langevin(Returns(lambda x: x[:, :1]), X, 5, 0.1),
+        ValueError,
+        r"the score returned shape \(3, 1\) for a state \(3, 2\)",
+    ),
+    "no chains": (lambda: langevin(harmonic, X[:0], 5, 0.1), ValueError, "x is an empty batch"),
+    "no coordinates": (
+        lambda: langevin(harmonic, X[:, :0], 5, 0.1),
+        ValueError,
+        r"x is an empty batch: its shape is \(3, 0\)",
+    ),
+    "complex": (lambda: langevin(harmonic, 1j * X, 5, 0.1), TypeError, r"x must be .*complex64"),
+    "complex at": (
+        lambda: langevin(line(EDM()), X[:, :1], 5, 0.1, at=1j),
+        TypeError,
+        "at must be real, got torch.complex128",
+    ),
+    "complex preconditioner": (
+        lambda: langevin(harmonic, X, 5, 0.1, preconditioner=1j * np.eye(2)),
+        TypeError,
+        "preconditioner must be real, got torch.complex128",
+    ),
+    "complex times": (
+        lambda: annealed_langevin(line(EDM()), X[:, :1], torch.tensor([1j, 0.5]), 5, 0.1),
+        TypeError,
+        "times must be real, got torch.complex64",
+    ),
+    "words": (
+        lambda: annealed_langevin(line(EDM()), X[:, :1], "now", 5, 0.1),
+        TypeError,
+        "times must be real numbers, got 'now'",
+    ),
+    "half a step": (lambda: langevin(harmonic, X, 5.5, 0.1), ValueError, "steps must .* got 5.5"),
+    "h = True": (lambda: langevin(harmonic, X, 5, True), ValueError, "h must be a positive"),
     "density 0": (
         lambda: langevin(lambda x: torch.log(x[:, 0]), X, 5, 0.1, MALA()),
         ValueError,
@@ -546,8 +796,11 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "positive definite",
     ),
     "word": (lambda: Splitting("BAAOB"), ValueError, "made of A, B and O"),
+    "no word": (lambda: Splitting(3), ValueError, "made of A, B and O, .*: 3"),
     "friction": (lambda: BAOAB(-1.0), ValueError, "friction"),
+    "friction in words": (lambda: BAOAB("1"), ValueError, "friction must be .* got '1'"),
     "acceptance": (lambda: MALA(1.0), ValueError, "between 0 and 1"),
+    "acceptance in words": (lambda: MALA("1"), ValueError, "acceptance must lie .* got '1'"),
     "levels": (
         lambda: annealed_langevin(line(EDM()), X[:, :1], [0.1, 1.0], 5, 0.1),
         ValueError,

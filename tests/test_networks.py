@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sde_gen.networks import MLP, Network, UNet
-from sde_gen.networks.embeddings import WAVES
-from sde_gen.networks.unet import Attention, Block, group_norm
+from sde_gen.networks.embeddings import WAVES, Embedding, Fourier, Sinusoidal
+from sde_gen.networks.unet import Attention, Block, Enlarge, group_norm
 
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1}
 NETWORKS = {
@@ -265,6 +265,101 @@ def test_group_norm_has_groups_of_four_or_more_where_it_can(channels, groups):
     assert group_norm(channels).num_groups == groups
 
 
+def test_waves_are_their_formulas():
+    c = torch.tensor([-2.5, 0.0, 0.7])
+    phase = c[:, None] * torch.tensor([0.5, 2.0 ** (4 / 3), 2.0 ** (11 / 3), 64.0])
+    torch.testing.assert_close(Sinusoidal(8)(c), torch.cat([phase.cos(), phase.sin()], 1))
+    waves = Fourier(5)
+    generator = torch.Generator().manual_seed(0)
+    omega, phi = torch.randn(5, generator=generator), torch.rand(5, generator=generator)
+    exact = math.sqrt(2) * torch.cos(2 * math.pi * (c[:, None] * omega + phi))
+    torch.testing.assert_close(waves(c), exact)
+
+
+@pytest.mark.parametrize("kind", WAVES)
+def test_an_embedding_written_out(kind):
+    net = Embedding(kind, 7, 6, 3)
+    c, y = torch.tensor([-2.0, 0.3, 1.0]), torch.tensor([2, -1, 0])
+    w = net.state_dict()
+    h = WAVES[kind](8)(c) @ w["linear_1.weight"].T + w["linear_1.bias"]
+    h = (h * torch.sigmoid(h)) @ w["linear_2.weight"].T + w["linear_2.bias"]
+    # The first vector is that of 'no label'.
+    torch.testing.assert_close(net(c, y), h + w["label.weight"][[3, 0, 1]])
+    torch.testing.assert_close(net(c, None), h + w["label.weight"][0])
+    plain = Embedding(kind, 7, 6, None)
+    plain.load_state_dict({k: v for k, v in w.items() if k != "label.weight"})
+    torch.testing.assert_close(plain(c, None), h)
+
+
+def test_an_mlp_written_out():
+    net = awake(MLP((2, 2), width=6, depth=2, classes=3))
+    x, c, y = batch(net)
+    w = {k: v.detach() for k, v in net.state_dict().items()}
+
+    def linear(name, h):
+        return h @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def silu(h):
+        return h * torch.sigmoid(h)
+
+    def norm(h):
+        h = h - h.mean(1, keepdim=True)
+        return h / (h.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+    e = silu(net.embedding(c, y))
+    h = linear("input", x.flatten(1))
+    for i in range(2):
+        scale, shift = linear(f"layers.{i}.modulation", e).split(6, 1)
+        u = linear(f"layers.{i}.linear_1", norm(h) * (1 + scale) + shift)
+        h = h + linear(f"layers.{i}.linear_2", silu(u))
+    h = norm(h) * w["norm.weight"] + w["norm.bias"]
+    torch.testing.assert_close(net(x, c, y), linear("output", silu(h)).reshape(3, 2, 2))
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_a_block_written_out(scale_shift):
+    net = awake(Block(2, 3, 8, 0.0, scale_shift, 2))
+    x, e = torch.randn(2, 3, 4, 5), torch.randn(2, 16 if scale_shift else 8)
+    h = F.silu(F.group_norm(x, 1, net.norm_1.weight, net.norm_1.bias, 1e-6))
+    h = F.conv2d(h, net.conv_1.weight, net.conv_1.bias, padding=1)
+    e = e[:, :, None, None]
+    h = h if scale_shift else h + e
+    h = F.group_norm(h, 2, net.norm_2.weight, net.norm_2.bias, 1e-6)
+    h = F.silu(h * (1 + e[:, :8]) + e[:, 8:] if scale_shift else h)
+    h = F.conv2d(h, net.conv_2.weight, net.conv_2.bias, padding=1)
+    h = h + F.conv2d(x, net.skip.weight, net.skip.bias)
+    torch.testing.assert_close(net(x, e.flatten(1)), net.attention(h))
+
+
+def test_the_ladder_of_a_unet_written_out():
+    net = awake(UNet((1, 5, 6), 4, (1, 2), blocks=1, classes=2))
+    x, c, y = batch(net, 2)
+    e = iter(net.project(F.silu(net.embedding(c, y))).split(net.splits, 1))
+    (block_1, down, block_2), (middle_1, middle_2) = net.down, net.middle
+    up_1, up_2, enlarge, up_3, up_4 = net.up
+    h_0 = net.input(x)
+    h_1 = block_1(h_0, next(e))
+    h_2 = down(h_1)
+    assert h_2.shape == (2, 4, 3, 3)
+    h_3 = block_2(h_2, next(e))
+    h = middle_2(middle_1(h_3, next(e)), next(e))
+    h = up_1(torch.cat([h, h_3], 1), next(e))
+    h = up_2(torch.cat([h, h_2], 1), next(e))
+    h = enlarge(h, (5, 6))
+    h = up_3(torch.cat([h, h_1], 1), next(e))
+    h = up_4(torch.cat([h, h_0], 1), next(e))
+    assert next(e, None) is None
+    torch.testing.assert_close(net(x, c, y), net.output(F.silu(net.norm(h))))
+
+
+def test_enlarging_repeats_the_nearest():
+    net = Enlarge(2, 2)
+    x = torch.randn(1, 2, 2, 3)
+    near = x[:, :, [0, 0, 1]][:, :, :, [0, 0, 1, 1, 2, 2]]
+    exact = F.conv2d(near, net.conv.weight, net.conv.bias, padding=1)
+    torch.testing.assert_close(net(x, (3, 6)), exact)
+
+
 @pytest.mark.parametrize(("kind", "nats"), [("sinusoidal", 0.3), ("fourier", 0.6)])
 def test_the_noise_level_is_well_resolved(kind, nats):
     # A function that changes within a fraction of a nat of log(sigma / alpha) is linear in waves.
@@ -303,6 +398,8 @@ def test_bad_input(build):
         net(torch.zeros(3, 4), c)
     with pytest.raises(ValueError, match=r"c must be \(\) or \(3,\), got \(2,\)"):
         net(x, c[:2])
+    with pytest.raises(ValueError, match=r"c must be \(\) or \(3,\), got \(3, 1\)"):
+        net(x, c[:, None])
     with pytest.raises(ValueError, match=r"y must be \(3,\), got \(2,\)"):
         net(x, c, y[:2])
     with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32"):

@@ -70,6 +70,14 @@ def test_quadrature_broadcasts_its_limits() -> None:
     torch.testing.assert_close(value, exact, rtol=1e-13, atol=1e-13)
 
 
+def test_a_rule_first_used_in_inference_mode_still_passes_gradients() -> None:
+    with torch.inference_mode():
+        ops.integrate(torch.cos, 0.0, 1.0, n=23)
+    t = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    ops.integrate(torch.cos, 0.0, t, n=23).sum().backward()
+    torch.testing.assert_close(t.grad, t.detach().cos(), rtol=1e-13, atol=0)
+
+
 def test_bisection_reaches_rounding() -> None:
     y = torch.linspace(0, 8, 33, dtype=torch.float64)
     root = ops.bisect(lambda t: t**3, y, 0.0, 2.0)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
@@ -84,7 +85,7 @@ def test_trajectories_in_one_dimension():
         area = sum(bar.get_width() * bar.get_height() for bar in side.patches)
         assert area == pytest.approx(1)
         assert min(bar.get_y() for bar in side.patches) == pytest.approx(values.min().item())
-    with pytest.raises(ValueError, match=r"expected \(N,\) and \(N, B\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected times \(N,\) and paths \(N, B\), got \(2,\)"):
         plots.trajectories_1d(times[:2], paths)
 
 
@@ -215,3 +216,169 @@ def test_movie_holds_a_frame_a_state(tmp_path: Path) -> None:
         plots.movie_2d(paths, captions=["one"])
     with pytest.raises(ValueError, match=r"\(N, B, 2\)"):
         plots.movie_2d(paths[0])
+
+
+NOTE = "2 of 30 paths left out: NaN or infinity"
+
+
+def damaged_paths() -> tuple[torch.Tensor, torch.Tensor]:
+    """Paths (4, 30, 2) of which two are not finite, and which are."""
+    paths = torch.randn(4, 30, 2, generator=torch.Generator().manual_seed(0))
+    paths[2, 5, 1], paths[3, 17, 0] = math.nan, -math.inf
+    good = torch.ones(30, dtype=torch.bool)
+    good[[5, 17]] = False
+    return paths, good
+
+
+def segments(ax: Axes) -> np.ndarray:
+    (lines,) = (c for c in ax.collections if isinstance(c, LineCollection))
+    return np.stack(lines.get_segments())
+
+
+def test_paths_that_are_not_finite_are_left_out_and_counted() -> None:
+    paths, good = damaged_paths()
+    times = torch.linspace(1, 0, 4)
+    figure = rendered(plots.trajectories_1d(times, paths[..., 1:], "mine"))
+    left, ax, right = figure.axes
+    kept = torch.isfinite(paths[..., 1]).all(0)
+    assert ax.get_title() == "mine\n1 of 30 paths left out: NaN or infinity"
+    assert segments(ax)[..., 1] == pytest.approx(paths[:, kept, 1].T.numpy())
+    for side, values in ((left, paths[0, kept, 1]), (right, paths[-1, kept, 1])):
+        assert min(bar.get_y() for bar in side.patches) == pytest.approx(values.min().item())
+    (ax,) = rendered(plots.trajectories_2d(paths)).axes
+    assert ax.get_title() == NOTE
+    assert segments(ax) == pytest.approx(paths[:, good].transpose(0, 1).numpy())
+    ends = [c.get_offsets() for c in ax.collections if not isinstance(c, LineCollection)]
+    assert np.asarray(ends[1]) == pytest.approx(paths[-1, good].numpy())
+
+    def law(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(t, 0.2).log_prob(x[:, 0])
+
+    (ax,) = rendered(plots.density_over_time(law, times, paths[..., 0])).axes
+    assert ax.get_title() == "1 of 30 paths left out: NaN or infinity"
+    kept = torch.isfinite(paths[..., 0]).all(0)
+    drawn = np.stack([line.get_ydata() for line in ax.lines])
+    assert drawn == pytest.approx(paths[:, kept, 0].T.numpy())
+    ax = rendered(plots.density_2d(log_density, points=paths[3])).axes[0]
+    assert ax.get_title() == "1 of 30 points left out: NaN or infinity"
+    (points,) = ax.collections
+    assert np.asarray(points.get_offsets()) == pytest.approx(np.delete(paths[3].numpy(), 17, 0))
+    assert plots.trajectories_2d(paths[:, good]).axes[0].get_title() == ""
+
+
+def test_where_nothing_is_finite_it_is_said() -> None:
+    nan = torch.full((3, 4, 2), math.nan)
+    for call in (
+        lambda: plots.trajectories_1d([0, 1, 2], nan[..., 0]),
+        lambda: plots.trajectories_2d(nan),
+        lambda: plots.movie_2d(nan),
+        lambda: plots.density_over_time(lambda x, t: x[:, 0], [0, 1, 2], nan[..., 0]),
+    ):
+        with pytest.raises(ValueError, match="paths: all 4 have NaN or infinity"):
+            call()
+    with pytest.raises(ValueError, match="log_density has NaN or infinity everywhere"):
+        plots.density_2d(lambda x: x[:, 0] * math.nan)
+    with pytest.raises(ValueError, match="scores: all 625 have NaN"):
+        plots.score_field(lambda x: x * math.nan)
+
+
+def test_fields_that_are_not_finite_somewhere() -> None:
+    def bad(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, :1] < 0, math.nan, score(x))
+
+    def log_bad(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, 0] < 0, math.inf, log_density(x))
+
+    figure = rendered(plots.score_field(bad, (-1, 1, -1, 1), log_bad, arrows=10))
+    (field,) = (c for c in figure.axes[0].collections if isinstance(c, Quiver))
+    assert len(field.get_offsets()) == 50
+    assert (np.asarray(field.get_offsets())[:, 0] > 0).all()
+    assert figure.axes[0].get_title() == "50 of 100 scores left out: NaN or infinity"
+    image = rendered(plots.density_2d(log_bad, (-1, 1, -1, 1), resolution=10)).axes[0].images[0]
+    assert np.isnan(np.asarray(image.get_array().filled(math.nan))[:, :5]).all()
+    assert np.isfinite(np.asarray(image.get_array())[:, 5:]).all()
+
+
+def test_images_that_are_not_finite_leave_their_places_white() -> None:
+    x = torch.zeros(4, 1, 4, 4)
+    x[1, 0, 2, 3], x[2, 0, 0, 0] = math.nan, math.inf
+    (ax,) = rendered(plots.image_grid(x, rows=2)).axes
+    pixels = np.asarray(ax.images[0].get_array())[..., 0]
+    assert ax.get_title() == "2 of 4 images left out: NaN or infinity"
+    places = [pixels[r : r + 4, c : c + 4] for r in (1, 6) for c in (1, 6)]
+    assert [set(place.ravel().tolist()) for place in places] == [{0.5}, {1.0}, {1.0}, {0.5}]
+
+
+def test_movies_leave_out_paths_that_are_not_finite() -> None:
+    from PIL import Image
+
+    paths = torch.zeros(3, 2, 2) + torch.linspace(-1, 1, 3)[:, None, None]
+    paths[1, 0, 0] = math.nan
+    movie = plots.movie_2d(paths.tolist(), captions="abc", groups=[2, 1], fps=10)
+    with Image.open(io.BytesIO(movie.gif)) as picture:
+        assert picture.n_frames == 3
+        for i in range(3):
+            picture.seek(i)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+            counts = []
+            for name in (plots.COLOURS[1], plots.COLOURS[2]):
+                colour = [int(name[k : k + 2], 16) for k in (1, 3, 5)]
+                counts.append((np.abs(pixels - colour).max(-1) < 60).sum())
+            assert counts[0] > 0, "the finite point, in the colour of its own group"
+            assert counts[1] == 0
+
+
+def test_arrays_and_lists_are_drawn_as_tensors_are() -> None:
+    def same(a: Figure, b: Figure) -> bool:
+        files = []
+        for figure in (a, b):
+            files.append(io.BytesIO())
+            figure.savefig(files[-1], format="raw", dpi=40)
+        return files[0].getvalue() == files[1].getvalue()
+
+    x, paths, times = torch.rand(4, 3, 5, 5), torch.randn(3, 6, 2), torch.tensor([1.0, 0.5, 0.0])
+    two = np.int64(2)
+    assert same(plots.image_grid(x, 2), plots.image_grid(x.numpy(), two))
+    assert same(
+        plots.image_grid(x, 2, ["a", "b"]), plots.image_grid(x.tolist(), two, np.array(["a", "b"]))
+    )
+    for kind in (torch.Tensor.numpy, torch.Tensor.tolist):
+        t, p = kind(times), kind(paths)
+        assert same(plots.trajectories_2d(paths, 2), plots.trajectories_2d(p, two))
+        line = kind(paths[..., 0])
+        assert same(plots.trajectories_1d(times, paths[..., 0]), plots.trajectories_1d(t, line))
+        mine = plots.density_2d(log_density, points=kind(paths[0]), resolution=np.int32(9))
+        assert same(plots.density_2d(log_density, points=paths[0], resolution=9), mine)
+    array = plots.density_2d(lambda x: log_density(x).numpy(), np.array([-1, 1, -1, 1]))
+    assert same(plots.density_2d(log_density, (-1, 1, -1, 1)), array)
+
+
+FINE_FPS = 1.5
+BAD_PLOTS = {
+    "x": lambda bad: plots.image_grid(bad),
+    "rows": lambda bad: plots.image_grid(torch.zeros(4, 1, 4, 4), rows=bad),
+    "times": lambda bad: plots.trajectories_1d(bad, torch.zeros(2, 3)),
+    "paths": lambda bad: plots.trajectories_2d(bad),
+    "shown": lambda bad: plots.trajectories_2d(torch.zeros(2, 3, 2), bad),
+    "points": lambda bad: plots.density_2d(log_density, points=bad),
+    "resolution": lambda bad: plots.density_2d(log_density, resolution=bad),
+    "log_density": lambda bad: plots.density_2d(bad),
+    "score": lambda bad: plots.score_field(bad),
+    "arrows": lambda bad: plots.score_field(score, arrows=bad),
+    "extent": lambda bad: plots.score_field(score, bad),
+    "ax": lambda bad: plots.trajectories_2d(torch.zeros(2, 3, 2), ax=bad),
+    "fps": lambda bad: plots.movie_2d(torch.zeros(2, 3, 2), fps=(bad, 1e9)[bad is FINE_FPS]),
+    "groups": lambda bad: plots.movie_2d(torch.zeros(2, 3, 2), groups=bad),
+    "captions": lambda bad: plots.movie_2d(torch.zeros(3, 3, 2), captions=bad),
+    "sdes": lambda bad: plots.noise_schedule(bad),
+    "n": lambda bad: plots.noise_schedule(clock(1), bad),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLOTS)
+@pytest.mark.parametrize(
+    "bad", [1j, np.ones(2, complex), -1, FINE_FPS, math.nan, object(), [[1], [2, 3]]]
+)
+def test_plots_refuse_by_name(name: str, bad: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+        BAD_PLOTS[name](bad)

@@ -388,8 +388,8 @@ def test_the_default_knows_more_than_the_published_first_order(eta: float) -> No
     sde = VP()
     std = torch.tensor([0.3, 0.6], dtype=F64)
     score = Gaussian(sde, torch.zeros(2, dtype=F64), std)
-    score.moments, score.data_std = None, float(std.square().mean().sqrt())
-    times = grids.default(sde, 12, data_std=score.data_std)
+    score.facts.moments, score.facts.std = None, float(std.square().mean().sqrt())
+    times = grids.default(sde, 12, data_std=score.facts.std)
 
     def spread(t: torch.Tensor) -> Tensor:
         return (sde.alpha(t) * std) ** 2 + sde.sigma(t) ** 2

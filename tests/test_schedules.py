@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import mpmath
 import pytest
 import torch
 from scipy.integrate import quad
@@ -21,6 +22,7 @@ SMOOTH = [
     Quadratic(0.00085, 0.012, T=1000.0),
     Sigmoid(),
     Sigmoid(steepness=30.0, T=2.0),
+    Sigmoid(steepness=0.2, T=0.1),
     Cosine(),
     Cosine(offset=0.0, total=8.0, T=2.0),
     Geometric(),
@@ -85,6 +87,38 @@ def test_any_shape_in_float64(clock: Schedule, shape: tuple[int, ...]) -> None:
         assert f(t).dtype == F64
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(0.0, 1.0),
+        lambda: Linear(2.0, 1.9),
+        lambda: Linear(T=0.0),
+        lambda: Quadratic(0.0, 1.0),
+        lambda: Quadratic(2.0, 1.9),
+        lambda: Quadratic(T=0.0),
+        lambda: Sigmoid(0.0, 1.0),
+        lambda: Sigmoid(steepness=0.0),
+        lambda: Sigmoid(T=0.0),
+        lambda: Cosine(offset=-0.01),
+        lambda: Cosine(offset=1.0),
+        lambda: Cosine(total=0.0),
+        lambda: Cosine(T=0.0),
+        lambda: Geometric(0.0, 1.0),
+        lambda: Geometric(1.0, 1.0),
+        lambda: Geometric(T=0.0),
+        lambda: Power(0.99),
+        lambda: Power(T=0.0),
+        lambda: Tabulated([]),
+        lambda: Tabulated([0.1, 0.0]),
+        lambda: Tabulated([1.0, 0.1]),
+        lambda: Tabulated([0.1], T=0.0),
+    ],
+)
+def test_no_clock_at_the_edge_of_its_parameters(make: Callable[[], Schedule]) -> None:
+    with pytest.raises(ValueError, match=r"need |must be "):
+        make()
+
+
 def test_published_formulas() -> None:
     t = torch.tensor(0.37, dtype=F64)
     # Nichol & Dhariwal 2021, equation 17, with the offset s.
@@ -129,3 +163,26 @@ def test_a_stretched_clock_reads_the_same(scale: float) -> None:
         torch.testing.assert_close(
             one.integral(u), stretched.integral(scale * u), rtol=1e-12, atol=0
         )
+
+
+@pytest.mark.parametrize("total", [0.5, 12.0, 100.0, 1300.0])
+@pytest.mark.parametrize("offset", [0.0, 0.008])
+def test_the_cosine_clock_runs_to_its_end(total: float, offset: float) -> None:
+    """exp(-B / 2) is a cosine, here as the sine of the angle that is left: in 400 digits."""
+    clock = Cosine(offset, total, T=2.0)
+    assert float(clock.integral(2.0)) == pytest.approx(total, rel=1e-14)
+    mpmath.mp.dps = 400
+    start = mpmath.mpf(offset) / (1 + mpmath.mpf(offset)) * mpmath.pi / 2
+    left = mpmath.asin(mpmath.cos(start) * mpmath.exp(-mpmath.mpf(total) / 2))
+    slope = (mpmath.pi / 2 - left - start) / 2
+    for t in (1e-7, 0.1, 0.7, 1.0, 1.5, 1.99, 2 - 1e-9, 2.0):
+        angle = start + slope * mpmath.mpf(t)
+        exact = -2 * mpmath.log(mpmath.cos(angle) / mpmath.cos(start))
+        rate = 2 * slope * mpmath.tan(angle)
+        # 2 - t is known to 1e-16 of 2, and at 2 - 1e-9 that is 1e-7 of the rate.
+        assert float(clock.integral(t)) == pytest.approx(float(exact), rel=1e-9)
+        assert float(clock.beta(t)) == pytest.approx(float(rate), rel=1e-6)
+        assert float(clock.time_at(float(exact))) == pytest.approx(t, rel=1e-12)
+    u = torch.tensor([0.2, 1.0, 1.9], dtype=F64, requires_grad=True)
+    (slope_found,) = torch.autograd.grad(clock.integral(u).sum(), u)
+    torch.testing.assert_close(slope_found, clock.beta(u.detach()), rtol=1e-10, atol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from problems import (
@@ -33,18 +34,29 @@ from sde_gen import (
     EDM,
     VE,
     VP,
+    CorrelatedMixture,
+    Cosine,
+    CriticallyDamped,
     Empirical,
     Gaussian,
     GaussianMixture,
     Geometric,
+    Heun,
+    Lifted,
+    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
+    Power,
     Score,
     ScoreNetwork,
     SubVP,
+    solve,
 )
+from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
 from sde_gen.scores import exact
+from sde_gen.scores.network import network_input
+from sde_gen.sdes import KernelSDE
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
 
@@ -249,8 +261,66 @@ def test_tweedie_is_the_posterior_mean(
     weights = logits.softmax(1)
     estimate = weights @ x_0
     square = (weights.unsqueeze(-1) ** 2 * (x_0 - estimate.unsqueeze(1)) ** 2).sum(1)
-    error = (sde.denoise(x, t, score) - estimate) / square.sqrt()
+    error = (score.denoise(x, t) - estimate) / square.sqrt()
     assert float(error.abs().max()) < 4.5
+
+
+# Far from 0, squares of the data are large and their differences are not.
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
+def test_the_spread_of_points_does_not_depend_on_where_they_are(offset: float) -> None:
+    x = offset + torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for dtype in (torch.float32, F64) if offset < 1e8 else (F64,):
+        data = x.to(dtype)
+        exact = np.sqrt(data.numpy().astype(np.longdouble).var(0).mean())
+        assert Empirical(EDM(), data).data_std == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
+def test_the_spread_of_a_mixture_weighs_its_components(offset: float) -> None:
+    """Var = sum pi c^2 + pi_1 pi_2 d^2 of two components at distance d, by coordinate."""
+    pi, d, c = [0.9, 0.1], torch.tensor([3.0, -1.0], dtype=F64), torch.tensor([0.2, 0.7])
+    means = offset + torch.stack([0 * d, d])
+    between = 0.9 * 0.1 * d.square()
+    each = torch.tensor([[0.2, 0.5], [0.7, 0.1]])
+    for std, within in (
+        (0.3, 0.09),
+        (c, 0.9 * 0.2**2 + 0.1 * 0.7**2),
+        (each, 0.9 * each[0] ** 2 + 0.1 * each[1] ** 2),
+    ):
+        exact = math.sqrt(float((between + within).mean()))
+        assert GaussianMixture(VP(), pi, means, std).data_std == pytest.approx(exact, rel=1e-7)
+    covariances = torch.diag_embed(each**2)
+    full = CorrelatedMixture(VP(), pi, means, covariances)
+    assert full.data_std == pytest.approx(exact, rel=1e-7)
+
+
+def test_chunks_of_components_have_one_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    means, weights = torch.randn(50, 4, dtype=F64), torch.rand(50, dtype=F64)
+    std = torch.rand(50, 4, dtype=F64)
+    whole = GaussianMixture(VP(), weights, means, std)
+    monkeypatch.setattr(exact, "_BUDGET", 35)
+    parts = GaussianMixture(VP(), weights, means, std)
+    assert parts.data_std == pytest.approx(whole.data_std, rel=1e-13)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_posteriors_do_not_depend_on_where_the_data_are(each: bool) -> None:
+    """Moved by 1e6, |x|^2 is 1e12 and float64 leaves 1e-4 of it: the exponents are of order 1.
+
+    Positions are kept to 1e-10, so scores of size 1 / sigma = 100 to 1e-10 / sigma^2 = 1e-6.
+    """
+    generator, sde, sigma = torch.Generator().manual_seed(0), EDM(), 0.01
+    means = 0.02 * torch.randn(40, 3, generator=generator, dtype=F64)
+    std = 0.005 * torch.rand(40, 3, generator=generator, dtype=F64) if each else 0.005
+    x = means[:5] + sigma * torch.randn(5, 3, generator=generator, dtype=F64)
+    here, there = (GaussianMixture(sde, torch.ones(40), m, std) for m in (means, means + 1e6))
+    for t in (sigma, torch.full((5,), sigma, dtype=F64)):
+        torch.testing.assert_close(there(x + 1e6, t), here(x, t), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            there.log_prob(x + 1e6, t), here.log_prob(x, t), rtol=1e-6, atol=1e-5
+        )
 
 
 # Learned scores.
@@ -315,12 +385,12 @@ def test_a_network_sees_unit_variance_and_the_noise_level() -> None:
         data = Gaussian(sde, torch.zeros(1, dtype=F64), c)
         t = sde.time_at(-2 * math.log(ratio))
         x = start(data, 4000, float(t))
-        ScoreNetwork(Spy(), sde, data_std=c)(x, t)
+        ScoreNetwork(Spy(), sde, facts=Facts(std=c))(x, t)
         level = seen[-1][1]
         assert float(seen[-1][0].var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 4000))
         assert level.shape == ()
         assert float(level) == pytest.approx(math.log(ratio) / 4, rel=1e-9)
-        ScoreNetwork(Spy(), sde, data_std=c)(x[:3], t.expand(3))
+        ScoreNetwork(Spy(), sde, facts=Facts(std=c))(x[:3], t.expand(3))
         assert seen[-1][1].shape == (3,)
 
 
@@ -350,7 +420,187 @@ def test_a_network_knows_its_shape_and_device() -> None:
     assert {name for name, _ in score.named_parameters()} == {"net.weight", "net.bias"}
 
 
+@pytest.mark.parametrize("sde", [VP(), EDM(), CriticallyDamped()], ids=lambda s: type(s).__name__)
+def test_a_network_is_asked_within_its_times_only(sde: KernelSDE) -> None:
+    score = ScoreNetwork(MLP((2,), 8, 1), sde)
+    x = torch.zeros(2, *sde.state_shape((2,)))
+    for t in (-0.1, 1.01 * sde.T, math.nan, torch.tensor([0.5 * sde.T, 2 * sde.T])):
+        with pytest.raises(ValueError, match=rf"times must lie in \[0, T\] = \[0, {sde.T}\]"):
+            score(x, t)
+        with pytest.raises(ValueError, match="times must lie in"):
+            network_input(sde, 1.0, x, t)
+    assert bool(score(x, sde.T).isfinite().all())
+
+
 # Sums.
+
+
+def test_processes_of_one_law_may_be_added() -> None:
+    mean, x = torch.ones(2), torch.randn(3, 2)
+    for one, other in (
+        (VP(), VP()),
+        (EDM(), VE(Power(2.0, T=80.0))),
+        (OrnsteinUhlenbeck(), VP(Linear(2.0, 2.0, T=5.0))),
+        (VP(), Copy(VP())),
+        (CriticallyDamped(), CriticallyDamped()),
+    ):
+        if isinstance(one, LinearSDE) and isinstance(other, LinearSDE):
+            a, b = Gaussian(one, mean), Gaussian(other, mean)
+            torch.testing.assert_close((a + b)(x, 0.3), 2 * a(x, 0.3))
+        assert one.agrees(other)
+        assert other.agrees(one)
+
+
+class Copy(LinearSDE):
+    """A process of somebody's own, with all but its two functions by quadrature."""
+
+    def __init__(self, sde: LinearSDE) -> None:
+        self.of, self.T = sde, sde.T
+
+    def rate(self, t: Time) -> Tensor:
+        return self.of.rate(t)
+
+    def diffusion(self, t: Time) -> Tensor:
+        return self.of.diffusion(t)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        VE(),
+        SubVP(),
+        VP(Linear(0.1, 20.01)),
+        VP(Linear(0.1, 20.0, T=2.0)),
+        VP(Cosine()),
+        Copy(SubVP()),
+        CriticallyDamped(),
+    ],
+    ids=repr,
+)
+def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
+    sde, mean = VP(), torch.ones(2)
+    second = (
+        CorrelatedMixture(other, torch.ones(1), mean[None], torch.eye(2))
+        if isinstance(other, CriticallyDamped)
+        else Gaussian(other, mean)  # type: ignore[arg-type]
+    )
+    first = Gaussian(sde, mean)
+    assert not (sde.agrees(other) and other.agrees(sde))
+    for add in (
+        lambda: first + second,
+        lambda: second - first,
+        lambda: 2 * first + 3 * second,
+        lambda: first + ScoreNetwork(nn.Linear(2, 2), other).given(y=1),
+        lambda: (first + (lambda x, t: -x)) + second,
+    ):
+        with pytest.raises(ValueError, match=r"must have one process: .* has .*VP"):
+            add()
+    with pytest.raises(ValueError, match="process to reverse is"):
+        sde.reverse(second)
+
+
+def test_a_score_of_a_longer_process_serves_a_shorter_one() -> None:
+    """Up to their ends they are one process: the flow is that of the short one."""
+    short, long = OrnsteinUhlenbeck(end=2.0), OrnsteinUhlenbeck(end=5.0)
+    score, x = Gaussian(long, torch.ones(2)), torch.randn(3, 2)
+    own = Gaussian(short, torch.ones(2))
+    flow = short.probability_flow(score)
+    torch.testing.assert_close(flow.drift(x, 2.0), short.probability_flow(own).drift(x, 2.0))
+    with pytest.raises(ValueError, match="process to reverse is"):
+        long.probability_flow(own)
+    with pytest.raises(ValueError, match="one process"):
+        score + own
+
+
+def test_scores_of_different_shapes_or_devices_are_not_added() -> None:
+    sde = VP()
+    pair, triple = Gaussian(sde, torch.ones(2)), Gaussian(sde, torch.ones(3))
+    with pytest.raises(ValueError, match=r"one shape: Gaussian has \(2,\), Gaussian has \(3,\)"):
+        pair + triple
+    with pytest.raises(ValueError, match=r"one shape"):
+        pair + ScoreNetwork(MLP((1, 2), 8, 1), sde)
+    away = ScoreNetwork(MLP((2,), 8, 1), sde).to("meta")
+    for score in (away, away.given(y=1), 2 * away):
+        with pytest.raises(ValueError, match=r"one device: .*cpu.*meta"):
+            pair + score
+    # A score that brings no tensors lives wherever the others do.
+    assert (Labelled() + away).device == (away + Labelled().given(y=1.0)).device == away.device
+
+
+def test_a_term_that_would_be_broadcast_is_refused() -> None:
+    total = 2 * Gaussian(VP(), torch.zeros(2)) + (lambda x, t: x[:, :1])
+    with pytest.raises(ValueError, match=r"returned shape \(3, 1\) for a state \(3, 2\)"):
+        total(torch.zeros(3, 2), 0.5)
+
+
+def test_weights_of_one_row_a_sample_follow_the_rows() -> None:
+    sde, x = VP(), torch.randn(6, 2, dtype=F64)
+    a, b = mixture(sde), ring(sde)
+    w = torch.arange(6.0)
+    expected = w.unsqueeze(1) * a(x, 0.4) + 2 * b(x, 0.4)
+    for weight in (w, w.numpy(), w.tolist(), w.numpy().astype(np.int32)):
+        total = weight * a + b * np.float32(2.0)
+        assert isinstance(total, Score)
+        assert total.batch == 6
+        torch.testing.assert_close(total(x, 0.4), expected)
+        for index in (slice(2, 5), torch.tensor([4, 0]), w > 2):
+            part = total.rows(index)
+            torch.testing.assert_close(part(x[index], 0.4), expected[index])
+    chunked, whole = (
+        solve(sde.probability_flow(total), x, [1.0, 0.6, 0.3], Heun(), 0, chunk=chunk)
+        for chunk in (4, None)
+    )
+    torch.testing.assert_close(chunked, whole)
+    with pytest.raises(ValueError, match=r"weight must be a number or \(B,\), got shape \(2, 1\)"):
+        a * torch.ones(2, 1)
+    with pytest.raises(TypeError, match=r"a weight must be real, got torch\.complex64"):
+        a * torch.tensor(1j)
+
+
+def test_what_is_bound_is_bound_for_one_batch() -> None:
+    sde, y = VP(), torch.arange(4)
+    model = ScoreNetwork(MLP((2,), 8, 1, classes=5), sde)
+    assert model.batch is mixture(sde).batch is (model + mixture(sde)).batch is None
+    assert model.given(y=2).batch is model.given(y=torch.tensor(2)).batch is None
+    for four in (
+        model.given(y=y),
+        model.given(y=2).given(y=y),
+        mixture(sde) + 2 * model.given(y=y),
+        Lifted(ScoreNetwork(MLP((2,), 8, 1, classes=5), EDM(1e3)), CriticallyDamped()).given(y=y),
+    ):
+        assert four.batch == 4
+        assert four.rows(slice(1, 3)).batch == 2
+        for index in (slice(2, 6), slice(4, 8), torch.tensor([1, 4]), torch.ones(5) > 0):
+            with pytest.raises(ValueError, match=r"rows .* of what was given for 4 samples"):
+                four.rows(index)
+        with pytest.raises(ValueError, match="given for 4 samples, the state has 3"):
+            four(torch.zeros(3, *four.sde.state_shape((2,))), 0.5)  # type: ignore[union-attr]
+    for wrong in (
+        lambda: model.given(y=y, mask=torch.ones(5)),
+        lambda: model.given(y=y).given(mask=torch.ones(5)),
+        lambda: model.given(y=y) + model.given(y=torch.arange(3)),
+        lambda: model.given(y=y) * torch.ones(3),
+    ):
+        with pytest.raises(ValueError, match=r"one batch size: .* has 4, .* has (5|3)"):
+            wrong()
+
+
+def test_context_may_be_arrays_lists_and_numbers() -> None:
+    model = ScoreNetwork(MLP((2,), 8, 1, classes=5), VP()).eval()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(0))
+    x, y = torch.randn(4, 2), torch.tensor([3, 0, 1, 4])
+    expected = model(x, 0.5, y=y)
+    for labels in (y, y.int(), y.tolist(), tuple(y.tolist()), y.numpy(), y.numpy().astype("u1")):
+        bound = model.given(y=labels)
+        torch.testing.assert_close(bound(x, 0.5), expected, rtol=0, atol=0)
+        torch.testing.assert_close(bound.rows(slice(1, 3))(x[1:3], 0.5), expected[1:3])
+    ones = model(x, 0.5, y=torch.ones(4, dtype=torch.int64))
+    for label in (1, np.int64(1), np.array(1), torch.tensor(1)):
+        torch.testing.assert_close(model.given(y=label)(x, 0.5), ones, rtol=0, atol=0)
+    words = Labelled().given(names=["a", "b"], ragged=[[1], [1, 2]], y=np.float32(2))
+    assert words.batch is None
+    assert words.context["names"] == ["a", "b"]
 
 
 class Counting(Score):

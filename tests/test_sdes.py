@@ -15,7 +15,9 @@ from sde_gen import (
     VP,
     Cosine,
     EulerMaruyama,
+    Gaussian,
     Geometric,
+    Heun,
     Impulses,
     Langevin,
     Linear,
@@ -24,14 +26,18 @@ from sde_gen import (
     Power,
     Quadratic,
     Reverse,
+    ScoreNetwork,
     Sigmoid,
     Streams,
     SubVP,
     Tabulated,
     Wiener,
+    log_prob,
+    sample,
     solve,
 )
-from sde_gen.ops import Time, as_time, integrate
+from sde_gen.networks import MLP
+from sde_gen.ops import Time, as_time, integrate, match
 
 LINEAR = [
     VP(),
@@ -207,6 +213,89 @@ def test_perturb_keeps_dtype_and_draws_from_its_generator(
     assert not torch.equal(process.perturb(x, 0.5).x, process.perturb(x, 0.5).x)
 
 
+class Breathing(SDE):
+    """dX = (1 + t) X dt + t^2 dW, whose Euler-Maruyama steps have closed forms."""
+
+    T, steps = 2.0, 10
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        return match(1 + as_time(t), x) * x
+
+    def diffusion(self, t: Time) -> Tensor:
+        return as_time(t) ** 2
+
+
+def test_simulated_perturbation_reads_each_step_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With all normals 0 or 1 the end is a product and a sum over t_k = k h, k = 0 .. 9."""
+    x, t = torch.tensor([[2.0], [2.0]], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)
+    for z in (0.0, 1.0):
+        monkeypatch.setattr(
+            "sde_gen.sdes.base.randn_like", lambda x, g, z=z: torch.full_like(x, z)
+        )
+        p = Breathing().perturb(x, t)
+        for i, h in enumerate((t / 10).tolist()):
+            exact = 2.0
+            for k in range(10):
+                mean = exact * (1 + h * (1 + k * h))
+                exact = mean + (k * h) ** 2 * math.sqrt(h) * z
+            assert float(p.x[i]) == pytest.approx(exact, rel=1e-13)
+            assert float(p.mean[i]) == pytest.approx(mean, rel=1e-13)
+            assert float(p.std[i]) == pytest.approx((9 * h) ** 2 * math.sqrt(h), rel=1e-13)
+
+
+# Clocks that go on long after the signal is gone: exp(-2500) is no float64.
+
+LONG = [
+    VP(Geometric()),
+    VP(Linear(beta_max=1e4)),
+    VP(Cosine(total=1300.0)),
+    VP(Tabulated([0.9] * 2000)),
+    SubVP(Geometric()),
+    OrnsteinUhlenbeck(a=-200.0),
+    OrnsteinUhlenbeck(a=-200.0, g=20.0),
+    OrnsteinUhlenbeck(end=2000.0),
+]
+
+
+@pytest.mark.parametrize("sde", LONG, ids=repr)
+def test_times_are_found_where_no_signal_is_left(sde: LinearSDE) -> None:
+    t = sde.T * torch.tensor([1e-6, 0.01, 0.3, 0.8, 1.0], dtype=F64)
+    torch.testing.assert_close(sde.time_at(sde.log_snr(t)), t, rtol=1e-9, atol=0)
+    assert float(sde.log_snr(sde.T)) < -1200
+
+
+@pytest.mark.parametrize("sde", LONG, ids=repr)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_long_clocks_sample_the_law(sde: LinearSDE, eta: float) -> None:
+    """The affine map of a Gaussian's sampler is known: exact in one solve for its own moments."""
+    mean = torch.tensor([0.7, -0.3], dtype=F64)
+    law, n = Gaussian(sde, mean, 0.5), 4000
+    x = sample(law, n, 12, seed=0, eta=eta, dtype=F64)
+    # Four deviations of a mean and of a standard deviation.
+    assert float((x.mean(0) - mean).abs().max()) < 4 * 0.5 / math.sqrt(n)
+    assert float((x.std(0) - 0.5).abs().max()) < 4 * 0.5 / math.sqrt(2 * n)
+    if eta == 0:
+        score = mixture(sde)
+        found = sample(score, 500, 40, seed=0, dtype=F64, solver=Heun())
+        wanted = sample(mixture(VP()), 500, 40, seed=0, dtype=F64, solver=Heun())
+        # The flow ends where that of any other clock does: for all but the few points that lie
+        # between two modes.
+        assert float((found - wanted).abs().median()) < 0.01
+
+
+@pytest.mark.parametrize("sde", LONG, ids=repr)
+def test_long_clocks_have_likelihoods_and_networks(sde: LinearSDE) -> None:
+    score, x = gaussian(sde), start(gaussian(sde), 3, 0.0)
+    if not isinstance(getattr(sde, "schedule", None), Cosine):  # it ends at a pole of 1e280
+        exact = score.log_prob(x)
+        torch.testing.assert_close(log_prob(sde, score, x), exact, rtol=0, atol=2e-4)
+    model = ScoreNetwork(MLP((3,), 8, 1), sde)
+    # At T there is nothing but noise: its score is -x / sigma^2.
+    torch.testing.assert_close(model(x, sde.T), -x / sde.sigma(sde.T) ** 2)
+
+
 @pytest.mark.parametrize("t", [0.5, torch.tensor([0.5, 1.5]).repeat(20_000)], ids=["one", "each"])
 def test_simulated_perturbation_has_the_law_of_its_process(t: Time) -> None:
     n, process = 40_000, Drifting()
@@ -245,7 +334,7 @@ def test_denoise_is_the_posterior_mean(sde: LinearSDE) -> None:
     a, s = (c(t).unsqueeze(1) for c in (sde.alpha, sde.sigma))
     precision = 1 / score.variance + (a / s) ** 2
     exact = (score.mean / score.variance + a * x / s**2) / precision
-    torch.testing.assert_close(sde.denoise(x, t, score), exact)
+    torch.testing.assert_close(score.denoise(x, t), exact)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])

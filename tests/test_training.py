@@ -277,7 +277,7 @@ def test_recipe_refuses(options, word):
 def small(dropout: float = 0.0, classes: int | None = None) -> ScoreNetwork:
     torch.manual_seed(0)
     net = MLP((2,), width=32, depth=2, dropout=dropout, classes=classes)
-    return ScoreNetwork(net, VP(), data_std=0.6)
+    return ScoreNetwork(net, VP(), facts=Facts(std=0.6))
 
 
 def weights(module: nn.Module) -> torch.Tensor:

@@ -21,7 +21,7 @@ from sde_gen.cli import main
 from sde_gen.networks import MLP
 from sde_gen.sampling import default_solver
 from sde_gen.solvers import deis
-from sde_gen.training.checkpoints import COVARIANCES, TUNED, CheckpointError
+from sde_gen.training.checkpoints import CONFIG, CheckpointError
 from sde_gen.tuning import Choice, Warped
 from sde_gen.tuning.solver import _least_squares
 from sde_gen.tuning.trials import checked, sign_test
@@ -130,12 +130,12 @@ def test_sign_test_is_the_binomial_tail() -> None:
 def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
     model = ring(SDE)
     x = start(model, 256, SDE.T, seed=11)
-    fine = grids.default(SDE, 400, end=END, data_std=model.data_std)
+    fine = grids.default(SDE, 400, end=END, data_std=model.facts.std)
     exact = solve(SDE.probability_flow(model), x, fine, Exponential(4, 0.5, corrector=True))
     for k in (6, 10):
         assert tuned.choice(k).name != "default"
         mine = endpoint_errors(model, x, exact, tuned.grid(SDE, k, end=END), tuned)
-        usual = grids.default(SDE, k, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, k, end=END, data_std=model.facts.std)
         theirs = endpoint_errors(model, x, exact, usual, default_solver(model))
         gain = torch.log(mine / theirs)
         assert sign_test(int((gain < 0).sum()), len(gain)) < 0.05
@@ -147,11 +147,11 @@ def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
 def test_what_cannot_be_better_is_not_returned() -> None:
     """A Gaussian whose covariance the solver knows: the default has no error to lower."""
     model = correlated(SDE)
-    assert model.moments is not None
+    assert model.facts.moments is not None
     for tune in (tune_grid, tune_solver):
         found = tune(model, steps=(4, 8), n=16, end=END)
         assert (found.name, found.ratio) == ("default", 1.0)
-        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, 8, end=END, data_std=model.facts.std)
         assert torch.equal(found.grid(SDE, 8, end=END), usual)
 
 
@@ -163,7 +163,7 @@ def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     def spoiled(*args: Any) -> list[Any]:
         fit, choose, judge = made(*args)
         model, x = args[0], judge.x
-        usual = grids.default(SDE, 8, end=END, data_std=model.data_std)
+        usual = grids.default(SDE, 8, end=END, data_std=model.facts.std)
         answer = solve(judge.flow, x, usual, default_solver(model))
         return [fit, choose, replace(judge, exact=answer)]  # the default is now without error
 
@@ -237,7 +237,7 @@ def test_numbers_serve_their_own_grid_only(tuned: Tuned) -> None:
     for times in (grids.quadratic(SDE, 10, end=END), tuned.grid(SDE, 9, end=END)):
         assert torch.equal(solve(flow, x, times, tuned), solve(flow, x, times, choice.solver))
     # The same levels under another clock are the same grid.
-    other = VP(sg.Cosine())
+    other = VP(sg.schedules.Cosine())
     levels = torch.tensor(choice.levels, dtype=F64)
     assert choice.fits(other, other.time_at(-2 * levels))
 
@@ -267,7 +267,7 @@ def test_images_and_labels() -> None:
     net = MLP((1, 2, 2), width=16, depth=1, classes=3)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    model = sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    model = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
     y = torch.arange(3 * 16) % 3
     found = tune_solver(model.given(y=y), steps=5, n=16)
     model.tuned = found
@@ -285,7 +285,7 @@ def test_ends_of_the_trajectories_tell_the_covariance() -> None:
     """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
     how well 64 samples show a covariance."""
     model = gaussian(SDE)
-    model.moments = None
+    model.facts.moments = None
     found = tune_grid(model, steps=5, n=64, end=END)
     reference = found.choices[0].solver.reference
     assert found.name == "grid"
@@ -349,7 +349,7 @@ def network() -> sg.ScoreNetwork:
     net = MLP((3,), width=16, depth=1)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    return sg.ScoreNetwork(net, SDE, data_std=0.5).eval()
+    return sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -368,27 +368,42 @@ def test_a_tuned_model_comes_back(trained: sg.ScoreNetwork, tmp_path: Path) -> N
     for steps in (5, 6, 8, 20):
         a, b = (sample(m, 6, steps, seed=2) for m in (trained, found))
         assert torch.equal(a, b)
+    # What many choices share is kept once.
+    first, *others = (c.solver.reference for c in found.tuned.choices)
+    assert all(other.basis is first.basis for other in others if other.basis is not None)
     # One that is not tuned leaves nothing of it behind.
     sg.save(network(), tmp_path)
     assert sg.load(tmp_path).tuned is None
-    assert not (tmp_path / COVARIANCES).exists()
 
 
-@pytest.mark.parametrize("how", ["truncated", "no tensors", "old format", "a word for a number"])
-def test_what_is_damaged_is_named(trained: sg.ScoreNetwork, tmp_path: Path, how: str) -> None:
+WRONG: dict[str, tuple[object, str]] = {
+    "solver.order": ("three", r"solver.order must be an integer, got 'three'"),
+    "solver.corrector": (1, r"solver.corrector must be true or false"),
+    "solver.weights.class": ("Trapezoid", r"solver.weights must be .*Spectral.*'Trapezoid'"),
+    "solver.weights.dimensions": (0, r"solver.weights is no Spectral: dimensions"),
+    "solver.class": ("Heun", r"solver must be Exponential, got .*'Heun'"),
+    "solver.reference.values.tensor": ("x", r"solver.reference.values names 'x'"),
+    "steps": (0, r"is no Choice: need steps >= 1"),
+    "ratio": (-1.0, r"is no Choice: need .*ratio > 0"),
+    "levels": ([1.0], r"is no Choice: 4 steps have as many numbers and a level more"),
+    "numbers": ([[0.0] * 4] * 4, r"is no Choice: numbers\[0\] are 4, with 1 directions"),
+    "bend": ([float(10**20), "1"], r"bend\[1\] must be a finite number"),
+}
+
+
+@pytest.mark.parametrize("where", WRONG)
+def test_what_is_wrong_is_named(trained: sg.ScoreNetwork, tmp_path: Path, where: str) -> None:
     sg.save(trained, tmp_path)
-    text = (tmp_path / TUNED).read_text()
-    if how == "truncated":
-        (tmp_path / COVARIANCES).write_bytes((tmp_path / COVARIANCES).read_bytes()[:-8])
-    elif how == "no tensors":
-        (tmp_path / COVARIANCES).unlink()
-    elif how == "old format":
-        (tmp_path / TUNED).write_text(text.replace('"format": 1', '"format": 0'))
-    else:
-        content = json.loads(text)
-        content["choices"][0]["order"] = "three"
-        (tmp_path / TUNED).write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"tuned\.json"):
+    value, message = WRONG[where]
+    config = json.loads((tmp_path / CONFIG).read_text())
+    node = config["tuned"]["choices"][0]
+    assert node["numbers"] is not None
+    *path, last = where.split(".")
+    for key in path:
+        node = node[key]
+    node[last] = value
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"config.json: tuned.choices\[0\].?{message}"):
         sg.load(tmp_path)
 
 

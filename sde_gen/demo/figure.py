@@ -37,7 +37,7 @@ def from_noise(score: ScoreNetwork, label: int, sample: int, seed: int) -> tuple
     x = float(sde.sigma(sde.T)) * noise.start(torch.empty(1, 1, 8, 8))
     path = solve(sde.probability_flow(given), x, times, FLOW.solver, noise, trajectory=True)
     with torch.no_grad():
-        denoised = [sde.denoise(x, t, given) for x, t in zip(path, times[:-1], strict=False)]
+        denoised = [given.denoise(x, t) for x, t in zip(path, times[:-1], strict=False)]
     return torch.cat([*path[:-1], *denoised]), times[:-1]
 
 

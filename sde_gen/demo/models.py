@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Dequantise, Labelled
+from ..facts import Facts
 from ..networks import UNet
 from ..networks.embeddings import Sinusoidal
 from ..scores import ScoreNetwork
@@ -61,14 +62,14 @@ class Trained:
 
 def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool = True) -> Trained:
     """Train both within ``minutes``, on the CPU."""
-    sde, data_std = VP(), float(data.x.std())
+    sde, facts = VP(), Facts.of(data.x, levels=LEVELS)
     times, dequantise = LogNormalTimes(), Dequantise(LEVELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet.digits()
         classifier = NoisyClassifier()
     scorer = Trainer(
-        ScoreNetwork(unet, sde, data_std=data_std),
+        ScoreNetwork(unet, sde, facts=facts),
         *data,
         Recipe(minutes=(1 - SHARE) * minutes, lr=4e-3, seed=seed),
         objective=Denoising(times=times, label_dropout=0.2),
@@ -79,7 +80,7 @@ def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool =
         classifier,
         *data,
         Recipe(minutes=SHARE * minutes, lr=2e-3, every=50, seed=seed),
-        objective=Classification(sde, data_std, times),
+        objective=Classification(sde, facts.std, times),
         transform=dequantise,
         device="cpu",
     )

@@ -14,7 +14,7 @@ from ..guidance import Classifier, ClassifierFree
 from ..ops import Time
 from ..sampling import sample
 from ..scores import Score
-from ..sdes import KernelSDE
+from ..sdes import Evaluation, KernelSDE
 from ..solvers import EulerMaruyama, Exponential, SciPy, Solver, TorchSDE
 from .judge import Judge
 from .models import Trained
@@ -70,11 +70,11 @@ class Counted(Score):
 
     def __init__(self, score: Score) -> None:
         self.score, self.calls = score, 0
-        self.sde, self.shape, self.singular = score.sde, score.shape, score.singular
+        self.sde, self.facts, self.singular = score.sde, score.facts, score.singular
 
-    def __call__(self, x: Tensor, t: Time) -> Tensor:
+    def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
         self.calls += 1
-        return self.score(x, t)
+        return self.score.evaluate(x, t, **context)
 
 
 def guided(trained: Trained, y: Tensor) -> dict[str, Score]:
@@ -84,7 +84,7 @@ def guided(trained: Trained, y: Tensor) -> dict[str, Score]:
     takes the difference of the conditional and the unconditional score for its gradient.
     """
     given = trained.score.given(y=y)
-    term = Classifier(trained.classifier, y, trained.score.sde, trained.score.data_std)
+    term = Classifier(trained.classifier, y, trained.score.sde, trained.score.facts.std)
     return {
         "none": given,
         "classifier": given + WEIGHT * term,

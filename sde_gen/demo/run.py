@@ -18,6 +18,8 @@ from ..likelihood import bits_per_dim
 from ..solvers import SciPy
 from ..training import Recipe, save
 from ..training.checkpoints import write
+from ..training.rows import remember
+from ..training.trainer import STATE
 from .figure import digits_figure
 from .judge import Judge
 from .models import LEVELS, Trained, train_models
@@ -58,6 +60,7 @@ def demo(
 
     Raises:
         ImportError: scikit-learn is missing.
+        OSError: the folder cannot be written, or holds a run of training (``FileExistsError``).
         ValueError: ``minutes`` is not positive, or too few samples.
     """
     if samples < 10:
@@ -65,12 +68,16 @@ def demo(
     Recipe(minutes=minutes)
     clock = time.perf_counter()
     folder = Path(out)
+    data.check_writable(folder / RESULTS)
+    if (folder / STATE).exists():
+        raise FileExistsError(f"{folder} holds a run of training: choose another folder")
     train, test = data.digits("train"), data.digits("test")
     folder.mkdir(parents=True, exist_ok=True)
     judge = Judge(train)
     say(f"Training on {len(train.x)} digits of 8 x 8 pixels for {60 * minutes:.0f} seconds.")
     trained = train_models(train, minutes, seed, progress)
     save(trained.score, folder)
+    remember(train.x, folder)
     info = trained.info
     say(f"{info['parameters']:,} parameters, {info['steps']} steps. {samples} samples a row:")
     y = torch.arange(samples) % 10

@@ -49,6 +49,14 @@ class Chains:
             ) from error
         kept = ~self.diverged
         draws = self.samples[:, kept].transpose(0, 1).cpu().numpy()
+        still = (draws == draws[:, :1]).all(1).reshape(len(draws), -1).any(1)
+        if still.any():
+            warnings.warn(
+                f"{still.sum()} of {len(draws)} chains never move in some coordinate: R-hat and"
+                " effective sizes mean nothing there",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         stats = None
         if self.acceptance is not None:
             rate = self.acceptance[kept].unsqueeze(1).expand(draws.shape[:2])

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,16 @@ class State:
     log_h: Tensor | None = None
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, Python's or numpy's."""
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _rows(c: Tensor, x: Tensor) -> Tensor:
+    """One value a chain (C,), in the rank of x."""
+    return c.reshape(-1, *(1,) * (x.ndim - 1))
+
+
 class Method(ABC):
     """How a chain steps.
 
@@ -52,7 +64,9 @@ class Method(ABC):
 
     def start(self, target: Target, x: Tensor, h: float, noise: Noise) -> State:
         """The state of chains at x (C, *D)."""
-        return State(target, x, torch.full((len(x),), h, dtype=x.dtype, device=x.device))
+        # Half precision counts no further than 256 or 2048 steps.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return State(target, x, torch.full((len(x),), h, dtype=dtype, device=x.device))
 
     @abstractmethod
     def step(self, state: State, h: float, z: Sequence[Tensor]) -> None:
@@ -92,8 +106,8 @@ class MALA(Method):
     needs_density = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.acceptance < 1:
-            raise ValueError(f"acceptance must lie between 0 and 1, got {self.acceptance}")
+        if not (is_number(self.acceptance) and 0 < self.acceptance < 1):
+            raise ValueError(f"acceptance must lie between 0 and 1, got {self.acceptance!r}")
 
     def start(self, target: Target, x: Tensor, h: float, noise: Noise) -> State:
         state = super().start(target, x, h, noise)
@@ -118,11 +132,13 @@ class MALA(Method):
         moved = sum_rest(torch.sqrt(step / 2) * z[0] * total + step / 4 * total**2)
         ratio = log_p_y - log_p - moved
         # log Phi(z) is the logarithm of a uniform number.
-        taken = torch.special.log_ndtr(z[1]) < ratio
-        state.accept = torch.nan_to_num(ratio.clamp(max=0.0).exp(), nan=0.0).to(x.dtype)
+        taken = torch.special.log_ndtr(z[1].to(state.h)) < ratio
+        # Where there is density but no score, a refusal would keep the chain away in silence.
+        lost = (log_p_y > -math.inf) & ~(ratio < math.inf)
+        state.accept = torch.nan_to_num(ratio.clamp(max=0.0).exp(), nan=0.0).to(state.h)
         state.accepts += state.accept
-        rows = taken.reshape(-1, *(1,) * (x.ndim - 1))
-        state.x, state.score = torch.where(rows, y, x), torch.where(rows, s_y, s)
+        taken, y = taken | lost, torch.where(_rows(lost, x), math.nan, y)
+        state.x, state.score = (torch.where(_rows(taken, x), *new) for new in ((y, x), (s_y, s)))
         state.log_p = torch.where(taken, log_p_y, log_p)
 
     def adapt(self, state: State, k: int, warmup: int) -> None:
@@ -156,12 +172,13 @@ class Splitting(Method):
     friction: float = 1.0
 
     def __post_init__(self) -> None:
-        if set(self.word) != set("ABO") or any(len(list(g)) > 1 for _, g in groupby(self.word)):
+        letters = [letter for letter, _ in groupby(str(self.word))]
+        if set(letters) != set("ABO") or "".join(letters) != self.word:
             raise ValueError(
                 f"a word is made of A, B and O, no letter twice in a row: {self.word!r}"
             )
-        if not (self.friction >= 0 and math.isfinite(self.friction)):
-            raise ValueError(f"friction must be a finite number >= 0, got {self.friction}")
+        if not (is_number(self.friction) and self.friction >= 0):
+            raise ValueError(f"friction must be a finite number >= 0, got {self.friction!r}")
 
     @property
     def normals(self) -> int:  # type: ignore[override]

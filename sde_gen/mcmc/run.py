@@ -13,20 +13,23 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..noise import Noise, Streams
-from ..ops import Time, as_time, check_finite, check_state
+from ..ops import Time, as_real, check_count, check_finite, check_state, full_precision
 from ..sampling import _as_noise as as_noise
 from ..scores import Score
 from ..sdes import LinearSDE
 from .chains import Chains
-from .methods import ULA, Method, State
-from .targets import LogDensity, Target, as_target
+from .methods import ULA, Method, State, is_number
+from .targets import LogDensity, as_target
 
 _RUN = 64
 """Numbers that a chain draws at once."""
+_STUCK, _CREEPING, _ENOUGH = 1e-3, 1 - 1e-5, 30
+"""Acceptance below the first number, or its mean above the second, is told after so many steps."""
 _HUGE = 1e6
 """A chain has diverged when it is this much larger than any chain was at the start (or than 1)."""
 
@@ -42,7 +45,7 @@ def langevin(
     warmup: int = 0,
     thin: int = 1,
     noise: Noise | int | None = None,
-    preconditioner: Tensor | None = None,
+    preconditioner: Tensor | np.ndarray | None = None,
     progress: bool = False,
 ) -> Chains:
     """Run Langevin chains of a law, all as one batch.
@@ -72,21 +75,23 @@ def langevin(
         progress: show a progress bar.
 
     Returns:
-        ``Chains`` with steps // thin draws. Where some chains diverged, a warning says so.
+        ``Chains`` with steps // thin draws. Warnings tell of chains that diverged, and of those
+        of MALA that took none or nearly all of their proposals.
 
     Raises:
         TypeError: wrong kinds of arguments; MALA on a target that has no density.
         ValueError: numbers out of range; a start that is not finite or has density 0; a score
-            that is singular at ``at`` or of the wrong shape.
-        FloatingPointError: every chain diverged.
+            that is singular at ``at`` or of the wrong shape; a density that is not real or that
+            torch cannot differentiate.
+        FloatingPointError: the score is not finite where a chain starts; every chain diverged.
     """
     check_state(x)
     check_finite(x)
     method = ULA() if method is None else method
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method, such as MALA(), got {method!r}")
-    for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
-        _check_count(name, value, least)
+    steps, thin = check_count(steps, "steps"), check_count(thin, "thin")
+    warmup = check_count(warmup, "warmup", 0)
     if thin > steps:
         raise ValueError(f"thin = {thin} keeps none of {steps} steps")
     _check_size("h", h)
@@ -97,11 +102,11 @@ def langevin(
                 f"{type(method).__name__} needs a density, and {type(target).__name__} gives only"
                 " its gradient: give a function x -> log p(x), or use ULA() or BAOAB()"
             )
-        _check_score(law, x)
         source = as_noise(noise)
-        state = method.start(law, law.enter(x), float(h), source)
-        run = _Run(method, state, float(h), source, _HUGE * max(1.0, float(x.abs().max())))
-        with _bar(warmup + steps, progress) as bar:
+        with full_precision(x.device.type), _bar(warmup + steps, progress) as bar:
+            state = method.start(law, law.enter(x), float(h), source)
+            _check_score(state)
+            run = _Run(method, state, float(h), source, _HUGE * max(1.0, float(x.abs().max())))
             samples = run.walk(steps, warmup, thin, bar)
         return run.result(samples, steps)
 
@@ -148,7 +153,7 @@ def annealed_langevin(
         raise TypeError(
             f"score must be a Score that knows its linear process (.sde), got {score!r}"
         )
-    _check_count("steps", steps, 1)
+    steps = check_count(steps, "steps")
     _check_size("eps", eps)
     levels = _check_levels(times, sde.T)
     source = as_noise(noise)
@@ -160,13 +165,14 @@ def annealed_langevin(
     with torch.no_grad(), _bar(steps * len(levels), progress) as bar:
         for i, (t, h, gain) in enumerate(zip(levels, sizes.tolist(), gains.tolist(), strict=True)):
             law = as_target(score, x, t)
-            state = ULA().start(law, law.enter(gain * x), h, source)
-            run = _Run(ULA(), state, h, source, bound, first=i * steps)
-            x = run.walk(steps, 0, steps, bar)[0]
+            with full_precision(x.device.type):
+                state = ULA().start(law, law.enter(gain * x), h, source)
+                run = _Run(ULA(), state, h, source, bound, first=i * steps)
+                x = run.walk(steps, 0, steps, bar)[0]
             if bool(run.diverged.any()):
                 raise FloatingPointError(
-                    f"{int(run.diverged.sum())} of {len(x)} chains diverged at level {i}"
-                    f" (t = {float(t):.4g}): eps = {eps} is too large"
+                    f"{int(run.diverged.sum())} of {len(x)} chains diverged at level {i} (t ="
+                    f" {float(t):.4g}): eps = {eps} is too large, or the score is not finite"
                 )
             states.append(x)
     return torch.stack(states) if trajectory else x
@@ -242,17 +248,42 @@ class _Run:
     def result(self, samples: Tensor, steps: int) -> Chains:
         """The chains as they are given back; those that diverged become NaN."""
         state, bad = self.state, self.diverged
-        if bool(bad.any()):
-            rows = bad.nonzero().flatten().tolist()
-            warnings.warn(
-                f"{len(rows)} of {len(bad)} chains diverged and are NaN, the first are"
-                f" {rows[:5]}: the step h = {self.h} is too large there, or the score not finite",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            samples[:, bad] = math.nan
+        _tell(
+            bad,
+            "diverged and are NaN",
+            f"the step h = {self.h} is too large there, or the score not finite",
+        )
+        samples[:, bad] = math.nan
         rate = None if state.accepts is None else state.accepts / steps
+        if rate is not None and steps >= _ENOUGH:
+            cure = "there; a (longer) warm-up finds its own"
+            _tell(
+                ~bad & (rate < _STUCK),
+                f"hardly ever move (acceptance < {_STUCK})",
+                f"h is too large {cure}",
+            )
+            # One chain may accept all by chance, or where the density is linear; not all of them.
+            _tell(
+                ~bad & (rate[~bad].mean() > _CREEPING),
+                f"creep (mean acceptance > {_CREEPING})",
+                f"h is too small {cure}",
+            )
         return Chains(samples, state.h, bad, rate, state.v)
+
+
+def _tell(these: Tensor, what: str, why: str) -> None:
+    """Warn the caller of ``langevin`` of some of the chains."""
+    if bool(these.any()):
+        warnings.warn(
+            f"{int(these.sum())} of {len(these)} chains {what}, the first are {_first(these)}:"
+            f" {why}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _first(these: Tensor) -> list[int]:
+    return these.nonzero().flatten().tolist()[:5]
 
 
 def _like(x: Tensor, draws: int) -> Tensor:
@@ -276,26 +307,25 @@ class _Silent:
         pass
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-
-
 def _check_size(name: str, value: float) -> None:
-    if not (isinstance(value, float | int) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
-def _check_score(law: Target, x: Tensor) -> None:
-    """One call before the run: a score of another shape would broadcast."""
-    u = law.enter(x)
-    s = law.score(u)
-    if s.shape != u.shape:
-        raise ValueError(f"the score returned shape {tuple(s.shape)} for a state {tuple(x.shape)}")
+def _check_score(state: State) -> None:
+    """Before the run, so that no chain starts where it cannot move."""
+    s = state.target.score(state.x) if state.score is None else state.score
+    bad = ~torch.isfinite(s)
+    if bool(bad.any()):
+        rows = _first(bad.reshape(len(bad), -1).any(1))
+        raise FloatingPointError(
+            f"the score is NaN or infinite where chains start, the first are {rows}: start"
+            " elsewhere (x), or mend the target"
+        )
 
 
 def _check_levels(times: Tensor | Sequence[float], T: float) -> Tensor:
-    levels = as_time(torch.as_tensor(times, dtype=torch.float64)).cpu()
+    levels = as_real(times, "times").cpu()
     if levels.ndim != 1 or len(levels) == 0:
         raise ValueError(f"times must be a 1-D grid of levels, got shape {tuple(levels.shape)}")
     check_finite(levels, "times")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, check_time
+from ..ops import Time, as_real, check_time, user_precision
 from ..scores import GaussianMixture, Score
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -25,6 +27,13 @@ _LARGEST = 1 << 24
 """Posterior weights (components x chains) that the path for mixtures may hold."""
 _ROUNDING = 1e-3
 """Rounding error of a log weight, above which a mixture is computed in float64."""
+
+
+def _got(value: object) -> str:
+    """What was given, for a message: shape and dtype of a tensor, else the type."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"shape {tuple(value.shape)} of {value.dtype}"
 
 
 class Target(ABC):
@@ -57,28 +66,36 @@ class Target(ABC):
 class AtTime(Target):
     """A score s(x, t) at one time; its density is ``log_prob(x, t)`` where it has one."""
 
-    def __init__(self, score: Score, t: Tensor) -> None:
-        self.of, self.t = score, t
+    def __init__(self, score: Score, t: Tensor, autocast: AbstractContextManager[object]) -> None:
+        self.of, self.t, self.autocast = score, t, autocast
         self.has_density = hasattr(score, "log_prob")
 
     def score(self, x: Tensor) -> Tensor:
-        return self.of(x, self.t)
+        with self.autocast:
+            return self.of.evaluate(x, self.t).score
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.of.log_prob(x, self.t), self.score(x)  # type: ignore[attr-defined]
+        with self.autocast:
+            log_p = self.of.log_prob(x, self.t)  # type: ignore[attr-defined]
+        return log_p, self.score(x)
 
 
 class Density(Target):
     """A function x -> log p(x) and its gradient."""
 
-    def __init__(self, log_p: LogDensity) -> None:
+    def __init__(self, log_p: LogDensity, autocast: AbstractContextManager[object]) -> None:
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            p = log_p(x)
-            if not isinstance(p, Tensor) or p.shape != x.shape[:1]:
-                got = tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__
+            with autocast:
+                p = log_p(x)
+            if not isinstance(p, Tensor) or p.shape != x.shape[:1] or not p.is_floating_point():
                 raise ValueError(
                     f"a log-density must map {tuple(x.shape)} to one number a chain,"
-                    f" ({len(x)},); got {got}"
+                    f" ({len(x)},) and real; got {_got(p)}"
+                )
+            if not p.requires_grad:
+                raise ValueError(
+                    "a log-density must depend on x by operations that torch differentiates:"
+                    " this one is constant, detached from x or computed without gradients"
                 )
             return p.sum(), p.detach()
 
@@ -190,16 +207,19 @@ class Whitened(Target):
 
 
 def as_target(
-    target: Score | LogDensity, x: Tensor, at: Time = 0.0, preconditioner: Tensor | None = None
+    target: Score | LogDensity,
+    x: Tensor,
+    at: Time = 0.0,
+    preconditioner: Tensor | np.ndarray | None = None,
 ) -> Target:
     """The law that was meant, in the coordinates of the run.
 
     Raises:
-        TypeError: neither a Score nor callable.
+        TypeError: neither a Score nor callable; numbers that are not real.
         ValueError: a score that is singular at ``at``; a shape that is not that of x; a
             preconditioner that is not symmetric positive definite.
     """
-    law = _law(target, x, as_time(at))
+    law = _law(target, x, as_real(at, "at"))
     return law if preconditioner is None else Whitened(law, _factor(preconditioner, x))
 
 
@@ -210,7 +230,7 @@ def _law(target: Score | LogDensity, x: Tensor, t: Tensor) -> Target:
                 "target must be a Score or a function x -> log p(x), one number a chain; got"
                 f" {type(target).__name__}"
             )
-        return Density(target)
+        return Density(target, user_precision(x.device.type))
     if t.ndim:
         raise ValueError(f"at must be one time for all chains, got shape {tuple(t.shape)}")
     if target.sde is not None:
@@ -228,12 +248,12 @@ def _law(target: Score | LogDensity, x: Tensor, t: Tensor) -> Target:
         and x.device.type != "mps"
     ):
         return Mixture(target, t, x.dtype)
-    return AtTime(target, t)
+    return AtTime(target, t, user_precision(x.device.type))
 
 
-def _factor(preconditioner: Tensor, x: Tensor) -> Tensor:
+def _factor(preconditioner: Tensor | np.ndarray, x: Tensor) -> Tensor:
     n = x[0].numel()
-    p = preconditioner.to(x)
+    p = as_real(preconditioner, "preconditioner").to(x)
     if p.shape != (n, n) or not torch.allclose(p, p.T):
         raise ValueError(
             f"preconditioner must be a symmetric matrix {(n, n)}, got {tuple(p.shape)}"

@@ -24,7 +24,8 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("omega", 2 ** torch.linspace(-1, 6, features // 2), persistent=False)
+        omega = torch.linspace(-1, 6, features // 2).exp2_()
+        self.register_buffer("omega", omega, persistent=False)
         self.omega: Tensor
 
     def forward(self, c: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Fourier(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.register_buffer("omega", torch.randn(features, generator=generator))
+        self.register_buffer("omega", torch.empty(features).normal_(generator=generator))
         self.register_buffer("phi", torch.rand(features, generator=generator))
         self.omega: Tensor
         self.phi: Tensor

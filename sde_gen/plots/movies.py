@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from .stills import COLOURS, QUIET, Extent, _array, _contours, _plain
+from .given import array, limits, plane_paths, words
+from .stills import COLOURS, QUIET, Extent, _contours, _plain, _titled
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,16 @@ class Movie:
 
 
 def movie_2d(
-    paths: Tensor,
+    paths: Tensor | ArrayLike,
     extent: Extent = (-2, 2, -2, 2),
     log_density: Callable[[Tensor], Tensor] | None = None,
-    captions: Sequence[str] | None = None,
-    groups: Tensor | None = None,
+    captions: Iterable[object] | None = None,
+    groups: Tensor | ArrayLike | None = None,
     fps: float = 12,
 ) -> Movie:
     """A cloud of points in motion; the last frame is held for a second.
+
+    A path that is not finite is left out, and counted.
 
     Args:
         paths: (N, B, 2), as ``solve(..., trajectory=True)`` gives them, a frame each.
@@ -48,13 +55,21 @@ def movie_2d(
         fps: frames a second.
 
     Raises:
-        ValueError: paths of another shape, or captions that are not one a frame.
+        ValueError: paths of another shape or none that is finite, captions that are not one a
+            frame, groups that are not one a path, or fps out of range.
     """
-    x = _array(paths)
-    if x.ndim != 3 or x.shape[2] != 2:
-        raise ValueError(f"paths must be (N, B, 2), got {x.shape}")
-    if captions is not None and len(captions) != len(x):
-        raise ValueError(f"captions must be one for each of {len(x)} frames, got {len(captions)}")
+    whole = array(paths, "paths")
+    x, lost = plane_paths(whole)
+    titles = [""] * len(x) if captions is None else words(captions, "captions", len(x), "frames")
+    index = np.zeros(whole.shape[1]) if groups is None else array(groups, "groups")
+    whole_numbers = np.isfinite(index).all() and not (index % 1).any()
+    if index.shape != whole.shape[1:2] or not whole_numbers:
+        raise ValueError(f"groups must be ({whole.shape[1]},) integers, got {index.shape}")
+    index = index[np.isfinite(whole).all((0, 2))].astype(int)
+    left, right, bottom, top = limits(extent, "(left, right, bottom, top)")
+    rate = array(fps, "fps")
+    if rate.shape or not 0.01 <= rate <= 1000:
+        raise ValueError(f"fps must be a number in 0.01 .. 1000, got {fps!r}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -63,23 +78,22 @@ def movie_2d(
     canvas, ax = FigureCanvasAgg(figure), figure.subplots()
     if log_density is not None:
         _contours(ax, log_density, extent)
-    index = np.zeros(x.shape[1], int) if groups is None else groups.cpu().numpy()
     colours = [COLOURS[i % len(COLOURS)] for i in index]
     u, v = x[0].T
     cloud = ax.scatter(u, v, s=6, c=colours, lw=0, alpha=0.8)
-    ax.set(aspect="equal", xlim=extent[:2], ylim=extent[2:])
+    ax.set(aspect="equal", xlim=(left, right), ylim=(bottom, top))
     _plain(ax)
     palette = Image.new("P", (1, 1))
     palette.putpalette(_shades())
     frames: list[Image.Image] = []
-    for i, state in enumerate(x):
+    for state, title in zip(x, titles, strict=True):
         cloud.set_offsets(state)
-        ax.set_title(captions[i] if captions else "", fontsize="medium")
+        _titled(ax, title, lost)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
     file = io.BytesIO()
-    duration = [round(1000 / fps)] * (len(frames) - 1) + [1000]
+    duration = [round(1000 / float(rate))] * (len(frames) - 1) + [1000]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
     return Movie(file.getvalue())
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops import check_count
+from .given import array, as_times, density, finite, left_out, limits, plane_paths, values, words
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 QUIET = "#5f6b76"
@@ -21,6 +25,7 @@ Extent = tuple[float, float, float, float]
 """The part of the plane that is shown: (left, right, bottom, top)."""
 
 
+@runtime_checkable
 class Clock(Protocol):
     """What ``noise_schedule`` reads: any ``LinearSDE``."""
 
@@ -32,16 +37,17 @@ class Clock(Protocol):
 
 
 def image_grid(
-    x: Tensor,
+    x: Tensor | ArrayLike,
     rows: int | None = None,
-    labels: Sequence[object] | None = None,
+    labels: Iterable[object] | None = None,
     title: str = "",
     ax: Axes | None = None,
 ) -> Figure:
     """Images on a grid, filled row by row.
 
     Args:
-        x: (N, 1, H, W) grey or (N, 3, H, W) colour, in [-1, 1]; what lies outside is clipped.
+        x: (N, 1, H, W) grey or (N, 3, H, W) colour, in [-1, 1]; what lies outside is clipped. The
+            place of an image that is not finite stays white.
         rows: how many rows; None makes the grid about square.
         labels: one for each row, written on its left.
         title: above the grid.
@@ -50,36 +56,38 @@ def image_grid(
     Raises:
         ValueError: x of another shape, rows outside 1 .. N, or labels that are not one a row.
     """
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
-        raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W), got {tuple(x.shape)}")
-    rows = math.isqrt(len(x)) if rows is None else rows
-    if not 1 <= rows <= len(x):
+    x = array(x, "x")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.size == 0:
+        raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W), got {x.shape}")
+    rows = math.isqrt(len(x)) if rows is None else check_count(rows, "rows")
+    if rows > len(x):
         raise ValueError(f"rows must lie in 1 .. {len(x)}, got {rows}")
-    if labels is not None and len(labels) != rows:
-        raise ValueError(f"labels must be one for each of {rows} rows, got {len(labels)}")
+    names = None if labels is None else words(labels, "labels", rows, "rows")
+    bad = ~np.isfinite(x).all((1, 2, 3))
     columns = -(-len(x) // rows)
-    tiled, gap = _tile(_array(x), rows, columns)
+    tiled, gap = _tile(np.where(bad[:, None, None, None], 1.0, x), rows, columns)
     height, width = tiled.shape[:2]
-    if ax is None:
-        scale = min(0.6, 12 / max(rows, columns))
-        ax = _axes(max(2.5, scale * columns + 0.3), scale * columns * height / width + 0.3)
+    scale = min(0.6, 12 / max(rows, columns))
+    ax = _axes(ax, max(2.5, scale * columns + 0.3), scale * columns * height / width + 0.3)
     ax.imshow(tiled, interpolation="nearest")
     ax.set_xticks([])
     step = (height - gap) / rows
-    ax.set_yticks(gap + step * np.arange(rows) + (step - gap) / 2 - 0.5 if labels else [])
-    if labels:
-        ax.set_yticklabels([str(label) for label in labels])
+    ax.set_yticks(gap + step * np.arange(rows) + (step - gap) / 2 - 0.5 if names else [])
+    if names:
+        ax.set_yticklabels(names)
     ax.tick_params(length=0, labelcolor=QUIET)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return _titled(ax, title)
+    return _titled(ax, title, left_out(bad, "images"))
 
 
-def trajectories_1d(times: Tensor | Sequence[float], paths: Tensor, title: str = "") -> Figure:
+def trajectories_1d(
+    times: Tensor | ArrayLike, paths: Tensor | ArrayLike, title: str = ""
+) -> Figure:
     """Paths of one coordinate over time, with the law of their values at both ends.
 
     Time runs from left to right in the order of ``times``, so a generation goes from T to 0. The
-    colour of a path is its last value.
+    colour of a path is its last value. A path that is not finite is left out, and counted.
 
     Args:
         times: (N,).
@@ -87,12 +95,13 @@ def trajectories_1d(times: Tensor | Sequence[float], paths: Tensor, title: str =
         title: above the plot.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or no path that is finite.
     """
-    t, x = _array(torch.as_tensor(times)), _array(paths)
+    t, x = as_times(times), array(paths, "paths")
     x = x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x
     if x.ndim != 2 or t.shape != x.shape[:1]:
-        raise ValueError(f"expected (N,) and (N, B), got {t.shape} and {tuple(paths.shape)}")
+        raise ValueError(f"expected times (N,) and paths (N, B), got {t.shape} and {x.shape}")
+    x, lost = finite(x, 1, "paths")
     from matplotlib.collections import LineCollection
 
     figure = _figure(8.5, 4)
@@ -102,11 +111,11 @@ def trajectories_1d(times: Tensor | Sequence[float], paths: Tensor, title: str =
     ax.add_collection(
         LineCollection(list(lines), array=x[-1], cmap=_viridis(), alpha=alpha, lw=0.8)
     )
-    ax.set_title(title, fontsize="medium")
+    _titled(ax, title, lost)
     ax.set(xlabel="time $t$", xlim=(t[0], t[-1]))
-    for side, values, time in ((left, x[0], t[0]), (right, x[-1], t[-1])):
-        bins = min(60, max(10, math.isqrt(len(values))))
-        side.hist(values, bins, density=True, orientation="horizontal", color=QUIET, alpha=0.7)
+    for side, ends, time in ((left, x[0], t[0]), (right, x[-1], t[-1])):
+        bins = min(60, max(10, math.isqrt(len(ends))))
+        side.hist(ends, bins, density=True, orientation="horizontal", color=QUIET, alpha=0.7)
         side.set_title(f"$t = {time:.3g}$", fontsize="small", color=QUIET)
         side.set_xticks([])
         _plain(side)
@@ -120,8 +129,8 @@ def trajectories_1d(times: Tensor | Sequence[float], paths: Tensor, title: str =
 
 def density_over_time(
     log_density: Callable[[Tensor, Tensor], Tensor],
-    times: Tensor | Sequence[float],
-    paths: Tensor | None = None,
+    times: Tensor | ArrayLike,
+    paths: Tensor | ArrayLike | None = None,
     extent: tuple[float, float] = (-3, 3),
     shown: int = 40,
     title: str = "",
@@ -135,25 +144,30 @@ def density_over_time(
     Args:
         log_density: (x (M, 1) float32, t) -> (M,), in nats: the ``log_prob`` of an exact score.
         times: (N,), monotone.
-        paths: (N, B) or (N, B, 1) to lay over it, one state a time.
+        paths: (N, B) or (N, B, 1) to lay over it, one state a time; one that is not finite is left
+            out, and counted.
         extent: the part of the line that is shown.
         shown: how many paths to trace.
         title: above the plot.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: an extent without length, or paths that do not fit the times.
+        ValueError: an extent without length, a callable that does not return (M,), or paths that
+            do not fit the times.
     """
-    t = _array(torch.as_tensor(times))
-    low, high = extent
-    if not low < high:
-        raise ValueError(f"extent must be (low, high), rising, got {extent}")
+    t = as_times(times)
+    low, high = limits(extent, "(low, high)")
     x = (torch.arange(300) + 0.5).unsqueeze(1) / 300 * (high - low) + low
     columns = np.linspace(t[0], t[-1], 240)
-    with torch.no_grad():
-        p = np.stack([_array(log_density(x, torch.tensor(u)).exp()) for u in columns], 1)
-    ax = ax or _axes(8, 3.8)
-    root = np.sqrt(p)
+    logs = [values(log_density, "log_density", (300,), x, torch.tensor(u)) for u in columns]
+    root = density(np.stack(logs, 1) / 2)
+    lost = ""
+    if paths is not None:
+        lines = array(paths, "paths")
+        if lines.ndim < 2 or len(lines) != len(t):
+            raise ValueError(f"paths must have one state a time, {len(t)}, got {lines.shape}")
+        lines, lost = finite(lines.reshape(len(lines), -1), 1, "paths")
+    ax = _axes(ax, 8, 3.8)
     ax.imshow(
         root,
         origin="lower",
@@ -161,21 +175,21 @@ def density_over_time(
         extent=(t[0], t[-1], low, high),
         cmap="magma",
         vmin=0,
-        vmax=1.5 * float(np.quantile(root.max(0), 0.5)),
+        vmax=1.5 * float(np.quantile(np.nan_to_num(root).max(0), 0.5)),
     )
     if paths is not None:
-        lines = _array(paths.reshape(paths.shape[0], -1)[:, :shown])
-        if len(lines) != len(t):
-            raise ValueError(f"paths must have one state a time, {len(t)}, got {len(lines)}")
-        ax.plot(t, lines, color="white", lw=0.6, alpha=0.6)
-    ax.set(xlabel="time $t$", ylabel="state $x$", xlim=(t[0], t[-1]), ylim=extent)
-    return _titled(ax, title)
+        shown = check_count(shown, "shown", 0)
+        ax.plot(t, lines[:, :shown], color="white", lw=0.6, alpha=0.6)
+    ax.set(xlabel="time $t$", ylabel="state $x$", xlim=(t[0], t[-1]), ylim=(low, high))
+    return _titled(ax, title, lost)
 
 
 def trajectories_2d(
-    paths: Tensor, shown: int = 200, title: str = "", ax: Axes | None = None
+    paths: Tensor | ArrayLike, shown: int = 200, title: str = "", ax: Axes | None = None
 ) -> Figure:
     """Paths in the plane: where they start (grey), where they end (blue), and how they get there.
+
+    A path that is not finite is left out, and counted.
 
     Args:
         paths: (N, B, 2), as ``solve(..., trajectory=True)`` gives them.
@@ -184,16 +198,14 @@ def trajectories_2d(
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: paths of another shape.
+        ValueError: paths of another shape, or none that is finite.
     """
-    x = _array(paths)
-    if x.ndim != 3 or x.shape[2] != 2:
-        raise ValueError(f"paths must be (N, B, 2), got {x.shape}")
+    x, lost = plane_paths(paths)
     from matplotlib.collections import LineCollection
 
-    ax = ax or _axes(5.6, 5.2)
-    lines = x[:, :shown].swapaxes(0, 1)
-    alpha = min(0.8, max(0.2, 60 / len(lines)))
+    lines = x[:, : check_count(shown, "shown", 0)].swapaxes(0, 1)
+    ax = _axes(ax, 5.6, 5.2)
+    alpha = min(0.8, max(0.2, 60 / max(1, len(lines))))
     ax.add_collection(LineCollection(list(lines), color=COLOURS[4], alpha=alpha, lw=0.7))
     for ends, colour, label in ((x[0], QUIET, "start"), (x[-1], COLOURS[0], "end")):
         u, v = ends.T
@@ -202,13 +214,13 @@ def trajectories_2d(
     ax.set_aspect("equal")
     ax.autoscale_view()
     _plain(ax)
-    return _titled(ax, title)
+    return _titled(ax, title, lost)
 
 
 def density_2d(
     log_density: Callable[[Tensor], Tensor],
     extent: Extent = (-2, 2, -2, 2),
-    points: Tensor | None = None,
+    points: Tensor | ArrayLike | None = None,
     resolution: int = 200,
     title: str = "",
     ax: Axes | None = None,
@@ -218,29 +230,33 @@ def density_2d(
     Args:
         log_density: (M, 2) float32 -> (M,), in nats.
         extent: the part of the plane.
-        points: samples (N, 2) to lay over it.
+        points: samples (N, 2) to lay over it; one that is not finite is left out, and counted.
         resolution: pixels along a side.
         title: above the plot.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: an extent without area, or a callable that does not return (M,).
+        ValueError: an extent without area, a callable that does not return (M,), or points of
+            another shape.
     """
-    grid = _mesh(extent, resolution)
-    with torch.no_grad():
-        p = _array(log_density(grid).double().exp())
-    if p.shape != (len(grid),):
-        raise ValueError(f"log_density must return ({len(grid)},), got {p.shape}")
-    ax = ax or _axes(5.8, 4.8)
+    resolution = check_count(resolution, "resolution")
+    extent, grid = _mesh(extent, resolution)
+    p = density(values(log_density, "log_density", (len(grid),), grid))
+    lost = ""
+    if points is not None:
+        u = array(points, "points")
+        if u.ndim != 2 or u.shape[1] != 2:
+            raise ValueError(f"points must be (N, 2), got {u.shape}")
+        u, lost = finite(u, 0, "points")
+    ax = _axes(ax, 5.8, 4.8)
     image = ax.imshow(
         p.reshape(resolution, resolution), origin="lower", extent=extent, cmap="magma", vmin=0
     )
     _colour_bar(ax, image, "density")
     if points is not None:
-        u, v = _array(points).T
-        ax.scatter(u, v, s=4, color="white", alpha=0.6, lw=0)
+        ax.scatter(u[:, 0], u[:, 1], s=4, color="white", alpha=0.6, lw=0)
         ax.set(xlim=extent[:2], ylim=extent[2:])
-    return _titled(ax, title)
+    return _titled(ax, title, lost)
 
 
 def score_field(
@@ -253,6 +269,8 @@ def score_field(
 ) -> Figure:
     """A vector field in the plane: arrows of one length for direction, colour for magnitude.
 
+    Where it is not finite there is no arrow; these places are counted.
+
     Args:
         score: (M, 2) float32 -> (M, 2); for a score at time t, ``lambda x: score(x, t)``.
         extent: the part of the plane.
@@ -262,23 +280,23 @@ def score_field(
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: an extent without area, or a callable that returns another shape.
+        ValueError: an extent without area, or a callable that returns another shape or is finite
+            nowhere.
     """
-    grid = _mesh(extent, arrows)
-    with torch.no_grad():
-        s = _array(score(grid))
-    if s.shape != (len(grid), 2):
-        raise ValueError(f"score must return ({len(grid)}, 2), got {s.shape}")
+    extent, grid = _mesh(extent, check_count(arrows, "arrows"))
+    s = values(score, "score", (len(grid), 2), grid)
+    both, lost = finite(np.stack([array(grid), s], 1), 0, "scores")
+    at, s = both.swapaxes(0, 1)
     from matplotlib.colors import LogNorm
 
-    ax = ax or _axes(5.8, 4.8)
+    ax = _axes(ax, 5.8, 4.8)
     if log_density is not None:
         _contours(ax, log_density, extent)
     size = np.linalg.norm(s, axis=1)
     least = max(float(np.quantile(size, 0.02)), float(size.max()) * 1e-3, 1e-12)
     unit = s / np.maximum(size, 1e-2 * least)[:, None]
     field = ax.quiver(
-        *_array(grid).T,
+        *at.T,
         *unit.T,
         size.clip(least),
         norm=LogNorm(least, max(float(size.max()), 2 * least)),
@@ -288,7 +306,7 @@ def score_field(
     )
     _colour_bar(ax, field, r"$\|s(x)\|$")
     ax.set(aspect="equal", xlim=extent[:2], ylim=extent[2:])
-    return _titled(ax, title)
+    return _titled(ax, title, lost)
 
 
 def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
@@ -301,6 +319,9 @@ def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
         n: points of each curve.
     """
     named: Mapping[str, Clock] = sdes if isinstance(sdes, Mapping) else {"": sdes}
+    if not named or not all(isinstance(sde, Clock) for sde in named.values()):
+        raise TypeError(f"sdes must be a LinearSDE, or several by name, got {sdes!r}")
+    n = check_count(n, "n")
     figure = _figure(9.5, 3.2)
     panels = figure.subplots(1, 3)
     titles = (r"signal $\alpha(t)$", r"noise $\sigma(t)$", r"log-SNR $\log\,\alpha^2/\sigma^2$")
@@ -309,11 +330,9 @@ def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
     for i, (name, sde) in enumerate(named.items()):
         t = u * sde.T
         style = {"color": COLOURS[i % len(COLOURS)], "ls": ("-", "--", "-.", ":")[i % 4]}
-        for ax, values, kept in zip(
-            panels, (sde.alpha(t), sde.sigma(t), sde.log_snr(t)), curves, strict=True
-        ):
-            kept.append(_array(values))
-            ax.plot(_array(u), kept[-1], lw=1.8, label=name, **style)
+        for ax, f, kept in zip(panels, (sde.alpha, sde.sigma, sde.log_snr), curves, strict=True):
+            kept.append(values(f, f"{type(sde).__name__}.{f.__name__}", (n,), t))
+            ax.plot(array(u), kept[-1], lw=1.8, label=name, **style)
     for ax, title, kept in zip(panels, titles, curves, strict=True):
         ax.set_title(title, fontsize="medium")
         ax.set(xlabel="$t / T$", xlim=(0, 1))
@@ -326,18 +345,18 @@ def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
     return figure
 
 
-def _array(x: Tensor) -> np.ndarray:
-    return x.detach().double().cpu().numpy()
-
-
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def _axes(width: float, height: float) -> Axes:
-    return _figure(width, height).subplots()
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    from matplotlib.axes import Axes
+
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"ax must be an Axes of matplotlib or None, got {ax!r}")
+    return _figure(width, height).subplots() if ax is None else ax
 
 
 def _plain(ax: Axes) -> None:
@@ -345,8 +364,8 @@ def _plain(ax: Axes) -> None:
     ax.tick_params(labelsize="small")
 
 
-def _titled(ax: Axes, title: str) -> Figure:
-    ax.set_title(title, fontsize="medium")
+def _titled(ax: Axes, title: str, note: str = "") -> Figure:
+    ax.set_title("\n".join(filter(None, (title, note))), fontsize="medium")
     ax.tick_params(labelsize="small")
     return cast("Figure", ax.figure)
 
@@ -377,22 +396,22 @@ def _tile(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int]
     return np.pad(tiled, ((gap, 0), (gap, 0), (0, 0)), constant_values=1), gap
 
 
-def _mesh(extent: Extent, n: int) -> Tensor:
-    """The centres of n x n pixels, (n^2, 2) float32, row by row from below."""
-    left, right, bottom, top = extent
-    if not (left < right and bottom < top):
-        raise ValueError(f"extent must be (left, right, bottom, top), rising, got {extent}")
+def _mesh(extent: Extent, n: int) -> tuple[Extent, Tensor]:
+    """The extent as numbers, and the centres of n x n pixels (n^2, 2) float32, from below."""
+    left, right, bottom, top = limits(extent, "(left, right, bottom, top)")
     u = (torch.arange(n) + 0.5) / n
     y, x = torch.meshgrid(bottom + (top - bottom) * u, left + (right - left) * u, indexing="ij")
-    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+    return (left, right, bottom, top), torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
 def _contours(ax: Axes, log_density: Callable[[Tensor], Tensor], extent: Extent) -> None:
     n = 150
-    grid = _mesh(extent, n)
-    with torch.no_grad():
-        p = _array(log_density(grid).double())
-    x, y = _array(grid).T.reshape(2, n, n)
-    levels = p.max() - np.array([8.0, 5.0, 3.0, 2.0, 1.0, 0.3])
+    _, grid = _mesh(extent, n)
+    p = values(log_density, "log_density", (len(grid),), grid)
+    p = np.where(np.isfinite(p), p, np.nan)
+    if np.isnan(p).all():
+        raise ValueError("log_density is finite nowhere in the extent")
+    x, y = array(grid).T.reshape(2, n, n)
+    levels = np.nanmax(p) - np.array([8.0, 5.0, 3.0, 2.0, 1.0, 0.3])
     z = p.reshape(n, n)
     ax.contour(x, y, z, levels, colors=QUIET, linewidths=0.7, linestyles="solid", alpha=0.5)

@@ -176,8 +176,8 @@ class Exponential(Multistep):
             levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
         if -math.inf < levels.lam[0] < -300:
             raise ValueError(
-                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise ="
-                f" e^{levels.lam[0]:.0f}): start at grids.default_start(sde)"
+                f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
+                " 1e-130): start at grids.default_start(sde)"
             )
         steps, change = list[Step[Combination]](), None
         for i, (t, s) in enumerate(pairwise(times.tolist())):

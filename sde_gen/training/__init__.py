@@ -20,6 +20,7 @@ from .losses import (
     uniform_weight,
 )
 from .recipe import Recipe
+from .registry import register
 from .trainer import Trainer, TrainingError, Transform, train
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "likelihood_weight",
     "load",
     "pick_device",
+    "register",
     "save",
     "stratified",
     "train",

@@ -24,10 +24,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..ops import batch_of, check_finite, check_state, check_tensor
 from ..scores import ScoreNetwork
-from .checkpoints import CheckpointError, describe, save, write
+from .checkpoints import CONFIG, WEIGHTS, CheckpointError, describe, save, write
 from .devices import accelerator, pick_device
 from .losses import Denoising, Objective
 from .recipe import Recipe, learning_rate, power_of_width
+from .rows import remember
 
 STATE = "training.pt"
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -119,6 +120,9 @@ class Trainer(Generic[M]):
         """
         wrapped = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
         saved = time.perf_counter()
+        if self.folder is not None and self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remember(self.data, self.folder)
         with self._bar(progress) as bar, _forked(self.device):
             self.model.train()
             self._keep()
@@ -285,12 +289,14 @@ def train(
     device: torch.device | str | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> M:
     """Train a model; returns its average over the run, ready to sample. See ``Trainer``.
 
     Args:
         resume: take up the run in ``folder`` where it stopped, if it holds one.
+        overwrite: begin anew, whatever run or model ``folder`` holds.
         progress: show a bar with the loss.
 
     >>> from sde_gen import VP, ScoreNetwork
@@ -301,6 +307,11 @@ def train(
     >>> model(data[:4], 0.5).shape
     torch.Size([4, 2])
     """
+    held = [name for name in (STATE, WEIGHTS, CONFIG) if (Path(folder or "") / name).exists()]
+    if folder is not None and held and not (resume or overwrite):
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(held)}: ask to resume that run or to overwrite it"
+        )
     trainer = Trainer(
         model,
         data,

@@ -62,6 +62,10 @@ class Choice:
         ratio: error / the default's on trajectories that nothing was fitted to or chosen by
             (geometric mean over them); 1 where this is the default.
         p_value: of the sign test that the default is as good there.
+
+    Raises:
+        ValueError: steps or a ratio that are not positive, numbers that are not those of so many
+            steps, nor of what the solver remembers at each.
     """
 
     steps: int
@@ -71,6 +75,23 @@ class Choice:
     numbers: Numbers | None = None
     ratio: float = 1.0
     p_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and self.ratio > 0):
+            raise ValueError(f"need steps >= 1 and ratio > 0, got {self.steps} and {self.ratio}")
+        if self.numbers is None:
+            return
+        if not len(self.numbers) == len(self.levels) - 1 == self.steps:
+            raise ValueError(
+                f"{self.steps} steps have as many numbers and a level more, got"
+                f" {len(self.numbers)} and {len(self.levels)}"
+            )
+        most = self.solver.nodes - 1 + self.solver.corrector
+        for i, row in enumerate(self.numbers):
+            if len(row) > min(i + 1, most):
+                raise ValueError(
+                    f"numbers[{i}] are {len(row)}, with {min(i + 1, most)} directions"
+                )
 
     @property
     def name(self) -> str:

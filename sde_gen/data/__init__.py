@@ -1,0 +1,52 @@
+"""Data: handwritten digits, toys in the plane, folders of images, arrays on disk.
+
+Everything comes as float32 in [-1, 1]. Quantised data of L levels sit at the centres of L equal
+cells of [-1, 1]: level k is x = 2 (k + 1/2) / L - 1. A density over such points is unbounded;
+*dequantisation* spreads each over its cell, x = 2 (k + u) / L - 1 with u uniform on [0, 1)
+(Theis et al. 2016), and ``quantise`` takes both back to k. Hand ``Dequantise(L)`` to the training
+loop, and every batch draws its own u:
+
+>>> x, y = digits("train")
+>>> dequantise = Dequantise(17)
+>>> batch = dequantise(x[:64], torch.Generator().manual_seed(0))
+>>> bool((quantise(batch, 17) == quantise(x[:64], 17)).all())
+True
+"""
+
+from __future__ import annotations
+
+from .files import check_writable, class_folders, image_folder, load_array, load_labels, visible
+from .levels import Dequantise, centre, dequantise, quantise
+from .sets import (
+    TOYS,
+    Labelled,
+    checkerboard,
+    digits,
+    eight_gaussians,
+    grid_25,
+    swiss_roll,
+    toy,
+    two_moons,
+)
+
+__all__ = [
+    "TOYS",
+    "Dequantise",
+    "Labelled",
+    "centre",
+    "check_writable",
+    "checkerboard",
+    "class_folders",
+    "dequantise",
+    "digits",
+    "eight_gaussians",
+    "grid_25",
+    "image_folder",
+    "load_array",
+    "load_labels",
+    "quantise",
+    "swiss_roll",
+    "toy",
+    "two_moons",
+    "visible",
+]

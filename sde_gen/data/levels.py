@@ -1,0 +1,123 @@
+"""Quantised data: levels, the cells of [-1, 1] that they stand for, and points in these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ops import as_numbers, check_count
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+def centre(levels: Tensor | ArrayLike, n_levels: int) -> Tensor:
+    """Scale integer levels k in 0 .. L - 1 to float32 in [-1, 1]: x = 2 (k + 1/2) / L - 1.
+
+    Raises:
+        TypeError: levels are not integers.
+        ValueError: a level out of range, or fewer than two levels.
+    """
+    k, n_levels = _check_levels(levels, n_levels)
+    return _place(k, torch.full_like(k, 0.5, dtype=torch.float32), n_levels)
+
+
+def dequantise(
+    levels: Tensor | ArrayLike, n_levels: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Spread integer levels k over their cells: x = 2 (k + u) / L - 1, u ~ U[0, 1), float32.
+
+    u keeps 2^-16 away from the ends, so that rounding to float32 cannot change a level (L <= 256).
+
+    Args:
+        levels: integers in 0 .. L - 1, any shape.
+        n_levels: L.
+        generator: on the device of ``levels``; None starts one from seed 0.
+
+    Raises:
+        TypeError, ValueError: as ``centre``.
+    """
+    k, n_levels = _check_levels(levels, n_levels)
+    return _place(k, _inside_cell(k, generator), n_levels)
+
+
+def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
+    """The level of the cell that holds x, int64: k = floor(L (x + 1) / 2), clamped to 0 .. L - 1.
+
+    Raises:
+        TypeError: x is not floating.
+        ValueError: x has NaN, or fewer than two levels.
+    """
+    x, n_levels = _floats(x), check_count(n_levels, "n_levels", 2)
+    if bool(x.isnan().any()):
+        raise ValueError("quantise: x has NaN")
+    return _cell(x, n_levels).long()
+
+
+@dataclass(frozen=True)
+class Dequantise:
+    """Redraw where in its cell of [-1, 1] each value lies: (x, generator) -> x, float32.
+
+    The result has the law of ``dequantise(levels, n_levels)`` whether x holds the centres of the
+    cells or an earlier dequantisation.
+    """
+
+    n_levels: int
+
+    def __post_init__(self) -> None:
+        check_count(self.n_levels, "n_levels", 2)
+
+    def __call__(self, x: Tensor | ArrayLike, generator: torch.Generator | None = None) -> Tensor:
+        x = _floats(x)
+        k = _cell(x, self.n_levels).float()
+        return _place(k, _inside_cell(x, generator), self.n_levels)
+
+
+def start_generator(
+    generator: torch.Generator | None, device: torch.device | None = None
+) -> torch.Generator:
+    """The generator itself; where it is None, one from seed 0.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if generator is None:
+        return torch.Generator(device or "cpu").manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
+    return generator
+
+
+def _floats(x: object) -> Tensor:
+    x = as_numbers(x, "x")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floats in [-1, 1], got {x.dtype}: are these levels?")
+    return x
+
+
+def _cell(x: Tensor, n_levels: int) -> Tensor:
+    return ((x + 1) * (n_levels / 2)).floor().clamp(0, n_levels - 1)
+
+
+def _inside_cell(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    generator = start_generator(generator, like.device)
+    u = torch.rand(like.shape, generator=generator, device=like.device)
+    return 2**-16 + (1 - 2**-15) * u
+
+
+def _place(k: Tensor, u: Tensor, n_levels: int) -> Tensor:
+    return (k + u) * (2 / n_levels) - 1
+
+
+def _check_levels(levels: object, n_levels: int) -> tuple[Tensor, int]:
+    k, n_levels = as_numbers(levels, "levels"), check_count(n_levels, "n_levels", 2)
+    if k.is_floating_point() or k.dtype == torch.bool:
+        raise TypeError(f"levels must be integers 0 .. {n_levels - 1}, got {k.dtype}")
+    if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < n_levels:
+        raise ValueError(
+            f"levels must lie in 0 .. {n_levels - 1}, got {int(k.min())} .. {int(k.max())}"
+        )
+    return k, n_levels
