@@ -31,6 +31,7 @@ from .operators import (
     from_deepinv,
     from_linear_operator,
 )
+from .particles import Particles, particles, steer
 from .posterior import Posterior
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Nonlinear",
     "Observation",
     "Operator",
+    "Particles",
     "Point",
     "Posterior",
     "Radon",
@@ -60,6 +62,8 @@ __all__ = [
     "joint",
     "log_evidence",
     "mmps",
+    "particles",
     "pigdm",
+    "steer",
     "tmpd",
 ]

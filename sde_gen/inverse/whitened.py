@@ -229,13 +229,7 @@ def _of_state(observation: Observation, facts: Facts) -> Observation:
 def _checked(
     prior: Score, observations: Observation | Sequence[Observation], name: str
 ) -> Observation:
-    sde = getattr(prior, "sde", None)
-    if not isinstance(prior, Score) or not isinstance(sde, LinearSDE):
-        raise TypeError(
-            f"{name} needs a prior score that knows its LinearSDE (.sde), got"
-            f" {type(prior).__name__} with sde = {sde!r}; for a matrix process, Lifted takes a"
-            " posterior under a scalar one"
-        )
+    check_prior(prior, name)
     observation = joint(observations)
     shape = prior.shape
     if shape is not None and observation.operator.shape != shape:
@@ -243,3 +237,14 @@ def _checked(
             f"the prior is of x {shape}, {observation.operator} of x {observation.operator.shape}"
         )
     return observation
+
+
+def check_prior(prior: object, name: str) -> None:
+    """Raise TypeError unless ``prior`` is a score of a scalar linear process."""
+    sde = getattr(prior, "sde", None)
+    if not isinstance(prior, Score) or not isinstance(sde, LinearSDE):
+        raise TypeError(
+            f"{name} needs a prior score that knows its LinearSDE (.sde), got"
+            f" {type(prior).__name__} with sde = {sde!r}; for a matrix process, Lifted takes a"
+            " posterior under a scalar one"
+        )
