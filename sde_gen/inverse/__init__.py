@@ -15,6 +15,7 @@ from .covariance import (
     tmpd,
 )
 from .exact import exact_posterior, log_evidence
+from .gibbs import gibbs
 from .observation import Observation, joint
 from .operators import (
     Blur,
@@ -59,6 +60,7 @@ __all__ = [
     "exact_posterior",
     "from_deepinv",
     "from_linear_operator",
+    "gibbs",
     "joint",
     "log_evidence",
     "mmps",

@@ -14,16 +14,16 @@ from ..ops import as_integer
 class Draws:
     """Normals for each particle, and a uniform number for each system's resampling."""
 
-    def __init__(self, seed: int | None, systems: int, count: int) -> None:
+    def __init__(self, seed: int | None, systems: int) -> None:
         number = int(torch.randint(1 << 62, ())) if seed is None else as_integer(seed)
         if number is None:
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
-        self.streams = Streams(number)
-        self.systems = Streams(number, torch.arange(systems))
+        self.streams, self.systems = Streams(number), systems
 
     def uniform(self, t: float, device: torch.device) -> Tensor:
-        like = torch.empty(len(self.systems.samples), 1, dtype=torch.float64)  # type: ignore[arg-type]
-        return self.systems.uniform(like, f"resampling at {t!r}").to(device)
+        """(R, 1), a function of (seed, system, t)."""
+        z = self.streams(torch.empty(self.systems, 1, dtype=torch.float64), t, t, 2)
+        return torch.special.ndtr(z).to(device)
 
 
 class Cloud:

@@ -387,7 +387,7 @@ def _run(
     assert isinstance(sde, LinearSDE)
     grid = _grid(sde, prior, steps, times)
     systems = batch or 1
-    noise = Draws(seed, systems, count)
+    noise = Draws(seed, systems)
     prior = _repeated(prior, systems, count)
     device = prior.device
     alpha = sde.alpha(grid).tolist()
