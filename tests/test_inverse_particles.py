@@ -144,7 +144,7 @@ def twisted(noise: float) -> Particles:
 
 def steered(noise: float) -> Particles:
     one = seen_bent(noise).rows(0)
-    twist = inner._Steered(one.log_likelihood, PRIOR.facts.moments)
+    twist = inner.Steered(one.log_likelihood, PRIOR.facts.moments)
     options = (N, STEPS, 0, to_zero(), F64, None)
     return inner._run(PRIOR, twist, (1,), SYSTEMS, *options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .calibration import Calibration, Check, Discrepancy, calibrate, kernel_stein
 from .covariance import (
     Covariance,
     DataCovariance,
@@ -37,9 +38,12 @@ from .posterior import Posterior
 
 __all__ = [
     "Blur",
+    "Calibration",
     "Callables",
+    "Check",
     "Covariance",
     "DataCovariance",
+    "Discrepancy",
     "Downsample",
     "Fourier",
     "Isotropic",
@@ -56,12 +60,14 @@ __all__ = [
     "Stack",
     "Tweedie",
     "TweedieDiagonal",
+    "calibrate",
     "dps",
     "exact_posterior",
     "from_deepinv",
     "from_linear_operator",
     "gibbs",
     "joint",
+    "kernel_stein",
     "log_evidence",
     "mmps",
     "particles",
