@@ -29,8 +29,9 @@ from _problems import HERE, PROBLEMS, RANGES, Case, Model, errors
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_gen import Exponential, Solver, Tuned, grids, solve, tune_grid, tune_solver
+from sde_gen import Exponential, Solver, grids, solve, tune_grid, tune_solver
 from sde_gen.sampling import default_solver
+from sde_gen.tuning import Tuned
 
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 LEAST = 0.01

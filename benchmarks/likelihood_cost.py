@@ -60,13 +60,13 @@ def measure(problem: str, quick: bool) -> list[dict[str, Any]]:
     x = law.sample(BATCH[problem], torch.Generator().manual_seed(0))
     exact = law.log_prob(x)
     unit = math.log(2) * x[0].numel()
-    log_prob(sde, law, x[:2], solver=SciPy("RK45", 0.1, 0.1))  # imports and first traces
+    log_prob(law, x[:2], solver=SciPy("RK45", 0.1, 0.1))  # imports and first traces
     rows = []
     table = [(k, p, *run) for k, p in PROBES.items() for run in runs(quick)]
     for kind, probes, name, solver, times in tqdm(table, desc=problem, leave=False):
         score = Counted(law)
         start = time.thread_time()
-        value = log_prob(sde, score, x, probes=probes, solver=solver, times=times)
+        value = log_prob(score, x, probes=probes, solver=solver, times=times)
         spent = time.thread_time() - start
         error = float((value - exact).square().mean().sqrt()) / unit
         rows.append(

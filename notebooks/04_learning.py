@@ -81,7 +81,7 @@ gaussian = sg.Gaussian(sde, torch.zeros(1), c)
 x = gaussian.sample(n, torch.Generator().manual_seed(0))
 for t in (0.05, 0.3, 0.8):
     loss = sg.dsm_loss(
-        gaussian, sde, x, torch.full((n,), t), generator=torch.Generator().manual_seed(1)
+        gaussian, sde, x, torch.full((n,), t), noise=torch.Generator().manual_seed(1)
     )
     a, s = sde.alpha(t), sde.sigma(t)
     exact = float((a * c) ** 2 / ((a * c) ** 2 + s**2))
@@ -288,7 +288,7 @@ x_t = sde.perturb(x, t, torch.Generator().manual_seed(1)).x
 s, sigma = gaussian(x_t, t), float(sde.sigma(0.3))
 gaps = []
 for k in (0.8, 1.0, 1.1):
-    loss = sg.dsm_loss(k * gaussian, sde, x, t, generator=torch.Generator().manual_seed(1)).mean()
+    loss = sg.dsm_loss(k * gaussian, sde, x, t, noise=torch.Generator().manual_seed(1)).mean()
     true = ((k - 1) * sigma * s).square().mean()
     gaps.append(float(loss - true))
     print(f"{k} s: loss {loss:.4f} - squared error {true:.4f} = {gaps[-1]:.4f}")

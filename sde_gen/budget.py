@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from . import grids
 from .metrics import energy_distance
 from .moments import Moments, data_moments
 from .noise import Streams
-from .ops import check_finite, check_state
-from .sampling import default_solver, solve, start
+from .ops import as_numbers, check_count, check_finite, check_state
+from .sampling import default_solver, solve, starting
 from .scores import Score
 from .sdes import KernelSDE, LinearSDE, ScoreFunction
 from .solvers import Exponential, Solver
@@ -74,7 +75,7 @@ class Budget:
 
 def error_budget(
     model: Score,
-    law: Score | Tensor,
+    law: Score | Tensor | ArrayLike,
     steps: int = 25,
     *,
     solver: Solver | None = None,
@@ -82,7 +83,7 @@ def error_budget(
     n: int = 512,
     seed: int = 0,
     fine: int = 256,
-    real: Tensor | None = None,
+    real: Tensor | ArrayLike | None = None,
     distance: Callable[[Tensor, Tensor], float] = energy_distance,
 ) -> Budget:
     """Tell the errors of steps, score and prior apart, for the probability flow of a model.
@@ -103,11 +104,12 @@ def error_budget(
 
     Args:
         model: a score that knows its linear process and shape; bind labels for n samples.
-        law: the exact score of the same process, or data (n, *D) in the order of the labels.
+        law: the exact score of the same process, or data (n, *D) in the order of the labels, a
+            tensor, an array or lists.
         steps: calls of ``sample(model, n, steps)``.
         solver, times: those of ``sample`` by default; a last time of 0 is left away.
         n: trajectories; with data there are as many as data.
-        seed: of the starts.
+        seed: of the starts, and of a solver's noise.
         fine: steps of the flows that are solved finely (order 4).
         real: real samples (M, *D) to compare with, others than ``law``; needed with data.
         distance: (x, y) -> float, with data.
@@ -120,18 +122,19 @@ def error_budget(
     sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
     if not isinstance(sde, LinearSDE) or shape is None:
         raise TypeError("error_budget needs a score that knows its linear process and data shape")
-    if not isinstance(law, Score | Tensor):
-        raise TypeError(f"law must be an exact score or data (n, *D), got {type(law).__name__}")
+    if not isinstance(law, Score):
+        law = as_numbers(law, "law (an exact score, or data)")
     if solver is None:
         tuned = model.tuned if times is None else None
         solver = default_solver(model) if tuned is None else tuned
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=not solver.evaluates_end)
-    runs = _Runs(sde, model, times[times > 0], fine)
+    runs = _Runs(sde, model, times[times > 0], check_count(fine, "fine"), Streams(seed))
     if isinstance(law, Tensor):
-        return _between_laws(runs, law, real, distance, solver, seed)
-    return _along_paths(runs, law, solver, _normal(model, n, shape, seed))
+        others = None if real is None else as_numbers(real, "real")
+        return _between_laws(runs, law, others, distance, solver)
+    return _along_paths(runs, law, solver, runs.normal(check_count(n, "n"), shape))
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,15 @@ class _Runs:
     model: Score
     times: Tensor
     fine: int
+    noise: Streams
+
+    def normal(self, n: int, shape: tuple[int, ...]) -> Tensor:
+        device = self.model.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return self.noise.start(torch.empty(n, *shape, dtype=dtype, device=device))
 
     def start(self, moments: Moments | None, z: Tensor) -> Tensor:
-        return start(self.sde, moments, float(self.times[0]), z)
+        return starting(self.sde, moments, float(self.times[0]), z)
 
     def steps(self, x: Tensor, solver: Solver) -> Tensor:
         return self._solve(self.model, x, self.times, solver)
@@ -158,13 +167,8 @@ class _Runs:
 
     def _solve(self, score: ScoreFunction, x: Tensor, times: Tensor, solver: Solver) -> Tensor:
         with torch.no_grad():
-            y = solve(self.sde.probability_flow(score), x, times, solver)
+            y = solve(self.sde.probability_flow(score), x, times, solver, self.noise)
         return y / float(self.sde.alpha(times[-1]))
-
-
-def _normal(model: Score, n: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    dtype = torch.float32 if model.device.type == "mps" else torch.float64
-    return Streams(seed).start(torch.empty(n, *shape, dtype=dtype, device=model.device))
 
 
 def _along_paths(runs: _Runs, law: Score, solver: Solver, z: Tensor) -> Budget:
@@ -208,7 +212,6 @@ def _between_laws(
     real: Tensor | None,
     distance: Callable[[Tensor, Tensor], float],
     solver: Solver,
-    seed: int,
 ) -> Budget:
     check_state(data)
     check_finite(data)
@@ -218,7 +221,7 @@ def _between_laws(
             f"data and real samples must both have shape (N, *{model.shape}), got"
             f" {tuple(data.shape)} and {None if real is None else tuple(real.shape)}"
         )
-    z = _normal(model, len(data), tuple(data.shape[1:]), seed)
+    z = runs.normal(len(data), tuple(data.shape[1:]))
     alpha, sigma = (float(f(runs.times[0])) for f in (runs.sde.alpha, runs.sde.sigma))
     x = data.to(z)
     taken = runs.start(model.facts.moments, z)

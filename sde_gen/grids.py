@@ -234,6 +234,7 @@ class Density:
         end: float | None = None,
         to_zero: bool = False,
     ) -> Tensor:
+        """steps + 1 falling times from ``start`` (T) to ``end``, then 0 if asked."""
         start, end, n = _limits(sde, steps, start, end, to_zero)
         log_r, share = -self.log_ratios.numpy(), self.share.numpy()
         slope = (share[-1] - share[0]) / (log_r[-1] - log_r[0])

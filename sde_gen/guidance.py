@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .facts import Facts
-from .ops import Time, as_labels, as_time
+from .noise import Source
+from .ops import Time, as_labels, as_time, full_precision, user_precision
 from .scores import Given, Score
 from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
-from .scores.network import network_input
+from .scores.network import network_input, shaped
 from .sdes import Evaluation, KernelSDE, at_rest
 
 Labels = int | Sequence[int] | np.ndarray | Tensor
@@ -40,7 +41,7 @@ class Classifier(Score):
             mode it is in, it is read in evaluation mode.
         y: labels, a number or (B,): a tensor, array or list of integers.
         sde: the linear process that noised the data.
-        data_std: standard deviation of the data, as in ``ScoreNetwork``.
+        facts: what is known of the data, as in ``ScoreNetwork``.
 
     Raises:
         ValueError: labels of a wrong number or out of range.
@@ -49,16 +50,19 @@ class Classifier(Score):
     singular = True
     sde: KernelSDE
 
-    def __init__(self, net: nn.Module, y: Labels, sde: KernelSDE, data_std: float = 1.0) -> None:
+    def __init__(
+        self, net: nn.Module, y: Labels, sde: KernelSDE, facts: Facts | None = None
+    ) -> None:
         self.net, self.sde = net, sde
         self.y = as_labels(y)
         self.batch = len(self.y) if self.y.ndim else None
-        self.facts = Facts(getattr(net, "shape", None), data_std)
+        self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
         if (self.y < 0).any():
             raise ValueError(f"labels must be >= 0, got {int(self.y.min())}")
 
     @property
     def device(self) -> torch.device:
+        """Where the classifier is."""
         return next(self.net.parameters(), torch.empty(0)).device
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
@@ -69,15 +73,17 @@ class Classifier(Score):
         return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """The gradient by x of ``log_prob``, (B, *D)."""
         return torch.func.grad(lambda x: self.log_prob(x, t).sum())(x)
 
     def given(self, **context: Any) -> Score:
         """``y=`` takes the place of its labels."""
-        other = Classifier(self.net, context.pop("y", self.y), self.sde, self.facts.std)
+        other = Classifier(self.net, context.pop("y", self.y), self.sde, self.facts)
         return Given(other, context) if context else other
 
     def rows(self, index: slice | Tensor) -> Classifier:
-        return Classifier(self.net, cut(self.y, index), self.sde, self.facts.std)
+        """The same with the labels of these rows."""
+        return Classifier(self.net, cut(self.y, index), self.sde, self.facts)
 
 
 def classifier_loss(
@@ -87,7 +93,7 @@ def classifier_loss(
     y: Tensor,
     t: Tensor,
     data_std: float = 1.0,
-    generator: torch.Generator | None = None,
+    noise: Source = None,
 ) -> Tensor:
     """Cross-entropy of the labels given noisy data, (B,) nats, one time a sample.
 
@@ -96,10 +102,16 @@ def classifier_loss(
         sde: a linear process.
         x, y: clean data (B, *D) and labels (B,).
         t: times (B,), positive.
+        noise: of the noisy data, as in ``sde.perturb``.
     """
-    x_t = sde.perturb(x, t, generator).x
-    logits = net(*network_input(sde, data_std, x_t, t))
-    return cross_entropy(logits, _labels(y, x, logits.shape[1]), reduction="none")
+    half = user_precision(x.device.type)
+    with full_precision(x.device.type):
+        x_t = sde.perturb(x, t, noise).x
+        seen = network_input(sde, data_std, x_t, t)
+        with half:
+            logits = net(*seen)
+        y = _labels(as_labels(y), x, logits.shape[1])
+        return cross_entropy(logits.to(x.dtype), y, reduction="none")
 
 
 class ClassifierFree(Score):
@@ -127,9 +139,11 @@ class ClassifierFree(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the score."""
         return self.score.device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """(1 + weight) s(x, t | y) - weight s(x, t), (B, *D)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
@@ -160,6 +174,7 @@ class ClassifierFree(Score):
         return ClassifierFree(score, y, self.weight)
 
     def rows(self, index: slice | Tensor) -> ClassifierFree:
+        """The same with the labels and weights of these rows."""
         return ClassifierFree(self.score.rows(index), cut(self.y, index), cut(self.weight, index))
 
 

@@ -8,35 +8,54 @@ Along the flow dx/dt = v(x, t) the log density changes by minus the divergence o
 as one ODE of n + 1 coordinates, by whatever solver is given. The divergence is the exact trace of
 the Jacobian (n products with its rows, batched), or Hutchinson's unbiased estimate
 mean_k e_k . J e_k with random signs e_k (Grathwohl et al. 2019).
+
+By default every sample is stepped by its own error, in the variables in which ``Adaptive`` finds
+the flow tame: a sample's likelihood does not depend on its neighbours, and a point of low density
+costs what it must. Probes must not choose the steps, or the estimate would be biased: what they
+add up to is carried in a unit in which no estimate of an error sees it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from . import grids
+from .levels import check_levels, place
 from .noise import Streams
-from .ops import Time, act, as_time, check_finite, check_state, sum_rest
-from .sampling import solve
+from .ops import Time, act, as_time, batch_of, check_count, check_finite, check_state, sum_rest
+from .sampling import enter, solve
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse, ScoreFunction
-from .solvers import SciPy, Solver
+from .solvers import Adaptive, Solver
+from .solvers.adaptive import standard
+from .solvers.base import Step
 
 _VMAP_BUDGET = 1 << 22
 """Numbers of the state that are differentiated at once for an exact trace."""
 
+_UNIT = 2.0**40
+"""Nats that a divergence which must not choose the steps is counted in; powers of 2 are exact."""
+
+_PARTS = 8
+"""Steps that are made at least where the state alone chooses them: it may be at rest."""
+
 
 class _Augmented(SDE):
-    """The flow of (x, l) with dl/dt = div v(x, t), as one process on (B, n + 1)."""
+    """The flow of (x, l / unit) with dl/dt = div v(x, t), as one process on (B, n + 1)."""
 
     direction = 0
 
-    def __init__(self, flow: Reverse, shape: tuple[int, ...], signs: Tensor | None) -> None:
-        self.flow, self.shape, self.signs, self.T = flow, shape, signs, flow.T
+    def __init__(
+        self, flow: SDE, T: float, shape: tuple[int, ...], signs: Tensor | None, singular: bool
+    ) -> None:
+        self.flow, self.T, self.shape, self.signs, self.singular = flow, T, shape, signs, singular
+        self.unit = 1.0 if signs is None else _UNIT
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.zeros_like(as_time(t))
@@ -49,11 +68,18 @@ class _Augmented(SDE):
         else:
             rows = torch.func.vmap(lambda e: sum_rest(pull(e)[0] * e))(self.signs.to(x.dtype))
             div = rows.mean(0)
-        return torch.cat([v.flatten(1), div.unsqueeze(1)], 1)
+        slope = torch.cat([v.flatten(1), div.unsqueeze(1) / self.unit], 1)
+        bad = torch.isfinite(x).all(1) & ~torch.isfinite(slope).all(1)
+        if bool(bad.any()):
+            raise FloatingPointError(
+                f"the score or its divergence is NaN or infinite for {int(bad.sum())} of {len(x)}"
+                " states, which are finite"
+            )
+        return slope
 
     def rows(self, index: slice | Tensor) -> _Augmented:
         signs = None if self.signs is None else self.signs[:, index]
-        return _Augmented(self.flow.rows(index), self.shape, signs)
+        return _Augmented(self.flow.rows(index), self.T, self.shape, signs, self.singular)
 
 
 def _trace(pull: Callable[[Tensor], tuple[Tensor, ...]], state: Tensor) -> Tensor:
@@ -70,61 +96,93 @@ def _trace(pull: Callable[[Tensor], tuple[Tensor, ...]], state: Tensor) -> Tenso
 
 
 def log_prob(
-    sde: KernelSDE,
-    score: ScoreFunction,
+    model: Score,
     x: Tensor,
     *,
     probes: int | None = None,
     seed: int = 0,
     solver: Solver | None = None,
-    times: Tensor | None = None,
+    times: Tensor | Sequence[float] | None = None,
     progress: bool = False,
     chunk: int | None = None,
 ) -> Tensor:
-    """log p_0(x) in nats, (B, *D) -> (B,).
+    """log p_0(x) in nats, for x in the units of the data: (B, *D) -> (B,).
 
-    Under a score that is singular at t = 0 the flow starts at the small time ``times[0]`` from
-    alpha x, and the volume of that scaling is counted. Of a process that adds to the data x is the
-    whole state and log p_0 its joint density; ``sde.begin`` turns that into a bound for the data.
+    A flow that starts at a time t > 0, as one must whose score is singular at 0, starts from
+    alpha x, and the volume of that scaling is counted: the density is that of x_t / alpha, data
+    blurred by sigma / alpha. Of a process that adds to the data x is the whole state and log p_0
+    its joint density; ``sde.begin`` turns that into a bound for the data.
 
     Args:
-        sde, score: the process and the score whose flow is followed.
+        model: a score that knows its process; the flow of that is followed.
         x: data (B, *D), finite and floating point.
         probes: None for the exact trace (n backward passes a call); else the number of
             Hutchinson probes, drawn once a sample from ``seed`` and the sample's number.
-        solver: an ODE solver; ``SciPy("RK45", 1e-5, 1e-5)`` by default.
-        times: a rising grid to T; two times by default.
+        solver: an ODE solver; by default ``Adaptive`` to 1e-5, with probes to 1e-4, which is
+            far below their own spread. Under it, and in fixed steps, a sample does not depend on
+            its batch; ``SciPy`` takes one step for the whole batch, and what it returns depends,
+            within its tolerance, on the batch and on ``chunk``.
+        times: a rising grid that ends at T, where the law is known; two times by default.
         progress, chunk: as in ``solve``.
 
     Returns:
-        (B,), with the density of the terminal state taken from ``score.log_prob(x, T)`` where
-        the score has one (exact scores) and from ``sde.prior_log_prob`` otherwise.
+        (B,), with the density of the terminal state taken from ``model.log_prob(x, T)`` where
+        the model has one (exact scores) and from ``sde.prior_log_prob`` otherwise.
 
     Raises:
-        TypeError, ValueError: bad input, as in ``solve``; ``probes`` < 1.
+        TypeError, ValueError: bad input, as in ``solve``; x that is not (B, *D); a score bound
+            for another number of samples; ``probes`` < 1; times that do not rise to T.
+        FloatingPointError: score or divergence are NaN or infinite.
     """
+    sde = _check(model, x)
+    grid = _grid(sde, model, times)
+    signs = None if probes is None else _signs(x, check_count(probes, "probes"), seed)
+    if solver is None:
+        solver = Adaptive(1e-5, 1e-5) if signs is None else Adaptive(1e-4, 1e-4)
+    reverse = sde.probability_flow(model)
+    way = _stepped(reverse, grid, solver, blind=signs is not None)
+    moved, volume = _carry(sde, enter(model, x), grid[0])
+    volume -= model.facts.log_volume()
+    joint = _Augmented(way.flow, float(way.times[-1]), tuple(x.shape[1:]), signs, reverse.singular)
+    state = torch.cat([(moved / way.first).flatten(1), x.new_zeros(len(x), 1)], 1)
+    end = solve(joint, state, way.times, solver, 0, progress=progress, chunk=chunk)
+    x_end = way.last * end[:, :-1].reshape(x.shape)
+    volume += x[0].numel() * math.log(way.last / way.first)
+    known = getattr(model, "log_prob", None)
+    terminal = known(x_end, grid[-1]) if known else sde.prior_log_prob(x_end)
+    return terminal.to(x.dtype) + joint.unit * end[:, -1] + volume
+
+
+def _check(model: Score, x: Tensor) -> KernelSDE:
+    sde = getattr(model, "sde", None)
     if not isinstance(sde, KernelSDE):
         raise TypeError(
-            f"log_prob(sde, score, x): sde must be a LinearSDE or MatrixSDE, got {sde!r}"
+            f"log_prob(model, x) needs a score that knows its process (.sde), got {model!r}"
         )
     check_state(x)
     check_finite(x)
-    if probes is not None and (isinstance(probes, bool) or probes < 1):
-        raise ValueError(f"probes must be None (exact) or an integer >= 1, got {probes!r}")
+    shape = model.shape
+    if x.ndim < 2 or (shape is not None and x.shape[1:] != sde.state_shape(shape)):
+        wanted = "(B, *D)" if shape is None else batch_of(sde.state_shape(shape))
+        raise ValueError(f"x must have shape {wanted}, a row a sample, got {tuple(x.shape)}")
+    if model.batch not in (None, len(x)):
+        raise ValueError(f"the score is bound for {model.batch} samples, x has {len(x)}")
+    return sde
+
+
+def _grid(sde: KernelSDE, score: ScoreFunction, times: Tensor | Sequence[float] | None) -> Tensor:
+    """The times of the flow, from the data to T."""
     if times is None:
         start = _default_start(sde) if getattr(score, "singular", True) else 0.0
-        times = torch.tensor([start, sde.T], dtype=torch.float64)
-    signs = None if probes is None else _signs(x, probes, seed)
-    flow = _Augmented(sde.probability_flow(score), tuple(x.shape[1:]), signs)
-    moved, volume = _carry(sde, x, times[0])
-    state = torch.cat([moved.flatten(1), x.new_zeros(len(x), 1)], 1)
-    if solver is None:
-        solver = SciPy("RK45", 1e-5, 1e-5)
-    end = solve(flow, state, times, solver, 0, progress=progress, chunk=chunk)
-    x_end, change = end[:, :-1].reshape(x.shape), end[:, -1]
-    known = getattr(score, "log_prob", None)
-    terminal = known(x_end, times[-1]) if known else sde.prior_log_prob(x_end)
-    return terminal.to(x.dtype) + change + volume
+        times = [start, sde.T]
+    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+    rises = grid.ndim == 1 and len(grid) > 1 and 0 <= float(grid[0]) < float(grid[-1])
+    if not (rises and abs(float(grid[-1]) - sde.T) <= 1e-9 * sde.T):
+        raise ValueError(
+            f"times must rise from the data to T = {sde.T}, where the law is known, got"
+            f" {grid.tolist()}"
+        )
+    return grid
 
 
 def _default_start(sde: KernelSDE) -> float:
@@ -144,16 +202,43 @@ def _carry(sde: KernelSDE, x: Tensor, t: Tensor) -> tuple[Tensor, float]:
     return alpha * x, x[0].numel() * math.log(alpha)
 
 
+class _Stepped(NamedTuple):
+    """A flow and its grid in the variables in which a solver steps it.
+
+    x is ``first`` times the state at the start of the grid, ``last`` times that at its end.
+    """
+
+    flow: SDE
+    times: Tensor
+    first: float = 1.0
+    last: float = 1.0
+
+
+def _stepped(flow: Reverse, grid: Tensor, solver: Solver, blind: bool) -> _Stepped:
+    """``blind``: the solver does not see the divergence when it chooses its steps."""
+    start, end = float(grid[0]), float(grid[-1])
+    tame = standard(flow, Step(start, end, None)) if isinstance(solver, Adaptive) else None
+    way = _Stepped(flow, grid)
+    if tame is not None:
+        clock = torch.tensor([tame.clock(t) for t in grid.tolist()], dtype=torch.float64)
+        way = _Stepped(tame, clock, tame.scale(start), tame.scale(end))
+    if blind and solver.own_steps and len(grid) == 2:
+        even = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64)
+        share = even**4 if tame is None else even
+        return way._replace(times=torch.lerp(way.times[0], way.times[-1], share))
+    return way
+
+
 def _signs(x: Tensor, probes: int, seed: int) -> Tensor:
     """Random signs (probes, B, *D): a function of the seed and the sample's number."""
     streams = Streams(seed)
-    return torch.stack([torch.sign(streams(x.float(), 0.0, 0.0, k)) for k in range(probes)])
+    return torch.stack([1 - 2 * (streams(x, 0.0, 0.0, k) < 0).to(x.dtype) for k in range(probes)])
 
 
 def bits_per_dim(
     model: Score,
-    levels: Tensor,
-    n_levels: int = 256,
+    levels: Tensor | ArrayLike,
+    n_levels: int | None = None,
     *,
     draws: int = 1,
     probes: int | None = 1,
@@ -166,38 +251,46 @@ def bits_per_dim(
     Level k of L is read as a density on the cell [2 k / L - 1, 2 (k + 1) / L - 1]; uniform noise
     u fills the cell (Theis et al. 2016), and with K ``draws`` of it the bound is the tighter
     -log2 mean_K p(x) (Burda et al. 2016). Velocities that a process adds to the data are drawn
-    with it, and their density divided out.
+    with it, and their density divided out. It is a bound in the mean over these draws and over
+    probes; the noise of a sample is a function of the seed and the sample's number.
 
     Args:
         model: a score that knows its ``sde``, of data scaled to [-1, 1].
-        levels: integers 0 .. n_levels - 1.
-        draws: dequantisations a sample.
+        levels: integers 0 .. n_levels - 1, a tensor, an array or lists.
+        n_levels: L; by default what the model knows (``facts.levels``), or 256.
+        draws: dequantisations a sample; more than one need ``probes=None``.
         probes, solver, chunk: as in ``log_prob``.
 
     Raises:
         TypeError: levels are not integers, or the model does not know its process.
-        ValueError: levels out of range.
+        ValueError: levels out of range; several draws with probes, whose spread inside the mean
+            over draws would make its logarithm too large, so that nothing is bounded.
     """
-    if levels.is_floating_point() or levels.dtype == torch.bool:
-        raise TypeError(f"levels must be integers 0 .. {n_levels - 1}, got {levels.dtype}")
-    if int(levels.min()) < 0 or int(levels.max()) >= n_levels:
-        raise ValueError(
-            f"levels must lie in 0 .. {n_levels - 1},"
-            f" got {int(levels.min())} .. {int(levels.max())}"
-        )
-    if not isinstance(model.sde, KernelSDE):
+    sde, draws = model.sde, check_count(draws, "draws")
+    if not isinstance(sde, KernelSDE):
         raise TypeError("bits_per_dim needs a score that knows its linear process (.sde)")
-    generator = torch.Generator().manual_seed(seed)
-    logs = []
-    for k in range(draws):
-        u = torch.rand(levels.shape, generator=generator).to(levels.device)
-        x = (levels + u) * (2 / n_levels) - 1
-        drawn: Tensor | float = 0.0
-        if isinstance(model.sde, MatrixSDE):
-            x, drawn = model.sde.begin(x, generator)
-        state = log_prob(
-            model.sde, model, x, probes=probes, seed=seed + k, solver=solver, chunk=chunk
+    if draws > 1 and probes is not None:
+        raise ValueError(
+            f"draws = {draws} with probes = {probes} is no bound: the spread of the probes would"
+            " pass for likelihood; take draws=1, or the exact divergence, probes=None"
         )
-        logs.append(state - drawn)
+    known = model.facts.levels or 256
+    k, n_levels = check_levels(levels, known if n_levels is None else n_levels)
+    if k.ndim < 2 or k.numel() == 0:
+        raise ValueError(f"levels must be (B, *D), a row a sample, got shape {tuple(k.shape)}")
+    k = k if isinstance(levels, Tensor) else k.to(model.device)
+    streams, logs = Streams(seed), []
+    for draw in range(draws):
+        u = torch.special.ndtr(streams(torch.empty(k.shape, device=k.device), 1.0, 0.0, draw))
+        state, log_q = _begin(sde, place(k, u, n_levels), streams, draw)
+        log_p = log_prob(model, state, probes=probes, seed=seed, solver=solver, chunk=chunk)
+        logs.append(log_p - log_q)
     bound = torch.logsumexp(torch.stack(logs), 0) - math.log(draws)
-    return -bound / (levels[0].numel() * math.log(2)) + math.log2(n_levels / 2)
+    return -bound / (k[0].numel() * math.log(2)) + math.log2(n_levels / 2)
+
+
+def _begin(sde: KernelSDE, x: Tensor, streams: Streams, draw: int) -> tuple[Tensor, Tensor]:
+    """The state at t = 0 of data x, and the log density of what was added to it."""
+    if not isinstance(sde, MatrixSDE):
+        return x, x.new_zeros(len(x))
+    return sde.begin(x, normals=[streams(x, 2.0, float(j), draw) for j in range(len(sde.added))])

@@ -1,9 +1,10 @@
 """Distances between two sets of samples, x (N, *D) and y (M, *D).
 
-All flatten the samples, work in float64 and return a float. Sums over pairs run in blocks, so that
-20,000 against 20,000 samples need no more than some tens of megabytes. Where an estimator is
-unbiased it can come out slightly negative for samples of one law; the biased one is the distance
-between the two empirical measures, never negative, and larger by O(1/N + 1/M).
+All take tensors, arrays or lists, flatten the samples, work in float64 and return a float. Sums
+over pairs run in blocks, so that 20,000 against 20,000 samples need no more than some tens of
+megabytes. Where an estimator is unbiased it can come out slightly negative for samples of one law;
+the biased one is the distance between the two empirical measures, never negative, and larger by
+O(1/N + 1/M).
 
 | function | estimates | estimator |
 |---|---|---|
@@ -20,12 +21,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from .ops import as_numbers, check_count
 
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
+Samples = Tensor | ArrayLike
+"""Real numbers (N, *D)."""
 
-def energy_distance(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
+
+def energy_distance(x: Samples, y: Samples, unbiased: bool = True) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, in the units of the data (Szekely and Rizzo 2013).
 
     It vanishes only for equal laws. ``scipy.stats.energy_distance`` is the square root of it, in
@@ -37,12 +44,13 @@ def energy_distance(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
             the V-statistic.
 
     Raises:
+        TypeError: what are no real numbers.
         ValueError: shapes that differ, fewer than two samples, NaN or infinity.
     """
     return -_discrepancy(x, y, lambda squared: squared.sqrt_(), 0.0, unbiased)
 
 
-def mmd(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> float:
+def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> float:
     """Squared maximum mean discrepancy of the kernel k(x, y) = exp(-|x - y|^2 / 2 h^2).
 
     E k(X, X') + E k(Y, Y') - 2 E k(X, Y) (Gretton et al. 2012, lemma 6 and equations 3 and 5).
@@ -53,10 +61,10 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> float:
         unbiased: U-statistic, otherwise V-statistic.
 
     Raises:
-        ValueError: as ``energy_distance``, or a bandwidth that is not positive.
+        TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
     """
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    if not (math.isfinite(bandwidth) and bandwidth > 0):
+        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
 
     def kernel(squared: Tensor) -> Tensor:
         return squared.mul_(-0.5 / bandwidth**2).exp_()
@@ -65,12 +73,16 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> float:
 
 
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, projections: int = 512, generator: torch.Generator | None = None
+    x: Samples, y: Samples, projections: int = 512, generator: torch.Generator | None = None
 ) -> float:
     """(mean over directions theta of W_2^2(theta.x, theta.y))^(1/2) (Bonneel et al. 2015).
 
     Each projected distance is the exact one between two empirical measures, also for N != M, in
-    the units of the data. For samples of one law it decays like N^(-1/2).
+    the units of the data. Between samples of one law it falls like N^(-1/2), up to logarithms,
+    where projections have light tails and no gaps (a Gaussian), but like N^(-1/4) where the law
+    has separated modes: their counts differ by N^(1/2), and that share of the mass has to cross.
+    For N samples a side, half of them at each of two points a apart on the line, the mean of its
+    square is a^2 / sqrt(pi N) (Bobkov and Ledoux 2019 have the general theory).
 
     Args:
         x, y: samples (N, *D) and (M, *D).
@@ -78,11 +90,12 @@ def sliced_wasserstein(
         generator: CPU generator of the directions; None starts one from seed 0.
 
     Raises:
-        ValueError: shapes that differ, NaN or infinity, fewer than one projection.
+        TypeError, ValueError: as ``energy_distance`` (one sample will do), or fewer than one
+            projection.
     """
     x, y = _prepare(x, y, least=1)
-    if projections < 1:
-        raise ValueError(f"projections must be at least 1, got {projections}")
+    x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
+    projections = check_count(projections, "projections")
     generator = generator or torch.Generator().manual_seed(0)
     theta = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     theta = (theta / theta.norm(dim=1, keepdim=True)).to(x.device)
@@ -96,24 +109,29 @@ def sliced_wasserstein(
 
 
 def frechet_distance(
-    x: Tensor, y: Tensor, features: Callable[[Tensor], Any] | None = None
+    x: Samples, y: Samples, features: Callable[[Tensor], Any] | None = None
 ) -> float:
     """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), W_2^2 between fitted Gaussians.
 
     Dowson and Landau (1982); with Inception features it is the FID of Heusel et al. (2017). The
-    covariances are unbiased, the distance is biased upwards by O(k/N) for k features: compare
-    equal N only. The trace of the root is the nuclear norm of C_x^(1/2) C_y^(1/2), which singular
-    covariances do not trouble.
+    covariances are unbiased, the distance is not: samples of one Gaussian law, N and M of them,
+    many more than features, lie in the mean
+
+        (1/N + 1/M) [5/4 sum_i v_i + 1/2 sum_ij v_i v_j / (v_i + v_j)]
+
+    apart, v being the eigenvalues of its covariance: for k equal ones k (k + 5) / 4 of them, the
+    square of the number of features. Compare equal N only. The trace of the root is the nuclear
+    norm of C_x^(1/2) C_y^(1/2), which singular covariances do not trouble.
 
     Args:
         x, y: samples (N, *D) and (M, *D).
         features: maps (N, *D) to (N, k), a tensor or an array; None is the flattened sample.
 
     Raises:
-        ValueError: as ``energy_distance``, or features that are not (N, k).
+        TypeError, ValueError: as ``energy_distance``, or features that are not (N, k).
     """
     if features is not None:
-        x, y = _features(features, x), _features(features, y)
+        x, y = (_features(features, as_numbers(z, name)) for name, z in (("x", x), ("y", y)))
     x, y = _prepare(x, y, least=2)
     mean = (x.mean(0) - y.mean(0)).square().sum()
     roots = [_root(torch.atleast_2d(z.T.cov())) for z in (x, y)]
@@ -121,47 +139,62 @@ def frechet_distance(
     return float(mean + trace - 2 * torch.linalg.svdvals(roots[0] @ roots[1]).sum())
 
 
-def nearest_neighbour_distance(x: Tensor, reference: Tensor) -> Tensor:
+def nearest_neighbour_distance(x: Samples, reference: Samples) -> Tensor:
     """Euclidean distance from each sample of x to the nearest of ``reference``: (N,) float64.
 
     Exactly zero for a copy. Beside the same for held-out data it says whether a model memorises.
 
     Raises:
-        ValueError: shapes that differ, no samples, NaN or infinity.
+        TypeError, ValueError: as ``energy_distance``; one sample will do.
     """
-    x, reference = _prepare(x, reference, least=1)
+    x, reference = _prepare(x, reference, least=1, names=("x", "reference"))
     nearest = torch.cat([squared.argmin(1) for squared in _blocks(x, reference)])
     return (x - reference[nearest]).norm(dim=1)
 
 
-def _prepare(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Both as finite float64 matrices, shifted alike to keep the digits of their differences."""
+def _prepare(
+    x: Samples, y: Samples, least: int, names: tuple[str, str] = ("x", "y")
+) -> tuple[Tensor, Tensor]:
+    """Both as finite float64 matrices."""
+    x, y = (as_numbers(z, name) for name, z in zip(names, (x, y), strict=True))
     if x.shape[1:] != y.shape[1:] or min(x.ndim, y.ndim) < 1:
         raise ValueError(
-            f"x and y must be (N, *D) and (M, *D), got {tuple(x.shape)} and {tuple(y.shape)}"
+            f"{names[0]} and {names[1]} must be (N, *D) and (M, *D), got {tuple(x.shape)} and"
+            f" {tuple(y.shape)}"
         )
     size = math.prod(x.shape[1:])
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     x, y = (z.detach().to(device, torch.float64).reshape(len(z), size) for z in (x, y))
-    for name, z in (("x", x), ("y", y)):
+    for name, z in zip(names, (x, y), strict=True):
         if len(z) < least or z.shape[1] == 0:
             raise ValueError(f"{name} must hold at least {least} samples, got {tuple(z.shape)}")
         if not bool(z.isfinite().all()):
             raise ValueError(f"{name} has NaN or infinity in {int((~z.isfinite()).sum())} places")
-    mean = y.mean(0)
-    return x - mean, y - mean
+    return x, y
 
 
 def _blocks(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Squared distances, (rows, M) for a few rows of x at a time."""
-    size = y.square().sum(1)
+    """Squared distances, (rows, M) for a few rows of x at a time, to 10 digits or more.
+
+    |x|^2 + |y|^2 - 2 x.y is one matrix product. It loses the digits of pairs that lie much closer
+    to each other than to the origin, which is put amidst the samples (outliers do not move it);
+    what is lost all the same comes from the differences.
+    """
+    middle, part = y.median(0).values, max(1, BLOCK // y.shape[1])
+    v = y - middle
+    size = v.square().sum(1)
     for rows in x.split(max(1, BLOCK // len(y))):
-        squared = torch.addmm(size, rows, y.T, alpha=-2).add_(rows.square().sum(1, keepdim=True))
-        yield squared.clamp_(min=0)
+        u = rows - middle
+        own = u.square().sum(1, keepdim=True)
+        squared = torch.addmm(size, u, v.T, alpha=-2).add_(own)
+        for near in (squared < 2e-6 * own).nonzero().split(part):
+            i, j = near.T
+            squared[i, j] = (rows[i] - y[j]).square().sum(1)
+        yield squared
 
 
 def _discrepancy(
-    x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], diagonal: float, unbiased: bool
+    x: Samples, y: Samples, kernel: Callable[[Tensor], Tensor], diagonal: float, unbiased: bool
 ) -> float:
     """Mean kernel within x plus within y minus twice across, for a kernel of |x - y|^2."""
     x, y = _prepare(x, y, least=2)

@@ -7,9 +7,11 @@ all three well. A sampler is no class: it is a process, a solver and a grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +19,19 @@ from torch import Tensor
 
 from . import grids
 from .moments import Moments, isotropic
-from .noise import Noise, Streams
-from .ops import act, as_integer, check_count, check_finite, check_state
-from .sdes import SDE, KernelSDE, MatrixSDE
+from .noise import Noise, Streams, on_host
+from .ops import Time, act, as_integer, check_count, check_finite, check_state
+from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
-from .solvers.base import describe
+from .solvers.base import check_drift, describe
 
 if TYPE_CHECKING:
     from .scores import Score
 
 _T = TypeVar("_T")
+
+Callback = Callable[[Tensor, float], object]
+"""(state after a step, its time) -> anything."""
 
 
 def solve(
@@ -37,6 +42,7 @@ def solve(
     noise: Noise | int | None = None,
     *,
     trajectory: bool = False,
+    callback: Callback | None = None,
     progress: bool = False,
     chunk: int | None = None,
 ) -> Tensor:
@@ -52,6 +58,7 @@ def solve(
         noise: a ``Noise``, or a seed for ``Streams``; None draws the seed from torch's global
             generator.
         trajectory: return the state at every time, (len(times), B, *D), in place of the last.
+        callback: is called as callback(x, t) with the state after each step (of each chunk).
         progress: show a progress bar.
         chunk: run the batch in parts of this size; the result does not depend on it.
 
@@ -60,7 +67,8 @@ def solve(
         ValueError: a state that is not finite; labels or noise for another number of samples; a
             grid that is not monotone, leaves [0, T], runs the wrong way for the process, or makes
             the solver read a score where it is singular.
-        FloatingPointError: the result is not finite.
+        FloatingPointError: a score or state is not finite; at once on the CPU, at the end on
+            other devices, which are not asked before.
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
@@ -83,6 +91,7 @@ def solve(
                 solver,
                 noise.rows(part) if len(parts) > 1 else noise,
                 trajectory,
+                callback,
                 progress,
             )
             for part in parts
@@ -97,6 +106,28 @@ def solve(
     return result
 
 
+def _blame(
+    process: SDE, x: Tensor, step: Step, solver: Solver, noise: Noise, memory: tuple[Tensor, ...]
+) -> NoReturn:
+    """Raise ``FloatingPointError``: the score is not finite in this step, or the step too long.
+
+    The step is made once more, by a process whose score (or drift) is looked at.
+    """
+    name, watched = "score" if isinstance(process, Reverse) else "drift", copy(process)
+
+    def checked(y: Tensor, t: Time) -> Tensor:
+        value: Tensor = getattr(process, name)(y, t)
+        check_drift(process, value, y, t)
+        return value
+
+    object.__setattr__(watched, name, checked)  # which is frozen
+    solver.step(watched, x, step, noise, memory)
+    raise FloatingPointError(
+        f"{type(solver).__name__} found NaN or infinite values in its step from {step.t:.6g} to"
+        f" {step.s:.6g}: the step is too large for the solver"
+    )
+
+
 def _run(
     process: SDE,
     x: Tensor,
@@ -104,14 +135,21 @@ def _run(
     solver: Solver,
     noise: Noise,
     trajectory: bool,
+    callback: Callback | None,
     progress: bool,
 ) -> Tensor:
     states = [x]
     memory: tuple[Tensor, ...] = ()
+    host = on_host(x.device)
     for step in _bar(plan, progress):
+        before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
+        if host and not torch.isfinite(x).all():
+            _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)
+        if callback is not None:
+            callback(x, step.s)
     return torch.stack(states) if trajectory else x
 
 
@@ -121,49 +159,56 @@ def sample(
     steps: int = 25,
     seed: int | None = None,
     *,
-    eta: float = 0.0,
+    eta: float | None = None,
     solver: Solver | None = None,
-    times: Tensor | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    first: int = 0,
+    start: Tensor | None = None,
+    trajectory: bool = False,
+    callback: Callback | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     progress: bool = False,
     chunk: int | None = None,
 ) -> Tensor:
-    """Draw n samples from a model: the one call for who does not want to choose.
+    """Draw n samples from a model, in the units of its data: the one call for who does not want
+    to choose.
 
     Args:
-        model: any score that knows its ``sde`` and ``shape``, exact or learned; bind labels
-            first, ``model.given(y=labels)``.
+        model: any score that knows its process and the shape of its data, exact or learned; bind
+            labels first, ``model.given(y=labels)``.
         n: how many.
         steps: network calls, where the solver makes one a step; a solver that chooses its
             steps itself (``Adaptive``, ``SciPy``) goes to the end in one.
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
-        eta: noise level: 0 is the probability flow, 1 the reverse-time SDE.
+        eta: noise level: 0 is the probability flow, 1 the reverse-time SDE. None takes what the
+            model prefers, ``model.eta``: 0 for all but posteriors.
         solver: by default that which the model was tuned to (``tune_solver``; eta = 0 only),
             otherwise ``default_solver(model, eta)``.
         times: by default the grid that the solver brings, otherwise ``grids.default``, with a
             last step to t = 0.
+        first: draw the samples first .. first + n - 1 of the sequence that the seed stands for.
+        start: the states at the first time (n, *state), in the units of the data, in place of
+            draws from the prior: a noised picture to edit, the end of another run.
+        trajectory: return the data at every time, (len(times), n, *D).
+        callback: is called as callback(x, t) after each step, x in the units of the data.
         dtype, device: of the state; the device is the model's own by default.
         progress, chunk: as in ``solve``.
 
     Returns:
-        (n, *model.shape): of a state with more than the data in it, the data.
+        (n, *D): of a state with more than the data in it, the data.
 
     Raises:
         TypeError, ValueError: the model does not know its process or shape, n < 1, and whatever
             ``solve`` raises.
     """
-    sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
-    if not isinstance(sde, KernelSDE) or shape is None:
-        raise TypeError(
-            f"sample needs a score that knows its linear process (.sde) and data shape (.shape);"
-            f" {type(model).__name__} has sde = {sde!r}, shape = {shape!r}: use solve(...)"
-        )
-    n = check_count(n, "n")
+    sde, shape = known(model, "sample")
+    n, first = check_count(n, "n"), check_count(first, "first", 0)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise TypeError(f"dtype must be floating point, such as torch.float32, got {dtype!r}")
+    eta = model.eta if eta is None else eta
     if solver is None:
-        tuned = model.tuned if eta == 0 and times is None else None
+        tuned = tuned_to(model) if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
     _check_solver(solver)
     if times is None:
@@ -172,15 +217,76 @@ def sample(
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
-    noise = _as_noise(seed, "seed")
-    device = torch.device(getattr(model, "device", "cpu") if device is None else device)
+    noise = _as_noise(seed, "seed", first)
+    device = torch.device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
-    z = noise.start(torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device))
-    x = start(sde, model.facts.moments, float(times[0]), z)
+    blank = torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device)
+    if start is None:
+        x = starting(sde, model.facts.moments, float(times[0]), noise.start(blank))
+    else:
+        x = _started(model, start, blank)
+
+    def leave(x: Tensor) -> Tensor:
+        return model.facts.decode(sde.data(x))
+
     with torch.no_grad():
-        x = solve(sde.reverse(model, eta), x, times, solver, noise, progress=progress, chunk=chunk)
-    return sde.data(x)
+        x = solve(
+            sde.reverse(model, eta),
+            x,
+            times,
+            solver,
+            noise,
+            trajectory=trajectory,
+            callback=None if callback is None else lambda x, t: callback(leave(x), t),
+            progress=progress,
+            chunk=chunk,
+        )
+        return torch.stack([leave(y) for y in x]) if trajectory else leave(x)
+
+
+def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:
+    """The process of a model and the shape of its data.
+
+    Raises:
+        TypeError: it does not know them.
+    """
+    sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
+    if not isinstance(sde, KernelSDE) or shape is None:
+        raise TypeError(
+            f"{verb} needs a score that knows its linear process (.sde) and the shape of its data"
+            f" (.facts.shape); {type(model).__name__} has sde = {sde!r}, shape = {shape!r}"
+        )
+    return sde, shape
+
+
+def enter(model: Score, x: Tensor) -> Tensor:
+    """A state, or data, in the units of the process; in what a process adds to the data nothing
+    changes."""
+    sde, facts = model.sde, model.facts
+    if isinstance(sde, MatrixSDE) and sde.added and facts.units is not None:
+        return torch.cat([facts.encode(x[:, 0]).unsqueeze(1), x[:, 1:]], 1)
+    return facts.encode(x)
+
+
+def tuned_to(model: Score) -> Solver | None:
+    """What the model was tuned to, if its weights are still those."""
+    tuned = model.tuned
+    if tuned is None or tuned.weights in (None, model.fingerprint()):
+        return tuned
+    warnings.warn(
+        "the model was tuned with other weights: its tuning is not used; tune it again",
+        stacklevel=3,
+    )
+    return None
+
+
+def _started(model: Score, start: Tensor, blank: Tensor) -> Tensor:
+    check_state(start, "start")
+    check_finite(start, "start")
+    if start.shape != blank.shape:
+        raise ValueError(f"start must have shape {tuple(blank.shape)}, got {tuple(start.shape)}")
+    return enter(model, start).to(blank)
 
 
 def default_solver(model: Score, eta: float = 0.0) -> Solver:
@@ -191,17 +297,18 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     probability flow of order 4 with ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a
     matrix process ``Propagator``, of order 3 or 2.
     """
+    facts = model.facts
     if isinstance(model.sde, MatrixSDE):
-        return Propagator(3 if eta == 0 else 2, model.facts.std**2)
-    variance = model.facts.std**2 if model.facts.moments is None else model.facts.moments.variance
-    reference = isotropic(variance) if model.facts.moments is None else model.facts.moments
+        return Propagator(3 if eta == 0 else 2, facts.std**2)
+    reference = isotropic(facts.variance) if facts.moments is None else facts.moments
     if eta > 0:
         return Exponential(2, reference, corrector=True)
-    weights = Spectral(variance, math.prod(model.shape or (1,))) if variance > 0 else None
+    v = facts.variance
+    weights = Spectral(v, math.prod(facts.shape or (1,))) if v > 0 else None
     return Exponential(4, reference, corrector=True, weights=weights)
 
 
-def start(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
+def starting(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
     """x_t from N(0, sigma^2), or from N(alpha m, alpha^2 C + sigma^2) where moments are known."""
     if isinstance(sde, MatrixSDE):
         return act(sde.sigma(t), z)
@@ -220,15 +327,17 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
-def _as_noise(noise: Noise | int | None, name: str = "noise") -> Noise:
+def _as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
     if isinstance(noise, Noise):
+        if first:
+            raise ValueError("first numbers the samples of a seed; a Noise has its own numbers")
         return noise
     if noise is None:
-        return Streams(int(torch.randint(1 << 62, ())))
+        return Streams(int(torch.randint(1 << 62, ())), first)
     number = as_integer(noise)
     if number is None:
         raise TypeError(f"{name} must be a Noise, an integer seed or None, got {noise!r}")
-    return Streams(number)
+    return Streams(number, first)
 
 
 def _check_batch(process: SDE, noise: Noise, n: int) -> None:

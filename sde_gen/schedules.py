@@ -55,13 +55,16 @@ class Linear(Schedule):
         _check_rates(self.beta_min, self.beta_max, self.T)
 
     def beta(self, t: Time) -> Tensor:
+        """beta_min + (beta_max - beta_min) t / T."""
         return self.beta_min + (self.beta_max - self.beta_min) / self.T * as_time(t)
 
     def integral(self, t: Time) -> Tensor:
+        """beta_min t + (beta_max - beta_min) t^2 / (2 T)."""
         t = as_time(t)
         return t * (self.beta_min + (self.beta_max - self.beta_min) / (2 * self.T) * t)
 
     def time_at(self, integral: Time) -> Tensor:
+        """The root of the quadratic, without cancellation."""
         b = as_time(integral)
         slope = (self.beta_max - self.beta_min) / self.T
         # The root of the quadratic that does not cancel for small b.
@@ -84,14 +87,17 @@ class Quadratic(Schedule):
         return a + (b - a) / self.T * as_time(t)
 
     def beta(self, t: Time) -> Tensor:
+        """The square of a line between the roots of beta_min and beta_max."""
         return self._root(t) ** 2
 
     def integral(self, t: Time) -> Tensor:
+        """A cubic: the difference of the cubes of the roots, over three times their slope."""
         # (r^3 - a^3) / (3 slope) with the difference of cubes factored: no cancellation.
         a, r = math.sqrt(self.beta_min), self._root(t)
         return as_time(t) * (r * r + r * a + a * a) / 3
 
     def time_at(self, integral: Time) -> Tensor:
+        """The cubic inverted, without cancellation."""
         a, b = math.sqrt(self.beta_min), math.sqrt(self.beta_max)
         if a == b:
             return as_time(integral) / self.beta_min
@@ -118,10 +124,12 @@ class Sigmoid(Schedule):
             raise ValueError(f"steepness must be positive, got {self.steepness}")
 
     def beta(self, t: Time) -> Tensor:
+        """beta_min + (beta_max - beta_min) S(k (2 t / T - 1))."""
         u = self.steepness * (2 * as_time(t) / self.T - 1)
         return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(u)
 
     def integral(self, t: Time) -> Tensor:
+        """beta_min t and a difference of two softplus functions."""
         t, k = as_time(t), self.steepness
         # logaddexp(0, u) is softplus without torch's cut to the identity at u = 20.
         u = k * (2 * t / self.T - 1)
@@ -154,12 +162,14 @@ class Cosine(Schedule):
         return start, (math.pi / 2 - left - start) / self.T, left
 
     def beta(self, t: Time) -> Tensor:
+        """2 a' tan a(t), with a' the speed of the angle."""
         start, slope, left = self._angles
         t = as_time(t)
         near = torch.tan(left + slope * (self.T - t))
         return 2 * slope * torch.where(near < 1, 1 / near, torch.tan(start + slope * t))
 
     def integral(self, t: Time) -> Tensor:
+        """-2 log(cos a(t) / cos a(0))."""
         start, slope, left = self._angles
         t = as_time(t)
         a = slope * t
@@ -170,6 +180,7 @@ class Cosine(Schedule):
         return -2 * torch.where(drop > -0.5, torch.log1p(drop.clamp_min(-0.5)), torch.log(ratio))
 
     def time_at(self, integral: Time) -> Tensor:
+        """By the inverse of the cosine, from whichever end keeps its digits."""
         start, slope, left = self._angles
         b = as_time(integral)
         # The difference of the two tangents factored, so that small times do not cancel.
@@ -201,12 +212,15 @@ class Geometric(Schedule):
         return 2 * math.log(self.sigma_max / self.sigma_min) / self.T
 
     def beta(self, t: Time) -> Tensor:
+        """dB / dt = 2 log(r) / T sigma_min^2 r^(2 t / T)."""
         return self.sigma_min**2 * self._rate * torch.exp(self._rate * as_time(t))
 
     def integral(self, t: Time) -> Tensor:
+        """sigma_min^2 (r^(2 t / T) - 1)."""
         return self.sigma_min**2 * torch.expm1(self._rate * as_time(t))
 
     def time_at(self, integral: Time) -> Tensor:
+        """By a logarithm."""
         return torch.log1p(as_time(integral) / self.sigma_min**2) / self._rate
 
 
@@ -222,12 +236,15 @@ class Power(Schedule):
             raise ValueError(f"need p >= 1 and T > 0, got {self}")
 
     def beta(self, t: Time) -> Tensor:
+        """p t^(p - 1)."""
         return self.p * as_time(t) ** (self.p - 1)
 
     def integral(self, t: Time) -> Tensor:
+        """t^p."""
         return as_time(t) ** self.p
 
     def time_at(self, integral: Time) -> Tensor:
+        """B^(1 / p)."""
         return as_time(integral) ** (1 / self.p)
 
 
@@ -262,16 +279,19 @@ class Tabulated(Schedule):
         return u.to(self._table.device) - i, self._table[i], self._table[i + 1]
 
     def beta(self, t: Time) -> Tensor:
+        """-N / T log(1 - beta_i) in the i-th of N equal parts of [0, T]."""
         t = as_time(t)
         _, low, high = self._cell(t)
         return ((high - low) * len(self.betas) / self.T).to(t.device)
 
     def integral(self, t: Time) -> Tensor:
+        """Linear between the nodes -sum log(1 - beta_i)."""
         t = as_time(t)
         u, low, high = self._cell(t)
         return (low + u * (high - low)).to(t.device)
 
     def time_at(self, integral: Time) -> Tensor:
+        """The interpolation inverted."""
         b = as_time(integral)
         n, table = len(self.betas), self._table.to(b.device)
         i = (torch.searchsorted(table, b.contiguous(), right=True) - 1).clamp(0, n - 1)

@@ -19,7 +19,7 @@ CLD = sg.CriticallyDamped()
 LIFTED = sg.Lifted(mixture(sg.EDM(250.0)), CLD)
 DATA = correlated(SDE)
 """Its moments hold a matrix, which every step of the default solver multiplies with."""
-TUNED = sg.tuning.Tuned([Choice(6, sg.Exponential(3, DATA.moments, corrector=True))])
+TUNED = sg.tuning.Tuned([Choice(6, sg.Exponential(3, DATA.facts.moments, corrector=True))])
 
 SOLVERS: list[tuple[sg.Solver, float]] = [
     *(
@@ -29,11 +29,11 @@ SOLVERS: list[tuple[sg.Solver, float]] = [
             sg.EulerMaruyama(),
             sg.Heun(),
             sg.SRA(),
-            sg.Exponential(2, DATA.moments),
-            sg.Exponential(3, DATA.moments, corrector=True),
+            sg.Exponential(2, DATA.facts.moments),
+            sg.Exponential(3, DATA.facts.moments, corrector=True),
             sg.Adaptive(0.05, 0.05),
-            sg.Churn(sg.Exponential(1, DATA.moments)),
-            sg.PredictorCorrector(reference=DATA.moments),
+            sg.Churn(sg.Exponential(1, DATA.facts.moments)),
+            sg.PredictorCorrector(reference=DATA.facts.moments),
             sg.PredictorCorrector(),
             *(sg.TorchSDE(method) for method in ("euler", "midpoint", "heun", "srk")),
         )
@@ -94,7 +94,7 @@ def test_sample_computes_the_same_bits(model: sg.Score, eta: float, dtype: torch
 class Recording(nn.Module):
     """A linear network that remembers in which dtype it was multiplied."""
 
-    shape = (2,)
+    facts = sg.Facts((2,))
 
     def __init__(self) -> None:
         super().__init__()

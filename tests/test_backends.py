@@ -92,9 +92,29 @@ def test_scipy_refuses_to_cut_a_gradient() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_scipy_says_when_it_gives_up() -> None:
-    flow = VP().probability_flow(lambda x, t: -(x**3) * 1e60)
+    # The drift grows beyond bounds towards t = 0.7, where no step is short enough.
+    flow = VP().probability_flow(lambda x, t: x.new_ones(x.shape) / (t - 0.7) ** 2)
     with pytest.raises(RuntimeError, match=r"scipy's RK45 stopped at t = .*step size"):
         solve(flow, torch.ones(1, 1, dtype=F64), [1.0, 0.5], SciPy())
+
+
+@pytest.mark.parametrize("method", ["RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("since", [2.0, 0.8])
+def test_scipy_stops_at_the_first_value_that_is_not_finite(
+    method: str, value: float, since: float
+) -> None:
+    """With no further call, where it would halve its step for ever."""
+    seen = list[bool]()
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(bool(float(t) > since))
+        return -x if seen[-1] else torch.full_like(x, value)
+
+    flow = VP().probability_flow(lambda x, t: broken(x, t))
+    with pytest.raises(FloatingPointError, match="the score is not finite at t = "):
+        solve(flow, torch.ones(3, 2), [1.0, 0.5], SciPy(method))
+    assert seen == [True] * (len(seen) - 1) + [False]
 
 
 # The traps of torchsde, one test each.

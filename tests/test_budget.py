@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from problems import F64, gaussian, mixture, ring
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen import VP, Budget, Exponential, Gaussian, error_budget, grids
-from sde_gen.budget import Term, _jackknife, _rms
+from sde_gen import VP, Exponential, Gaussian, error_budget, grids
+from sde_gen.budget import Budget, Term, _jackknife, _rms
 from sde_gen.metrics import energy_distance
 
 SDE = VP(sg.schedules.Linear(0.1, 4.0))  # alpha(T) = 0.36: a prior that is visibly wrong
@@ -29,9 +30,7 @@ def data_law() -> Gaussian:
 def blind(score: sg.Score) -> sg.Score:
     """The score without the moments: runs start from N(0, sigma^2)."""
     given = score.given()
-    given.facts.moments = None
-    given.facts.std = math.sqrt(V)
-    return given
+    return given.with_facts(replace(given.facts, moments=None, std=math.sqrt(V)))
 
 
 def level(t: float) -> tuple[float, float]:
@@ -110,7 +109,7 @@ def test_the_grid_is_that_of_sample_up_to_its_last_step() -> None:
     law, calls = mixture(SDE), 0
 
     class Counted(sg.Score):
-        sde, shape, data_std = law.sde, law.shape, law.facts.std
+        sde, facts = law.sde, law.facts
 
         def __call__(self, x: Tensor, t: Any) -> Tensor:
             nonlocal calls
@@ -133,7 +132,7 @@ def test_moments_of_a_law_that_does_not_say_them() -> None:
     centred = law.means - mean
     covariance = (centred.T * p) @ centred + torch.diag(p @ law.variance)
     told = mixture(SDE)
-    told.moments = sg.Moments.of(covariance, mean)
+    told = told.with_facts(replace(told.facts, moments=sg.Moments.of(covariance, mean)))
     a, b = (error_budget(mixture(SDE), m, 5, n=200).prior.value for m in (law, told))
     # Mean and deviations are known to 1 / sqrt(20,000), of unit-sized data scaled by alpha_T.
     assert a == pytest.approx(b, abs=5 / math.sqrt(20_000))
@@ -204,7 +203,7 @@ def test_labels_follow_the_data() -> None:
     found = error_budget(model.given(y=y), data, 4, real=torch.randn(30, 1), fine=16)
     assert isinstance(found, Budget)
     assert "discretisation" in str(found)
-    with pytest.raises(ValueError, match="y was given for 12 samples"):
+    with pytest.raises(ValueError, match="is for 12 samples, the state has 5"):
         error_budget(model.given(y=y), data[:5], 4, real=data)
 
 

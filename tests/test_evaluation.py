@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ CLD = sg.CriticallyDamped()
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 T = torch.tensor(0.5, dtype=F64)
 
+
+def value(score: Any, x: Tensor, t: Tensor) -> Tensor:
+    """What an evaluation of any score function tells of its value."""
+    return evaluate(score, x, t, SDE.tweedie).score
+
+
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Any], type[Exception], str]] = {
     "nothing": (lambda x, t: None, TypeError, "score returned NoneType for a state"),
     "a number": (lambda x, t: 1.0, TypeError, "score returned float for a state"),
@@ -36,7 +43,7 @@ class Own(sg.Score):
     """A score that knows its process and is the function it was given, whatever the label."""
 
     sde = SDE
-    shape = (2,)
+    facts = sg.Facts((2,))
 
     def __init__(self, f: Callable[[Tensor, Tensor], Any]) -> None:
         self.f = f
@@ -52,8 +59,8 @@ class Broad(Own):
 READERS: dict[str, Callable[[Callable[[Tensor, Tensor], Any]], Tensor]] = {
     "reversal": lambda f: SDE.reverse(f).drift(X, T),
     "langevin": lambda f: sg.Langevin(f).drift(X, T),
-    "denoise": lambda f: f.denoise(X, T),
-    "denoise a pair": lambda f: f.denoise(X.reshape(2, 2, 2), T),
+    "denoise": lambda f: SDE.reverse(f).evaluate(X, T).denoised,
+    "denoise a pair": lambda f: CLD.reverse(f).evaluate(X.reshape(2, 2, 2), T).denoised,
     "sum": lambda f: (sg.Gaussian(SDE, torch.zeros(2)) + f)(X, T),
     "classifier-free": lambda f: sg.ClassifierFree(Own(f), 0)(X, T),
     "lifted": lambda f: sg.Lifted(Broad(f), CLD)(X.reshape(2, 2, 2), T),
@@ -80,7 +87,7 @@ def test_a_score_is_read_in_the_dtype_of_the_state() -> None:
         return x.bfloat16()
 
     for dtype in (torch.float32, F64):
-        assert evaluate(half, X.to(dtype), T).dtype == dtype
+        assert value(half, X.to(dtype), T).dtype == dtype
         total = (half + sg.Gaussian(SDE, torch.zeros(2)))(X.to(dtype), T)  # type: ignore[operator]
         assert total.dtype == SDE.reverse(half).drift(X.to(dtype), T).dtype == dtype
 
@@ -114,7 +121,7 @@ USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
     "a function": lambda m: sg.solve(
         SDE.probability_flow(lambda x, t: m(x, t)), X, TIMES, sg.Heun(), 0
     ),
-    "likelihood": lambda m: sg.log_prob(SDE, m, X, solver=sg.Heun(), times=TIMES.flip(0)),
+    "likelihood": lambda m: sg.log_prob(m, X, solver=sg.Heun(), times=TIMES.flip(0)),
     "denoise": lambda m: m.denoise(X, T),
     "langevin": lambda m: sg.Langevin(m, at=0.1).drift(X, T),
     "classifier": lambda m: sg.Classifier(LOGITS, 1, SDE)(X, T),
@@ -149,7 +156,7 @@ def test_losses_keep_their_dropout() -> None:
     model, t = dropping().train(), torch.rand(4, dtype=F64) * 0.9 + 0.1
 
     def loss() -> Tensor:
-        return sg.dsm_loss(model, SDE, X, t, generator=torch.Generator().manual_seed(0))
+        return sg.dsm_loss(model, SDE, X, t, noise=torch.Generator().manual_seed(0))
 
     assert not torch.equal(loss(), loss())
     assert not torch.equal(model(X, T), model(X, T))
@@ -166,11 +173,11 @@ def test_a_bare_or_compiled_network_rests() -> None:
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return -self.dropout(x)
 
-    assert torch.equal(evaluate(Bare().train(), X, T), -X)
+    assert torch.equal(value(Bare().train(), X, T), -X)
     model = dropping()
-    wanted = evaluate(model.eval(), X, T)
+    wanted = value(model.eval(), X, T)
     compiled = torch.compile(model.train(), backend="eager")
-    torch.testing.assert_close(evaluate(compiled, X, T), wanted)
+    torch.testing.assert_close(value(compiled, X, T), wanted)
 
 
 def test_what_was_in_training_is_so_again_after_an_error() -> None:
@@ -181,7 +188,7 @@ def test_what_was_in_training_is_so_again_after_an_error() -> None:
 
     model = sg.ScoreNetwork(Failing((2,), 8, 1), SDE).train()
     with pytest.raises(ArithmeticError):
-        evaluate(model, X, T)
+        value(model, X, T)
     assert model.net.training
     assert not evaluating()
 
@@ -191,11 +198,11 @@ def test_a_part_that_was_set_by_hand_stays_so() -> None:
     model = dropping().eval()
     part = next(m for m in model.modules() if isinstance(m, nn.Dropout))
     part.train()
-    assert not torch.equal(evaluate(model, X, T), evaluate(model, X, T))
+    assert not torch.equal(value(model, X, T), value(model, X, T))
     assert part.training
     model.train()
     part.eval()
-    assert torch.equal(evaluate(model, X, T), evaluate(model, X, T))
+    assert torch.equal(value(model, X, T), value(model, X, T))
     assert not part.training
 
 
@@ -223,7 +230,7 @@ def test_another_thread_is_not_evaluating() -> None:
         seen.append(evaluating())
         return x
 
-    evaluate(score, X, T)
+    value(score, X, T)
     assert seen == [False, True]
 
 
@@ -300,6 +307,34 @@ def test_a_model_sampled_in_inference_mode_serves_gradients(
     assert torch.equal(through(used, X.to(dtype)), wanted)
 
 
+def kept(value: object) -> Iterator[Tensor]:
+    """The tensors that an object holds, however deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from kept(part)
+    elif type(value).__module__.startswith("sde_gen"):
+        slots = getattr(value, "__slots__", ())
+        yield from kept(
+            [getattr(value, name) for name in slots]
+            + list(vars(value).values() if hasattr(value, "__dict__") else ())
+        )
+
+
+def test_nothing_that_is_kept_is_of_inference_mode() -> None:
+    table, damped = sg.VP(sg.schedules.Tabulated([0.1, 0.2, 0.4] * 9)), sg.CriticallyDamped()
+    law = sg.Gaussian(table, torch.zeros(2), covariance=torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    solver = sg.Exponential(3, law.facts.moments, corrector=True)
+    with torch.inference_mode():
+        sg.sample(law, 3, 4, solver=solver)
+        damped.time_at(damped.log_snr(0.5))
+    for user, least in ((law, 4), (solver, 4), (damped, 4)):
+        found = list(kept(user))
+        assert len(found) >= least
+        assert not any(c.is_inference() for c in found)
+
+
 def test_moments_found_in_inference_mode_serve_gradients() -> None:
     with torch.inference_mode():
         found = sg.data_moments(X.double())
@@ -313,7 +348,8 @@ def test_learning_goes_on_after_inference_mode() -> None:
     """A whole model: sampled for a look in the middle of training."""
     law = mixture(SDE)
     model = sg.ScoreNetwork(alive(MLP((2,), 8, 1)), sg.VP(sg.schedules.Tabulated([0.01] * 500)))
-    model.facts.moments = sg.data_moments(law.sample(200, torch.Generator().manual_seed(0)))
+    known = sg.data_moments(law.sample(200, torch.Generator().manual_seed(0)))
+    model = model.with_facts(replace(model.facts, moments=known))
     with torch.inference_mode():
         sg.sample(model, 3, 4, seed=0)
     x = sg.solve(model.sde.probability_flow(model), X.requires_grad_(), TIMES[:3], sg.Heun())
@@ -395,8 +431,8 @@ def test_kernels_compute_the_same_bits(sde: KernelSDE, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_moments_compute_the_same_bits(dtype: torch.dtype) -> None:
     moments = sg.Gaussian(SDE, torch.zeros(2), covariance=torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
-    assert moments.moments is not None
-    same_bits(lambda: moments.moments.apply((moments.moments.values,), (X.to(dtype),)))
+    assert moments.facts.moments is not None
+    same_bits(lambda: moments.facts.moments.apply((moments.facts.moments.values,), (X.to(dtype),)))
 
 
 @pytest.mark.parametrize("sde", [SDE, CLD], ids=["scalar", "matrix"])

@@ -12,20 +12,17 @@ from sde_gen import (
     EDM,
     VE,
     VP,
-    Cosine,
     CriticallyDamped,
     Exponential,
-    Geometric,
     Langevin,
-    Linear,
     LinearSDE,
     OrnsteinUhlenbeck,
     SubVP,
-    Tabulated,
     Wiener,
     grids,
     solve,
 )
+from sde_gen.schedules import Cosine, Geometric, Linear, Tabulated
 
 PROCESSES = [VP(), VP(Cosine()), SubVP(), VE(), EDM(), Wiener(3.0), OrnsteinUhlenbeck()]
 KINDS: list[Callable[..., Any]] = [

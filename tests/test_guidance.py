@@ -16,17 +16,18 @@ from sde_gen import (
     VP,
     Classifier,
     ClassifierFree,
+    Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     LinearSDE,
     Score,
     SubVP,
-    classifier_loss,
     grids,
     solve,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.ops import Time, as_time
+from sde_gen.schedules import Geometric
 from sde_gen.solvers import Heun, RungeKutta
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0)]
@@ -72,7 +73,7 @@ class ExactConditional(Score):
     classes = 3
 
     def __init__(self, sde: LinearSDE) -> None:
-        self.sde, self.shape, self.calls = sde, (2,), 0
+        self.sde, self.facts, self.calls = sde, Facts((2,)), 0
         self.table = {y: of_class(sde, y) for y in range(3)} | {-1: everything(sde)}
 
     def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
@@ -107,7 +108,7 @@ def test_an_exact_classifier_makes_the_class_score(sde: LinearSDE, data_std: flo
     net, score = ExactClassifier(sde, data_std), everything(sde)
     x, t = states(sde, 6)
     for y in (1, torch.tensor([0, 1, 2, 2, 1, 0])):
-        guided = score + Classifier(net, y, sde, data_std)
+        guided = score + Classifier(net, y, sde, Facts(std=data_std))
         labels = torch.as_tensor(y).expand(6)
         expected = ExactConditional(sde)(x, t, labels)
         torch.testing.assert_close(guided(x, t), expected, rtol=1e-7, atol=1e-7)
@@ -325,7 +326,7 @@ def test_classifier_loss_is_the_cross_entropy_of_noised_data() -> None:
     x = everything(sde).sample(50, torch.Generator().manual_seed(0))
     y, t = torch.randint(3, (50,)), torch.linspace(0.05, 1, 50, dtype=F64)
     before = torch.get_rng_state()
-    loss = classifier_loss(net, sde, x, y, t, generator=torch.Generator().manual_seed(7))
+    loss = classifier_loss(net, sde, x, y, t, noise=torch.Generator().manual_seed(7))
     assert torch.equal(torch.get_rng_state(), before)
     x_t = sde.perturb(x, t, torch.Generator().manual_seed(7)).x
     exact = torch.stack(
@@ -357,7 +358,7 @@ def test_the_exact_posterior_minimises_the_classifier_loss() -> None:
 
     losses = {
         a: classifier_loss(
-            Tempered(a), sde, x, LABELS[component], t, generator=torch.Generator().manual_seed(2)
+            Tempered(a), sde, x, LABELS[component], t, noise=torch.Generator().manual_seed(2)
         )
         for a in (0.8, 1.0, 1.25)
     }

@@ -20,32 +20,25 @@ from sde_gen import (
     BrownianPath,
     Classifier,
     ClassifierFree,
-    Cosine,
     Empirical,
     EulerMaruyama,
     Exponential,
+    Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Impulses,
     Langevin,
-    Linear,
     OrnsteinUhlenbeck,
-    Power,
-    Quadratic,
     Recipe,
     Reverse,
     RungeKutta,
     SciPy,
     Score,
     ScoreNetwork,
-    Sigmoid,
     Streams,
     SubVP,
-    Tabulated,
     TorchSDE,
-    classifier_loss,
     error_budget,
     grids,
     log_prob,
@@ -55,7 +48,9 @@ from sde_gen import (
     train,
     tune_grid,
 )
+from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
+from sde_gen.schedules import Cosine, Geometric, Linear, Power, Quadratic, Sigmoid, Tabulated
 
 SDE_ = VP()
 SCORE = gaussian(SDE_)
@@ -91,7 +86,7 @@ class ForEach(Score):
     """A score that knows how many samples it was bound for."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, self.sde, self.shape = batch, SDE_, (3,)
+        self.batch, self.sde, self.facts = batch, SDE_, Facts((3,))
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:
         return -x
@@ -338,7 +333,7 @@ RUNS: dict[str, Case] = {
     "a NaN score": (
         lambda: run(SDE_.reverse(lambda x, t: x * math.nan), times=[1.0, 0.5]),
         FloatingPointError,
-        "EulerMaruyama ended with NaN .* 1 steps",
+        "the score is not finite at t = 1, first in row 0 of the state",
     ),
     "a seed of 0.5": (lambda: solve(SDE_, X, [0, 1], EULER, 0.5), TypeError, "integer seed"),  # type: ignore[arg-type]
     "chunks of 0": (lambda: solve(SDE_, X, [0, 1], EULER, 0, chunk=0), ValueError, ">= 1, got 0"),
@@ -471,7 +466,9 @@ def test_rows_that_are_bound_may_be_chunked() -> None:
     assert sample(ForEach(4), 4, steps=2, seed=0).shape == (4, 3)
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize(
+    "kind", [np.int64, np.uint8, torch.tensor], ids=["numpy", "small", "torch"]
+)
 def test_integers_of_every_kind_count(kind: Any) -> None:
     """n, steps, seed and chunk: numpy's and PyTorch's integers give what Python's give."""
     wanted = sample(SCORE, 5, 3, 7, eta=1.0, chunk=2)

@@ -30,7 +30,7 @@ def points(score, n):
 def test_equals_exact_density(sde):
     score = mixture(sde)
     x = points(score, 8)
-    fine = log_prob(sde, score, x, solver=sg.SciPy("DOP853", 1e-10, 1e-10))
+    fine = log_prob(score, x, solver=sg.SciPy("DOP853", 1e-10, 1e-10))
     torch.testing.assert_close(fine, score.log_prob(x), atol=1e-6, rtol=0)
 
 
@@ -41,7 +41,7 @@ def test_error_falls_at_the_order_of_the_solver():
     errors = []
     for n in (60, 120, 240):
         times = grids.uniform(sde, n, end=0.0, power=2).flip(0)
-        l_n = log_prob(sde, score, x, solver=sg.RungeKutta(), times=times)
+        l_n = log_prob(score, x, solver=sg.RungeKutta(), times=times)
         errors.append(float((l_n - score.log_prob(x)).abs().mean()))
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(abs(s - 4) < 0.35 for s in slopes[:-1]), slopes
@@ -55,7 +55,7 @@ def test_hutchinson_is_unbiased():
     solver = sg.RungeKutta()
     times = grids.uniform(sde, 40, end=0.0, power=2).flip(0)
     draws = torch.stack(
-        [log_prob(sde, score, x, probes=2, seed=k, solver=solver, times=times) for k in range(40)]
+        [log_prob(score, x, probes=2, seed=k, solver=solver, times=times) for k in range(40)]
     )
     error = draws.mean(0) - score.log_prob(x)
     spread = draws.std(0) / math.sqrt(len(draws))
@@ -70,7 +70,7 @@ def test_probes_do_not_depend_on_the_batch_or_on_chunks():
     times = grids.uniform(sde, 10, end=0.0, power=2).flip(0)
 
     def run(chunk):
-        return log_prob(sde, score, x, probes=1, solver=solver, times=times, chunk=chunk)
+        return log_prob(score, x, probes=1, solver=solver, times=times, chunk=chunk)
 
     torch.testing.assert_close(run(None), run(4), rtol=1e-12, atol=1e-12)
 
@@ -91,8 +91,8 @@ def test_images_and_vectors_agree():
     x = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     flat = sg.Gaussian(sde, torch.zeros(12, dtype=torch.float64), 0.5)
     image = sg.Gaussian(sde, torch.zeros(3, 2, 2, dtype=torch.float64), 0.5)
-    a = log_prob(sde, flat, x)
-    b = log_prob(sde, image, x.reshape(3, 3, 2, 2))
+    a = log_prob(flat, x)
+    b = log_prob(image, x.reshape(3, 3, 2, 2))
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(a, flat.log_prob(x), atol=1e-2, rtol=0)
 
@@ -112,7 +112,7 @@ def test_guided_scores_have_a_likelihood():
     x = one.sample(4, torch.Generator().manual_seed(2))
     fast = sg.SciPy("DOP853", 1e-8, 1e-8)
     times = [1e-4, 1.0]
-    a = log_prob(sde, guided, x, solver=fast, times=torch.tensor(times, dtype=torch.float64))
+    a = log_prob(guided, x, solver=fast, times=torch.tensor(times, dtype=torch.float64))
     b = one.log_prob(x)
     # The prior N(0, 1) in place of p_T, and a start at t = 1e-4: both below 1e-2 here.
     torch.testing.assert_close(a, b, atol=2e-2, rtol=0)
@@ -141,11 +141,11 @@ def test_bad_input():
     sde = sg.VP()
     score = mixture(sde)
     with pytest.raises(TypeError, match="floating point"):
-        log_prob(sde, score, torch.zeros(2, 2, dtype=torch.int64))
+        log_prob(score, torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="NaN"):
-        log_prob(sde, score, torch.full((2, 2), torch.nan))
+        log_prob(score, torch.full((2, 2), torch.nan))
     with pytest.raises(ValueError, match="probes"):
-        log_prob(sde, score, torch.zeros(2, 2), probes=0)
+        log_prob(score, torch.zeros(2, 2), probes=0)
     with pytest.raises(TypeError, match="integers"):
         bits_per_dim(score, torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"0 \.\. 15"):

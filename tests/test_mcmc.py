@@ -20,6 +20,7 @@ from problems import F64, correlated, line, mixture
 from torch import Tensor
 
 from sde_gen import (
+    Facts,
     BAOAB,
     EDM,
     MALA,
@@ -378,9 +379,25 @@ def test_a_mixture_by_columns_is_its_exact_score(
     torch.testing.assert_close(log_p.double(), log_p_slow, rtol=rtol, atol=rtol)
 
 
-def test_a_narrow_mixture_in_float32_is_computed_in_float64() -> None:
-    law = GaussianMixture(EDM(), torch.ones(2), torch.tensor([[30.0], [30.4]]), 0.1)
-    x = torch.linspace(29.8, 30.6, 20).unsqueeze(1)
+@pytest.mark.parametrize(
+    ("d", "m", "gap"), [(1, 30.0, 0.4), (64, 1.64, 0.02)], ids=["1-d", "64-d"]
+)
+def test_a_narrow_mixture_in_float32_is_computed_in_float64(d: int, m: float, gap: float) -> None:
+    means = torch.tensor([0.0, m, m + gap]).unsqueeze(1).expand(3, d)
+    law = GaussianMixture(EDM(), torch.ones(3), means, 0.1)
+    x = (torch.linspace(-0.5, 1.5, 20).unsqueeze(1) * gap + m).expand(20, d)
+    fast = as_target(law, x)
+    torch.testing.assert_close(fast.score(fast.enter(x)), law(x, 0.0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("d", "m", "gap"), [(1, 1e6, 0.4), (64, 1e6, 0.2), (1, 30.0, 0.4)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_narrow_mixture_keeps_its_score_far_from_0(
+    d: int, m: float, gap: float, dtype: torch.dtype
+) -> None:
+    means = torch.tensor([[m] * d, [m + gap] * d], dtype=dtype)
+    law = GaussianMixture(EDM(), torch.ones(2), means, 0.1)
+    x = (torch.linspace(-0.5, 1.5, 20, dtype=dtype).unsqueeze(1) * gap + m).expand(20, d)
     fast = as_target(law, x)
     torch.testing.assert_close(fast.score(fast.enter(x)), law(x, 0.0), rtol=1e-5, atol=1e-4)
 
@@ -401,7 +418,7 @@ def test_a_density_and_its_score_walk_alike(method: Method) -> None:
 
 
 def network() -> ScoreNetwork:
-    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts(std=1.0), shape=(2,))
+    return ScoreNetwork(MLP((2,), width=16), VP(), facts=Facts((2,)))
 
 
 def test_a_network_is_read_at_a_fixed_noise_level() -> None:
@@ -673,7 +690,11 @@ def test_chains_that_stand_still_or_creep_are_told() -> None:
 def test_diagnostics_of_chains_that_stand_still_are_told() -> None:
     samples = torch.randn(50, 4, 2)
     ones, none = torch.ones(4), torch.zeros(4, dtype=torch.bool)
-    Chains(samples, ones, none).to_arviz()
+    data = Chains(samples.bfloat16(), ones, none).to_arviz().posterior["x"]
+    assert data.shape == (4, 50, 2)
+    torch.testing.assert_close(
+        torch.from_numpy(data.values), samples.transpose(0, 1), rtol=2**-8, atol=0
+    )
     samples[:, 1:3, 0] = torch.tensor([3.0, 4.0])
     with pytest.warns(RuntimeWarning, match="2 of 4 chains never move .* R-hat"):
         Chains(samples, ones, none).to_arviz()

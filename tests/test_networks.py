@@ -138,7 +138,7 @@ def test_labels_and_levels_matter_and_minus_one_is_no_label(net):
     torch.testing.assert_close(mixed[2], net(x, c, y)[2])
 
 
-def test_labels_are_integers_however_they_are_held(net):
+def test_labels_are_integers_however_they_are_held(net, monkeypatch):
     x, c, _ = batch(net)
     expected = net(x, c, torch.tensor([2, 0, 3]))
     for y in (
@@ -153,6 +153,12 @@ def test_labels_are_integers_however_they_are_held(net):
     for wrong in (True, [1.0, 2.0, 0.0], "a", [0, [1]]):
         with pytest.raises(TypeError, match="labels must be integers"):
             net(x, c, wrong)
+    # A network of one's own sees a label for each sample.
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(net, "compute", lambda x, c, y: seen.append(y) or x)
+    for y in (3, np.int64(3), [3, 3, 3]):
+        net(x, c, y)
+    assert [y.tolist() for y in seen] == 3 * [[3, 3, 3]]
 
 
 def test_every_parameter_learns(net):

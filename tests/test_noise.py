@@ -131,9 +131,11 @@ def test_numbered_samples_must_fit_the_state() -> None:
         Streams(0, torch.tensor([1, 2]))(state(3, 1), 0.5, 0.1)
 
 
-def test_brownian_covariance() -> None:
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-30, 1e-60, 1e30])
+def test_brownian_covariance(unit: float) -> None:
     """E[W_s W_t] = min(s, t) for each sample, and scaling: W(c t) / sqrt(c) is one too."""
     n, times = 20_000, torch.tensor([0.02, 0.1, 0.1003, 0.5, 1.0, 7.0, 90.0], dtype=F64)
+    times = unit * times
     path = BrownianPath(1)
     w = torch.cat([path.at(state(n, 1), float(t)) for t in times], 1)
     exact = torch.minimum(times[:, None], times[None, :])
@@ -144,9 +146,9 @@ def test_brownian_covariance() -> None:
 
 
 class Shallow(BrownianPath):
-    """Leaves of a quarter: nearly every time is bridged inside one."""
+    """Leaves of an eighth: nearly every time is bridged inside one."""
 
-    horizon, depth = 1.0, 2
+    depth = 2
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one time", "a time each"])
@@ -208,7 +210,29 @@ def test_quadratic_variation_is_time() -> None:
     assert float(variation) == pytest.approx(1, abs=4 * math.sqrt(2 / (200 * 8)))
 
 
-@pytest.mark.parametrize("t", [-0.1, 128.5])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_increments_are_those_of_a_path_down_to_its_resolution(
+    unit: float, dtype: torch.dtype
+) -> None:
+    """Unit variance, and neighbours without correlation; what is shorter is refused."""
+    n, path = 4000, BrownianPath(7)
+    x = state(n, 1, dtype=dtype)
+    for t in (0.3, 0.5, 0.999999, 1.7):
+        for h in (0.1, 1e-3, 1.1 * path.resolution):
+            at = [unit * t * u for u in (1 - 2 * h, 1 - h, 1)]
+            z = torch.cat([path(x, *at[:2]), path(x, *at[1:])], 1).double()
+            error = z.T @ z / n - torch.eye(2, dtype=F64)
+            # float32 knows W to 1e-7 of its size, which is sqrt(1 / h) increments.
+            rounding = 0.0 if dtype == F64 else 4e-7 / h**0.5
+            assert float(error.abs().max()) < 4.5 * math.sqrt(2 / n) + rounding
+        with pytest.raises(ValueError, match="cannot be read in steps as short as from"):
+            path(x, unit * t, unit * t * (1 + 0.9 * path.resolution))
+    with pytest.raises(ValueError, match="cannot be read"):
+        path(x, unit, unit)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1e39, math.nan])
 def test_a_path_has_ends(t: float) -> None:
     with pytest.raises(ValueError, match="path lives on"):
         BrownianPath(0).at(state(1, 1), t)
@@ -253,11 +277,11 @@ def test_named_draws_follow_the_sample_and_differ_by_name() -> None:
 def test_spread_times_are_even_and_uniform() -> None:
     n = 4096
     for first in (0, 10**12):
-        u = Streams(5, torch.arange(first, first + n)).spread()
+        u = Streams(5, first).spread(n)
         gaps = torch.cat([u.sort().values, u.min()[None] + 1]).diff()
         # Three lengths, the largest at most phi^2 / n (n between Fibonacci numbers).
         assert len(torch.unique((gaps * 1e9).round())) <= 3
         assert float(gaps.max()) < 2.62 / n
     # Over seeds each number is uniform: mean 1/2 with standard error 1 / sqrt(12 * 4000).
-    first = torch.stack([Streams(s, torch.tensor([3])).spread()[0] for s in range(4000)])
+    first = torch.stack([Streams(s, 3).spread(1)[0] for s in range(4000)])
     assert abs(float(first.mean()) - 0.5) < 4 / (12 * 4000) ** 0.5

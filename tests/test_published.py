@@ -19,11 +19,11 @@ from sde_gen import (
     Noise,
     ScoreNetwork,
     Streams,
-    Tabulated,
     grids,
     solve,
 )
 from sde_gen.ops import Time, match
+from sde_gen.schedules import Tabulated
 from sde_gen.solvers import Midpoint
 
 N = 1000

@@ -11,8 +11,9 @@ from problems import F64, gaussian, line, quantile_flow, rms, slopes, start
 from scipy.integrate import RK45
 from torch import Tensor
 
-from sde_gen import EDM, VE, VP, Geometric, LinearSDE, RungeKutta, SubVP, grids, solve
+from sde_gen import EDM, VE, VP, LinearSDE, RungeKutta, SubVP, grids, solve
 from sde_gen.ops import Time
+from sde_gen.schedules import Geometric
 from sde_gen.solvers.runge_kutta import CLASSICAL, DORMAND_PRINCE, Tableau
 
 both = pytest.mark.parametrize("order", [4, 5])

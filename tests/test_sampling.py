@@ -12,13 +12,15 @@ from torch import Tensor
 
 from sde_gen import (
     EDM,
+    SRA,
     VE,
     VP,
     BrownianPath,
-    Cosine,
+    Churn,
     Empirical,
     EulerMaruyama,
     Exponential,
+    Facts,
     Gaussian,
     GaussianMixture,
     Heun,
@@ -26,6 +28,7 @@ from sde_gen import (
     LinearSDE,
     Noise,
     OrnsteinUhlenbeck,
+    PredictorCorrector,
     Reverse,
     RungeKutta,
     SciPy,
@@ -33,7 +36,6 @@ from sde_gen import (
     Solver,
     Streams,
     SubVP,
-    Tabulated,
     TorchSDE,
     default_solver,
     grids,
@@ -41,6 +43,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time, as_time
+from sde_gen.schedules import Cosine, Linear, Tabulated
 
 STOCHASTIC: list[Solver] = [
     EulerMaruyama(),
@@ -225,6 +228,60 @@ def test_a_grid_may_be_any_sequence(source: type) -> None:
     assert torch.equal(y, solve(OrnsteinUhlenbeck(), x, single, EulerMaruyama(), 0))
 
 
+@pytest.mark.parametrize(("solver", "eta"), [*EVERY, (SRA(), 1.0), (SRA(), 0.0)], ids=label)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_named_at_once(
+    solver: Solver, eta: float, value: float
+) -> None:
+    """Never as a step that is too large, and without another step."""
+    process, x, times = setting(eta)
+    seen = list[float]()
+
+    def broken(x: Tensor, t: Time) -> Tensor:
+        seen.append(float(as_time(t)))
+        # Between two times of the grid, so that some solvers see it in the middle of a step.
+        return process.score(x, as_time(t)) if seen[-1] > 0.4 else torch.full_like(x, value)
+
+    with pytest.raises(FloatingPointError, match=r"the score is not finite at t = 0\."):
+        solve(process.sde.reverse(broken, eta), x, times, solver, 1)
+    # The step is made to its end, and once more until what is broken is found.
+    broken_calls = len([t for t in seen if t <= 0.4])
+    assert broken_calls <= (1 if solver.own_steps else solver.calls + 1)
+
+
+@pytest.mark.parametrize("solver", [Heun(), RungeKutta(), TorchSDE("heun")], ids=label)
+def test_a_score_that_is_nan_at_zero_is_named_there(solver: Solver) -> None:
+    flow = VP().probability_flow(lambda x, t: -x / t * t)
+    with pytest.raises(FloatingPointError, match="the score is not finite at t = 0, first in row"):
+        solve(flow, torch.ones(3, 2), [1.0, 0.5, 0.0], solver)
+
+    # A forward process has no score.
+    class Steep(OrnsteinUhlenbeck):
+        def drift(self, x: Tensor, t: Time) -> Tensor:
+            return x / (as_time(t) - 0.5).float()
+
+    with pytest.raises(FloatingPointError, match=r"the drift is not finite at t = 0\.5"):
+        solve(Steep(), torch.ones(3, 2), [0.0, 0.5, 1.0], Heun(), 0)
+
+
+def test_steps_that_are_too_large_are_named_so() -> None:
+    """A state that grows beyond bounds, or a score that does because the state has grown."""
+    for score, message in (
+        (
+            lambda x, t: -1.7e307 + 0 * x,
+            r"Euler.* found NaN or infinite .* from 0\.\d+ .* too large",
+        ),
+        (lambda x, t: -1e100 * x, r"score is not finite at t = 0\.\d+, .* at most \d.*e\+\d\d\d"),
+    ):
+        with pytest.raises(FloatingPointError, match=message):
+            solve(
+                VP().probability_flow(score),
+                torch.ones(3, 2, dtype=F64),
+                torch.linspace(1, 0.1, 9),
+                EulerMaruyama(),
+            )
+
+
 def test_the_progress_bar_shows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
     process, x, times = setting(1.0)
     plain = solve(process, x, times, EulerMaruyama(), 0)
@@ -233,6 +290,46 @@ def test_the_progress_bar_shows_the_steps(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().err
     assert "sampling" in shown
     assert re.search(r"\d+/12", shown)
+
+
+class InSeconds(Streams):
+    """The draws of a process whose second is this long."""
+
+    def __init__(self, second: float) -> None:
+        super().__init__(1)
+        self.second = second
+
+    def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        return super().__call__(x, t / self.second, s / self.second, k)
+
+
+UNITS = [*EVERY, (SRA(), 1.0), (Churn(), 1.0), (PredictorCorrector(reference=0.4), 1.0)]
+
+
+@pytest.mark.parametrize(("solver", "eta"), UNITS, ids=label)
+@pytest.mark.parametrize("second", [2.0**-20, 2.0**20])
+def test_the_unit_of_time_is_free(solver: Solver, eta: float, second: float) -> None:
+    """VP that ends at T = 1e-6 (a power of two, so that no time is rounded), the same draws."""
+    plain, sde = VP(), VP(Linear(0.1 / second, 20 / second, T=second))
+    x = start(mixture(plain), 7, 1.0)
+    times = grids.default(plain, 12, end=0.01)
+    torch.testing.assert_close(grids.default(sde, 12, end=0.01 * second), times * second)
+    y = solve(plain.reverse(mixture(plain), eta), x, times, solver, InSeconds(1.0))
+    z = solve(sde.reverse(mixture(sde), eta), x, times * second, solver, InSeconds(second))
+    torch.testing.assert_close(z, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("second", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("solver", [EulerMaruyama(), TorchSDE("heun")], ids=label)
+def test_a_brownian_path_has_no_unit_of_time(solver: Solver, second: float) -> None:
+    """The reversal of N(0, 1/4), 40 steps of which are right to some percent."""
+    sde, n = VP(Linear(0.1 / second, 20 / second, T=second)), 4000
+    score = Gaussian(sde, torch.zeros(1, dtype=F64), 0.5)
+    times = second * torch.linspace(1, 0.002, 41, dtype=F64).square()
+    x = float(sde.sigma(second)) * torch.randn(n, 1, dtype=F64)
+    y = solve(sde.reverse(score), x, times, solver, BrownianPath(3))
+    # The spread of a standard deviation of n is sqrt(1 / 2n) of it.
+    assert float(y.std()) == pytest.approx(0.5, rel=4 * math.sqrt(0.5 / n) + 0.05)
 
 
 # The one call.
@@ -286,7 +383,7 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
     class Counting(Score):
         def __init__(self) -> None:
             self.inner = mixture(VP())
-            self.sde, self.shape = self.inner.sde, self.inner.shape
+            self.sde, self.facts = self.inner.sde, self.inner.facts
 
         def __call__(self, x: Tensor, t: Time) -> Tensor:
             calls.append(float(as_time(t)))
@@ -330,7 +427,7 @@ def test_sample_of_labels() -> None:
 
     class Labelled(Score):
         def __init__(self) -> None:
-            self.sde, self.shape = EDM(), (1,)
+            self.sde, self.facts = EDM(), Facts((1,))
 
         def __call__(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
             assert y is not None
@@ -388,7 +485,7 @@ def test_the_default_knows_more_than_the_published_first_order(eta: float) -> No
     sde = VP()
     std = torch.tensor([0.3, 0.6], dtype=F64)
     score = Gaussian(sde, torch.zeros(2, dtype=F64), std)
-    score.facts.moments, score.facts.std = None, float(std.square().mean().sqrt())
+    score = score.with_facts(Facts((*score.shape,), float(std.square().mean().sqrt())))
     times = grids.default(sde, 12, data_std=score.facts.std)
 
     def spread(t: torch.Tensor) -> Tensor:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from sde_gen import Cosine, Geometric, Linear, Power, Quadratic, Schedule, Sigmoid, Tabulated
+from sde_gen.schedules import (
+    Cosine,
+    Geometric,
+    Linear,
+    Power,
+    Quadratic,
+    Schedule,
+    Sigmoid,
+    Tabulated,
+)
 
 F64 = torch.float64
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=F64)

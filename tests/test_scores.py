@@ -35,18 +35,16 @@ from sde_gen import (
     VE,
     VP,
     CorrelatedMixture,
-    Cosine,
     CriticallyDamped,
     Empirical,
+    Facts,
     Gaussian,
     GaussianMixture,
-    Geometric,
     Heun,
     Lifted,
-    Linear,
     LinearSDE,
+    MatrixOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
-    Power,
     Score,
     ScoreNetwork,
     SubVP,
@@ -54,9 +52,10 @@ from sde_gen import (
 )
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
-from sde_gen.scores import exact
+from sde_gen.schedules import Cosine, Geometric, Linear, Power
+from sde_gen.scores import Given, exact
 from sde_gen.scores.network import network_input
-from sde_gen.sdes import KernelSDE
+from sde_gen.sdes import KernelSDE, MatrixSDE
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
 
@@ -274,7 +273,7 @@ def test_the_spread_of_points_does_not_depend_on_where_they_are(offset: float) -
     for dtype in (torch.float32, F64) if offset < 1e8 else (F64,):
         data = x.to(dtype)
         exact = np.sqrt(data.numpy().astype(np.longdouble).var(0).mean())
-        assert Empirical(EDM(), data).data_std == pytest.approx(float(exact), rel=1e-9)
+        assert Empirical(EDM(), data).facts.std == pytest.approx(float(exact), rel=1e-9)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
@@ -290,10 +289,10 @@ def test_the_spread_of_a_mixture_weighs_its_components(offset: float) -> None:
         (each, 0.9 * each[0] ** 2 + 0.1 * each[1] ** 2),
     ):
         exact = math.sqrt(float((between + within).mean()))
-        assert GaussianMixture(VP(), pi, means, std).data_std == pytest.approx(exact, rel=1e-7)
+        assert GaussianMixture(VP(), pi, means, std).facts.std == pytest.approx(exact, rel=1e-7)
     covariances = torch.diag_embed(each**2)
     full = CorrelatedMixture(VP(), pi, means, covariances)
-    assert full.data_std == pytest.approx(exact, rel=1e-7)
+    assert full.facts.std == pytest.approx(exact, rel=1e-7)
 
 
 def test_chunks_of_components_have_one_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +301,7 @@ def test_chunks_of_components_have_one_spread(monkeypatch: pytest.MonkeyPatch) -
     whole = GaussianMixture(VP(), weights, means, std)
     monkeypatch.setattr(exact, "_BUDGET", 35)
     parts = GaussianMixture(VP(), weights, means, std)
-    assert parts.data_std == pytest.approx(whole.data_std, rel=1e-13)
+    assert parts.facts.std == pytest.approx(whole.facts.std, rel=1e-13)
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -365,7 +364,7 @@ def test_every_prediction_is_the_same_score(
     m, c = 0.7, 0.5
     score = Gaussian(sde, torch.full((3,), m, dtype=F64), c)
     oracle = Oracle(sde, prediction, m, c, data_std)
-    learned = ScoreNetwork(oracle, sde, prediction, data_std)  # type: ignore[arg-type]
+    learned = ScoreNetwork(oracle, sde, prediction, Facts(std=data_std))  # type: ignore[arg-type]
     for t in times(sde, 5):
         x = start(score, 5, t)
         torch.testing.assert_close(learned(x, t), score(x, t), rtol=1e-8, atol=1e-8)
@@ -443,6 +442,10 @@ def test_processes_of_one_law_may_be_added() -> None:
         (OrnsteinUhlenbeck(), VP(Linear(2.0, 2.0, T=5.0))),
         (VP(), Copy(VP())),
         (CriticallyDamped(), CriticallyDamped()),
+        (
+            VP(),
+            MatrixOrnsteinUhlenbeck((-torch.eye(2) / 2).tolist(), torch.eye(2).tolist(), Linear()),
+        ),
     ):
         if isinstance(one, LinearSDE) and isinstance(other, LinearSDE):
             a, b = Gaussian(one, mean), Gaussian(other, mean)
@@ -456,6 +459,9 @@ class Copy(LinearSDE):
 
     def __init__(self, sde: LinearSDE) -> None:
         self.of, self.T = sde, sde.T
+
+    def __repr__(self) -> str:
+        return f"Copy({self.of!r})"
 
     def rate(self, t: Time) -> Tensor:
         return self.of.rate(t)
@@ -474,6 +480,7 @@ class Copy(LinearSDE):
         VP(Cosine()),
         Copy(SubVP()),
         CriticallyDamped(),
+        MatrixOrnsteinUhlenbeck(((-0.5, 0.1), (0.0, -0.5)), ((1.0, 0.0), (0.0, 1.0)), Linear()),
     ],
     ids=repr,
 )
@@ -481,7 +488,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
     sde, mean = VP(), torch.ones(2)
     second = (
         CorrelatedMixture(other, torch.ones(1), mean[None], torch.eye(2))
-        if isinstance(other, CriticallyDamped)
+        if isinstance(other, MatrixSDE)
         else Gaussian(other, mean)  # type: ignore[arg-type]
     )
     first = Gaussian(sde, mean)
@@ -490,7 +497,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
         lambda: first + second,
         lambda: second - first,
         lambda: 2 * first + 3 * second,
-        lambda: first + ScoreNetwork(nn.Linear(2, 2), other).given(y=1),
+        lambda: first + second.given(y=1),
         lambda: (first + (lambda x, t: -x)) + second,
     ):
         with pytest.raises(ValueError, match=r"must have one process: .* has .*VP"):
@@ -508,8 +515,9 @@ def test_a_score_of_a_longer_process_serves_a_shorter_one() -> None:
     torch.testing.assert_close(flow.drift(x, 2.0), short.probability_flow(own).drift(x, 2.0))
     with pytest.raises(ValueError, match="process to reverse is"):
         long.probability_flow(own)
-    with pytest.raises(ValueError, match="one process"):
-        score + own
+    for one, other in ((score, own), (own, score)):
+        with pytest.raises(ValueError, match="one process"):
+            one + other
 
 
 def test_scores_of_different_shapes_or_devices_are_not_added() -> None:
@@ -598,7 +606,11 @@ def test_context_may_be_arrays_lists_and_numbers() -> None:
     ones = model(x, 0.5, y=torch.ones(4, dtype=torch.int64))
     for label in (1, np.int64(1), np.array(1), torch.tensor(1)):
         torch.testing.assert_close(model.given(y=label)(x, 0.5), ones, rtol=0, atol=0)
+    away = ScoreNetwork(MLP((2,), 8, 1, classes=5), VP()).to("meta").given(y=y.tolist())
+    assert isinstance(away, Given)
+    assert away.context["y"].device == away.device == torch.device("meta")
     words = Labelled().given(names=["a", "b"], ragged=[[1], [1, 2]], y=np.float32(2))
+    assert isinstance(words, Given)
     assert words.batch is None
     assert words.context["names"] == ["a", "b"]
 
@@ -606,7 +618,7 @@ def test_context_may_be_arrays_lists_and_numbers() -> None:
 class Counting(Score):
     def __init__(self, score: Score) -> None:
         self.score, self.calls = score, 0
-        self.sde, self.shape = score.sde, score.shape
+        self.sde, self.facts = score.sde, score.facts
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         self.calls += 1

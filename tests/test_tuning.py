@@ -16,13 +16,13 @@ from problems import F64, correlated, gaussian, mixture, ring, start
 from torch import Tensor, nn
 
 import sde_gen as sg
-from sde_gen import VP, Exponential, Tuned, grids, sample, solve, tune_grid, tune_solver
+from sde_gen import VP, Exponential, grids, sample, solve, tune_grid, tune_solver
 from sde_gen.cli import main
 from sde_gen.networks import MLP
 from sde_gen.sampling import default_solver
 from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import CONFIG, CheckpointError
-from sde_gen.tuning import Choice, Warped
+from sde_gen.tuning import Choice, Tuned, Warped
 from sde_gen.tuning.solver import _least_squares
 from sde_gen.tuning.trials import checked, sign_test
 from sde_gen.tuning.tuned import combination, correct, directions
@@ -285,7 +285,7 @@ def test_ends_of_the_trajectories_tell_the_covariance() -> None:
     """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
     how well 64 samples show a covariance."""
     model = gaussian(SDE)
-    model.facts.moments = None
+    model = model.with_facts(replace(model.facts, moments=None))
     found = tune_grid(model, steps=5, n=64, end=END)
     reference = found.choices[0].solver.reference
     assert found.name == "grid"
@@ -309,6 +309,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no steps": (lambda: tune_grid(ring(SDE), steps=()), ValueError, "integers >= 2"),
     "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, ">= 2, got 1"),
     "half a step": (lambda: tune_grid(ring(SDE), steps=2.5), ValueError, ">= 2, got 2.5"),  # type: ignore[arg-type]
+    "a NaN score": (
+        lambda: tune_grid(Bound(24), n=8), FloatingPointError, "score is not finite at t = 1,"),
     "30 labels": (
         lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
     "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
@@ -326,7 +328,13 @@ class Bound(sg.Score):
     """A score that knows how many samples it was bound for."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, self.sde, self.shape = batch, SDE, (2,)
+        self.batch, self.sde, self.facts = batch, SDE, sg.Facts((2,))
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        return x * math.nan
+
+    def rows(self, index: slice | Tensor) -> sg.Score:
+        return Bound(len(torch.arange(self.batch)[index]))
 
 
 @pytest.mark.parametrize("steps", [5, np.int64(5), (5,), [np.int64(5), 5], np.array([5])])

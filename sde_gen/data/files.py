@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..levels import centre
 from ..ops import as_integer
-from .levels import centre
 from .sets import Labelled
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
         raise FileNotFoundError(f"no array file at {path}")
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: expected a .npy or .npz file")
+    if not isinstance(key, str | None):
+        raise TypeError(f"key must be a str or None, got {key!r}")
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

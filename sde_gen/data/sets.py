@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..levels import centre, start_generator
 from ..ops import check_count
-from .levels import centre, start_generator
 
 
 class Labelled(NamedTuple):

@@ -80,7 +80,7 @@ def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool =
         classifier,
         *data,
         Recipe(minutes=SHARE * minutes, lr=2e-3, every=50, seed=seed),
-        objective=Classification(sde, facts.std, times),
+        objective=Classification(sde, facts, times),
         transform=dequantise,
         device="cpu",
     )

@@ -73,6 +73,7 @@ class Counted(Score):
         self.sde, self.facts, self.singular = score.sde, score.facts, score.singular
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """The score's evaluation, counted."""
         self.calls += 1
         return self.score.evaluate(x, t, **context)
 
@@ -84,7 +85,7 @@ def guided(trained: Trained, y: Tensor) -> dict[str, Score]:
     takes the difference of the conditional and the unconditional score for its gradient.
     """
     given = trained.score.given(y=y)
-    term = Classifier(trained.classifier, y, trained.score.sde, trained.score.facts.std)
+    term = Classifier(trained.classifier, y, trained.score.sde, trained.score.facts)
     return {
         "none": given,
         "classifier": given + WEIGHT * term,

@@ -18,8 +18,8 @@ from ..likelihood import bits_per_dim
 from ..solvers import SciPy
 from ..training import Recipe, save
 from ..training.checkpoints import write
+from ..training.folder import STATE
 from ..training.rows import remember
-from ..training.trainer import STATE
 from .figure import digits_figure
 from .judge import Judge
 from .models import LEVELS, Trained, train_models

@@ -33,7 +33,8 @@ class Chains:
         """The chains that did not diverge as ``arviz.InferenceData``, variable ``name``.
 
         ArviZ then has split R-hat (``arviz.rhat``), effective sample sizes (``arviz.ess``), all
-        together (``arviz.summary``) and pictures (``arviz.plot_autocorr``).
+        together (``arviz.summary``) and pictures (``arviz.plot_autocorr``). A warning tells of
+        chains that stand still, for which such numbers mean nothing.
 
         Raises:
             ImportError: ArviZ is not installed.
@@ -48,7 +49,9 @@ class Chains:
                 "the diagnostics of chains are ArviZ's: pip install 'sde-gen[mcmc]'"
             ) from error
         kept = ~self.diverged
-        draws = self.samples[:, kept].transpose(0, 1).cpu().numpy()
+        # numpy has no bfloat16, and ArviZ sums: half precision would not do.
+        dtype = torch.promote_types(self.samples.dtype, torch.float32)
+        draws = self.samples[:, kept].transpose(0, 1).to("cpu", dtype).numpy()
         still = (draws == draws[:, :1]).all(1).reshape(len(draws), -1).any(1)
         if still.any():
             warnings.warn(

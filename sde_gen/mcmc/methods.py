@@ -85,6 +85,7 @@ class ULA(Method):
     """
 
     def step(self, state: State, h: float, z: Sequence[Tensor]) -> None:
+        """x + h s(x) + sqrt(2 h) z."""
         s = state.target.score(state.x)
         state.x.add_(s, alpha=h).add_(z[0], alpha=math.sqrt(2 * h))
 
@@ -110,6 +111,7 @@ class MALA(Method):
             raise ValueError(f"acceptance must lie between 0 and 1, got {self.acceptance!r}")
 
     def start(self, target: Target, x: Tensor, h: float, noise: Noise) -> State:
+        """Log density and score of the first state."""
         state = super().start(target, x, h, noise)
         state.log_p, state.score = target.evaluate(x)
         state.accepts = torch.zeros_like(state.h)
@@ -120,6 +122,7 @@ class MALA(Method):
         return state
 
     def step(self, state: State, h: float, z: Sequence[Tensor]) -> None:
+        """Langevin's proposal, accepted by the rule of Metropolis and Hastings."""
         x, s, log_p = state.x, state.score, state.log_p
         assert s is not None
         assert log_p is not None
@@ -142,6 +145,7 @@ class MALA(Method):
         state.log_p = torch.where(taken, log_p_y, log_p)
 
     def adapt(self, state: State, k: int, warmup: int) -> None:
+        """Move log h towards the acceptance that is wanted; at the end take its mean."""
         assert state.accept is not None
         assert state.accepts is not None
         current = torch.log(state.h)
@@ -182,15 +186,18 @@ class Splitting(Method):
 
     @property
     def normals(self) -> int:  # type: ignore[override]
+        """One for each O of the word."""
         return self.word.count("O")
 
     def start(self, target: Target, x: Tensor, h: float, noise: Noise) -> State:
+        """The state with a velocity from N(0, I)."""
         state = super().start(target, x, h, noise)
         # copied, so that it lies in memory as x does
         state.v = torch.empty_like(x).copy_(noise.start(x))
         return state
 
     def step(self, state: State, h: float, z: Sequence[Tensor]) -> None:
+        """The letters of the word, in order."""
         x, v, draws = state.x, state.v, iter(z)
         assert v is not None
         for letter in self.word:

@@ -71,10 +71,12 @@ class AtTime(Target):
         self.has_density = hasattr(score, "log_prob")
 
     def score(self, x: Tensor) -> Tensor:
+        """s(x, t) at the one time."""
         with self.autocast:
             return self.of.evaluate(x, self.t).score
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p_t (B,) and score."""
         with self.autocast:
             log_p = self.of.log_prob(x, self.t)  # type: ignore[attr-defined]
         return log_p, self.score(x)
@@ -102,9 +104,11 @@ class Density(Target):
         self._gradient = torch.func.grad(total, has_aux=True)
 
     def score(self, x: Tensor) -> Tensor:
+        """The gradient of log p by autograd."""
         return self._gradient(x)[0]
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p (B,) and its gradient, in one call."""
         s, p = self._gradient(x)
         return p, s
 
@@ -128,10 +132,13 @@ class Mixture(Target):
         alpha, sigma = (float(c(t)) for c in (sde.alpha, sde.sigma))
         m = alpha * mixture.means.double()
         q = (1 / (alpha**2 * mixture.variance + sigma**2)).expand(m.shape)
+        # Far from 0 the exponents are small differences of large numbers.
+        far = torch.finfo(dtype).eps * float((m.square() * q).sum(1).max()) >= _ROUNDING
+        self.dtype = torch.float64 if far else dtype
+        self.centre = m.mean(0) if far else None
+        m = m if self.centre is None else m - self.centre
         a = m * q
         b = mixture.log_weights + 0.5 * (torch.log(q / (2 * math.pi)) - a * m).sum(1)
-        rounding = torch.finfo(dtype).eps * float((a * m).sum(1).max())
-        self.dtype = dtype if rounding < _ROUNDING else torch.float64
         self.shared = bool((q == q[:1]).all())
         ones = torch.ones(len(m), 1, dtype=q.dtype, device=where)
         sums = [a, ones] if self.shared else [a, q, ones]
@@ -145,7 +152,8 @@ class Mixture(Target):
         return c.to(self.dtype).contiguous()
 
     def _columns(self, x: Tensor) -> Tensor:
-        return x.flatten(1).T.to(self.dtype)
+        y = x.flatten(1)
+        return (y if self.centre is None else y.double() - self.centre).T.to(self.dtype)
 
     def _sums(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """max_k l_k / log 2 (1, C), and sum_k r_k (a_k, q_k unless shared, 1), not normalised."""
@@ -169,10 +177,12 @@ class Mixture(Target):
         return s.to(like.dtype).T.unflatten(1, like.shape[1:])
 
     def score(self, x: Tensor) -> Tensor:
+        """sum_k r_k (m_k - x) / v_k."""
         y = self._columns(x)
         return self._score(y, self._sums(y)[1], x)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p (B,) and score, in one pass."""
         y = self._columns(x)
         top, sums = self._sums(y)
         log_p = math.log(2) * top[0] + torch.log(sums[-1])
@@ -189,9 +199,11 @@ class Whitened(Target):
         self.has_density = inner.has_density
 
     def score(self, u: Tensor) -> Tensor:
+        """The score in whitened coordinates."""
         return self._pull(self.inner.score(self.leave(u)))
 
     def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log p (B,) and score, in whitened coordinates."""
         log_p, s = self.inner.evaluate(self.leave(u))
         return log_p, self._pull(s)
 
@@ -199,10 +211,12 @@ class Whitened(Target):
         return (s.reshape(len(s), -1) @ self.factor).reshape(s.shape)
 
     def enter(self, x: Tensor) -> Tensor:
+        """x in whitened coordinates."""
         flat = x.reshape(len(x), -1).T
         return torch.linalg.solve_triangular(self.factor, flat, upper=False).T.reshape(x.shape)
 
     def leave(self, u: Tensor) -> Tensor:
+        """Whitened coordinates as x."""
         return (u.reshape(len(u), -1) @ self.factor.T).reshape(u.shape)
 
 

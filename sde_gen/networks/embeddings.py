@@ -29,6 +29,7 @@ class Sinusoidal(nn.Module):
         self.omega: Tensor
 
     def forward(self, c: Tensor) -> Tensor:
+        """Sines and cosines of c (B,), (B, features)."""
         phase = c[:, None] * self.omega.to(c)
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
@@ -49,6 +50,7 @@ class Fourier(nn.Module):
         self.phi: Tensor
 
     def forward(self, c: Tensor) -> Tensor:
+        """Sines and cosines of c (B,) at random frequencies, (B, features)."""
         phase = c[:, None] * self.omega.to(c) + self.phi.to(c)
         return math.sqrt(2) * (2 * math.pi * phase).cos()
 
@@ -75,6 +77,7 @@ class Embedding(nn.Module):
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
     def forward(self, c: Tensor, y: Tensor | None) -> Tensor:
+        """Noise level c (B,) and label y (B,) or None as features (B, width)."""
         waves = self.waves(c).to(self.linear_1.weight.dtype)
         h = self.linear_2(F.silu(self.linear_1(waves)))
         if self.label is None:

@@ -28,6 +28,7 @@ class Layer(nn.Module):
         nn.init.zeros_(self.linear_2.bias)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """(B, width), (B, width) -> (B, width)."""
         scale, shift = self.modulation(e).chunk(2, dim=1)
         u = torch.addcmul(shift, self.norm(h), 1 + scale)
         return h + cast(Tensor, self.linear_2(self.dropout(F.silu(self.linear_1(u)))))
@@ -86,6 +87,7 @@ class MLP(Network):
         self.result = self.shape if outputs is None else (outputs,)
 
     def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+        """(B, *shape) -> (B, *shape), or (B, outputs)."""
         e = F.silu(self.embedding(c, y))
         h = self.input(x.flatten(1))
         for layer in self.layers:

@@ -63,6 +63,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Self-attention over all places, (B, C, *places) -> the same."""
         h = self.qkv(self.norm(x).flatten(2).mT)
         q, k, v = h.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = attend(q, k, v).transpose(1, 2).flatten(2)
@@ -91,6 +92,7 @@ class Block(nn.Module):
         self.attention = Attention(n_out, heads) if heads else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """(B, C_in, *places), (B, features) -> (B, C_out, *places)."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         e = e.reshape(*e.shape, *(1,) * (x.ndim - 2))
         if self.scale_shift:
@@ -110,6 +112,7 @@ class Enlarge(nn.Module):
         self.conv = convolution(rank, channels, channels)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        """Twice as many places along each axis."""
         return cast(Tensor, self.conv(F.interpolate(x, size=size)))
 
 
@@ -207,6 +210,7 @@ class UNet(Network):
                 self.up.append(Enlarge(rank, n))
 
     def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+        """(B, *shape) -> (B, *shape)."""
         # One matrix product embeds for all blocks, in the order in which they run.
         e = iter(self.project(F.silu(self.embedding(c, y))).split(self.splits, dim=1))
         h = self.input(x)

@@ -30,10 +30,17 @@ class Clock(Protocol):
     """What ``noise_schedule`` reads: any ``LinearSDE``."""
 
     @property
-    def T(self) -> float: ...
-    def alpha(self, t: Tensor, /) -> Tensor: ...
-    def sigma(self, t: Tensor, /) -> Tensor: ...
-    def log_snr(self, t: Tensor, /) -> Tensor: ...
+    def T(self) -> float:
+        """Where time ends."""
+
+    def alpha(self, t: Tensor, /) -> Tensor:
+        """Signal level."""
+
+    def sigma(self, t: Tensor, /) -> Tensor:
+        """Noise level."""
+
+    def log_snr(self, t: Tensor, /) -> Tensor:
+        """log(alpha^2 / sigma^2)."""
 
 
 def image_grid(
@@ -365,6 +372,8 @@ def _plain(ax: Axes) -> None:
 
 
 def _titled(ax: Axes, title: str, note: str = "") -> Figure:
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a str, got {title!r}")
     ax.set_title("\n".join(filter(None, (title, note))), fontsize="medium")
     ax.tick_params(labelsize="small")
     return cast("Figure", ax.figure)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from ..facts import Facts
 from ..ops import Time, as_real, as_time, match
-from ..sdes import Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
+from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 
 if TYPE_CHECKING:
-    from ..solvers import Solver
+    from ..tuning import Tuned
 
 _S = TypeVar("_S", bound="Score")
 _T = TypeVar("_T")
@@ -47,6 +47,7 @@ class Score:
         device: where its states live.
         batch: number of samples that labels, observations or weights were bound for, None where
             it serves any batch.
+        eta: the noise level that ``sample`` takes where none is asked for.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
     """
 
@@ -54,11 +55,13 @@ class Score:
     facts: Facts = Facts()
     singular: bool = False
     batch: int | None = None
-    tuned: Solver | None = None
+    eta: float = 0.0
+    tuned: Tuned | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
     @property
     def device(self) -> torch.device:
+        """Where its states live."""
         return torch.device("cpu")
 
     @property
@@ -112,6 +115,11 @@ class Score:
         all samples.
         """
         return Given(self, context)
+
+    def fingerprint(self) -> str | None:
+        """A name for the weights of the network inside, the same on every device; None where
+        there is none."""
+        return None
 
     def rows(self, index: slice | Tensor) -> Score:
         """The same score for a selection of the batch: whatever is bound per sample follows."""
@@ -174,11 +182,17 @@ class Given(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the score."""
         return self.score.device
 
     @property
     def classes(self) -> int | None:
+        """Those of the score."""
         return self.score.classes
+
+    def fingerprint(self) -> str | None:
+        """That of the score."""
+        return self.score.fingerprint()
 
     def _rows(self, x: Tensor) -> dict[str, Any]:
         """The context, one row a sample of x."""
@@ -186,16 +200,20 @@ class Given(Score):
         return {name: _repeat(value, len(x)) for name, value in self.context.items()}
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """score(x, t, **context), the context one row a sample."""
         score: Any = self.score
         return score(x, t, **self._rows(x))
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """The score's evaluation, given the context."""
         return self.score.evaluate(x, t, **{**self._rows(x), **context})
 
     def given(self, **context: Any) -> Score:
+        """More context; what is bound again takes the new value."""
         return Given(self.score, {**self.context, **context})
 
     def rows(self, index: slice | Tensor) -> Score:
+        """The score and its context for these rows."""
         context = {name: cut(value, index) for name, value in self.context.items()}
         return Given(self.score.rows(index), context)
 
@@ -220,12 +238,15 @@ class Sum(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the first term that has one."""
         return _home(self) or super().device
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """sum_i w_i(t) s_i(x, t)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """One evaluation of each term; the denoised state by Tweedie's formula from the sum."""
         check_batch(self, x, "a term or weight")
         score = self.given(**context) if context else self
         assert isinstance(score, Sum)
@@ -241,6 +262,7 @@ class Sum(Score):
         return Evaluation(s, lambda: self._tweedie(x, t, s), head)
 
     def rows(self, index: slice | Tensor) -> Score:
+        """Each term and weight for these rows."""
         return Sum(
             [
                 (s.rows(index) if isinstance(s, Score) else s, cut(weight, index))
@@ -249,6 +271,7 @@ class Sum(Score):
         )
 
     def given(self, **context: Any) -> Score:
+        """The context bound to each term."""
         return Sum([(s.given(**context) if isinstance(s, Score) else s, w) for s, w in self.terms])
 
 
@@ -271,6 +294,7 @@ def inherit(
     child.batch = _shared("batch size", [*((n, s.batch) for n, s in known), *rows])
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
+    child.eta = max((s.eta for _, s in known), default=0.0)
     told = [s.facts for _, s in known if s.facts.shape is not None] or [s.facts for _, s in known]
     child.facts = told[0].of_another_law() if told else Facts()
 
@@ -294,8 +318,10 @@ def _shared(
     return first
 
 
-def _same_process(a: KernelSDE, b: KernelSDE) -> bool:
-    return a is b or (a.agrees(b) and b.agrees(a))
+def _same_process(a: SDE, b: SDE) -> bool:
+    if isinstance(a, KernelSDE) and isinstance(b, KernelSDE):
+        return a.agrees(b) and b.agrees(a)
+    return a is b or a == b
 
 
 def _home(score: object) -> torch.device | None:
@@ -357,7 +383,7 @@ def _bound(value: Any, device: torch.device) -> Any:
         return value
     try:
         array = np.array(value)
-    except ValueError:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError):  # rows of different lengths, or no numbers
         return value
     return torch.as_tensor(array, device=device) if array.dtype.kind in "biufc" else value
 

@@ -151,6 +151,7 @@ class Gaussian(_Exact):
 
     @_sheltered
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """-(alpha^2 C + sigma^2)^-1 (x - alpha m)."""
         z, v = self._whiten(x, t)
         s = -z / v
         if self.basis is not None:
@@ -261,6 +262,7 @@ class GaussianMixture(_Exact):
         return log_p.flatten(), (total / mass).reshape(len(x), -1)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """sum_k r_k (alpha m_k - x) / v_k."""
         return self._evaluate(x, t)[1].reshape(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:

@@ -68,6 +68,7 @@ class Lifted(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the score."""
         return self.score.device
 
     def _at(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,7 @@ class Lifted(Score):
         return time, self.inner.alpha(time)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """pick^T s_y(y) - rest x, (B, k, *rest)."""
         t = as_time(t)
         c = self.sde.channel(t)
         time, alpha = self._at(t, c.noise)
@@ -107,9 +109,11 @@ class Lifted(Score):
         return inner - 0.5 * square - 0.5 * n * volume
 
     def given(self, **context: Any) -> Score:
+        """The context bound to the score inside."""
         return Lifted(self.score.given(**context), self.sde)
 
     def rows(self, index: slice | Tensor) -> Score:
+        """The score inside for these rows."""
         return Lifted(self.score.rows(index), self.sde)
 
 
@@ -166,10 +170,12 @@ class CorrelatedMixture(Score):
 
     @property
     def device(self) -> torch.device:
+        """Where its means are."""
         return self.means.device
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """*D of the data."""
         return self._shape
 
     def _components(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
@@ -195,6 +201,7 @@ class CorrelatedMixture(Score):
         return log_p, score
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """sum_j r_j V_j^-1 (alpha m_j - x)."""
         log_p, scores = self._components(x, t)
         s = (torch.softmax(log_p, 1).unsqueeze(-1) * scores).sum(1)
         return s.reshape(x.shape).to(x.dtype)

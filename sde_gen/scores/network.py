@@ -12,6 +12,7 @@ sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -127,10 +128,11 @@ class ScoreNetwork(nn.Module, Score):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}")
         check_one_component(sde)
         self.net, self.sde, self.prediction = net, sde, prediction
-        self.facts = _shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
+        self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.parameters(), torch.empty(0)).device
 
     @property
@@ -138,10 +140,19 @@ class ScoreNetwork(nn.Module, Score):
         """Number of classes of a conditional network, None otherwise."""
         return getattr(self.net, "classes", None)
 
+    def fingerprint(self) -> str:
+        """A name for the weights: the sums of their bits, which no order of summation changes."""
+        total = hashlib.blake2b(digest_size=8)
+        sums = [t.detach().contiguous().view(torch.uint8).sum() for t in self.parameters()]
+        total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
+        return total.hexdigest()
+
     def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
+        """s(x, t), (B, *state); with dropout in training mode, as a loss wants it."""
         return self._evaluate(x, t, context).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
+        """Score, denoised state and head from one call of the network, without dropout."""
         with resting():
             return self._evaluate(x, t, context)
 
@@ -166,7 +177,7 @@ class ScoreNetwork(nn.Module, Score):
         return Evaluation(score, lambda: match(r.data_x, x) * x + match(r.data_f, x) * f, head)
 
 
-def _shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
+def shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
     """The facts with the network's shape, which must be theirs."""
     if shape is None or facts.shape == tuple(shape):
         return facts

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
 from ..schedules import Schedule
 from .evaluation import Evaluation, ScoreFunction, evaluate
@@ -70,13 +71,13 @@ class SDE(ABC):
     def diffusion(self, t: Time) -> Tensor:
         """g(t), of the shape of t, or matrices (*S, k, k) for t of shape S; float64."""
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Perturbed:
         """Draw x_t given x_0 = x by Euler-Maruyama; the law returned is that of the last step.
 
         Args:
             x: clean data (B, *D).
             t: time () or (B,), positive.
-            generator: source of the noise, on the device of x.
+            noise: a generator on the device of x, or ``Streams``: sample by sample.
 
         Raises:
             TypeError: x is not a floating-point tensor, or the noise is a matrix.
@@ -93,7 +94,7 @@ class SDE(ABC):
         for k in range(self.steps):
             mean = x + match(h, x) * self.drift(x, k * h)
             std = match(self.diffusion(k * h) * g_h, x)
-            z = randn_like(x, generator)
+            z = normal_like(x, noise, f"perturb {k}")
             x = mean + std * z
         return Perturbed(x, mean, std, z)
 
@@ -143,22 +144,27 @@ class Reverse(SDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """That of the process."""
         return self.sde.T
 
     @property
     def direction(self) -> int:  # type: ignore[override]
+        """-1 with noise, 0 for the probability flow."""
         return -1 if self.eta > 0 else 0
 
     @property
     def singular(self) -> bool:  # type: ignore[override]
+        """Whether the score is singular at t = 0."""
         return getattr(self.score, "singular", False)
 
     @property
     def batch(self) -> int | None:  # type: ignore[override]
+        """What the score is bound for."""
         bound: int | None = getattr(self.score, "batch", None)
         return self.sde.batch if bound is None else bound
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """b - (1 + eta^2) / 2 g^2 s, by one call of the score."""
         t = as_time(t)
         c = (1 + self.eta**2) / 2 * square(self.sde.diffusion(t))
         return self.sde.drift(x, t) - act(c, self.evaluate(x, t).score)
@@ -173,9 +179,11 @@ class Reverse(SDE):
         return self.sde.tweedie(x, t, s)
 
     def diffusion(self, t: Time) -> Tensor:
+        """eta g(t)."""
         return self.eta * self.sde.diffusion(t)
 
     def rows(self, index: slice | Tensor) -> Reverse:
+        """Process and score for these rows."""
         return Reverse(self.sde.rows(index), rows_of(self.score, index), self.eta)
 
 
@@ -235,9 +243,10 @@ class KernelSDE(SDE):
         # Powers, so that no two clocks agree because their nodes are those of a table.
         t = min(self.T, other.T) * torch.linspace(0.02, 1, 17, dtype=torch.float64) ** 1.7
         kernels = [(p.alpha(t), p.sigma(t)) for p in (self, other)]
+        pairs = [(_as(a, b), _as(b, a)) for a, b in zip(*kernels, strict=True)]
         return all(
             a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-6, atol=1e-12))
-            for a, b in zip(*kernels, strict=True)
+            for a, b in pairs
         )
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -247,6 +256,13 @@ class KernelSDE(SDE):
     def data(self, x: Tensor) -> Tensor:
         """The part of a state that is data."""
         return x
+
+
+def _as(c: Tensor, other: Tensor) -> Tensor:
+    """Numbers as multiples of 1 beside matrices."""
+    if c.ndim >= other.ndim:
+        return c
+    return c[..., None, None] * torch.eye(other.shape[-1], dtype=c.dtype)
 
 
 class Clocked(SDE):
@@ -260,6 +276,7 @@ class Clocked(SDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """Where the clock ends."""
         return self.schedule.T
 
 
@@ -275,8 +292,3 @@ def check_input(sde: SDE, x: Tensor, t: Time) -> Tensor:
     t = as_time(t)
     check_time(t, sde.T)
     return t
-
-
-def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normals of the shape, dtype and device of x."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

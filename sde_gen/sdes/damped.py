@@ -62,17 +62,20 @@ class CriticallyDamped(MatrixOrnsteinUhlenbeck):
 
     @property
     def added(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The variance of the velocity at t = 0, ``start`` times the mass."""
         return (self.start * self.mass,)
 
     def _z(self, t: Time) -> Tensor:
         return 4 / self.friction * self.schedule.integral(t)
 
     def transition(self, t: Time) -> Tensor:
+        """Phi of the class, with z = 4 B / Gamma."""
         z, gamma = self._z(t), self.friction
         phi = torch.stack([1 + z / 2, z / gamma, -z * gamma / 4, 1 - z / 2], -1)
         return (torch.exp(-z / 2).unsqueeze(-1) * phi).unflatten(-1, (2, 2))
 
     def spread(self, t: Time) -> Tensor:
+        """In closed form, by incomplete gamma functions of z = 4 B / Gamma."""
         z = self._z(t)
         low = torch.special.gammainc(torch.full_like(z, 3.0), z)
         fade = torch.exp(-z)

@@ -42,15 +42,19 @@ class Langevin(Clocked):
 
     @property
     def batch(self) -> int | None:  # type: ignore[override]
+        """What the score is bound for."""
         return getattr(self.score, "batch", None)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """beta / 2 s(x)."""
         with resting():
             s = read(self.score, x, as_time(self.at))
         return match(0.5 * self.schedule.beta(t), x) * s
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta)."""
         return torch.sqrt(self.schedule.beta(t))
 
     def rows(self, index: slice | Tensor) -> Langevin:
+        """The same for these rows of its score."""
         return replace(self, score=rows_of(self.score, index))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, as_time, integrate, match, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input
 
 
 class LinearSDE(KernelSDE):
@@ -29,6 +30,7 @@ class LinearSDE(KernelSDE):
         """f(t), in 1 / time."""
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """f(t) x."""
         return match(self.rate(as_time(t)), x) * x
 
     def log_alpha(self, t: Time) -> Tensor:
@@ -53,11 +55,11 @@ class LinearSDE(KernelSDE):
         """log of the signal-to-noise ratio alpha^2 / sigma^2; falls with t, infinite at 0."""
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Perturbed:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Perturbed:
         """Draw x_t = alpha_t x + sigma_t z exactly, for t () or (B,)."""
         t = check_input(self, x, t)
         mean, std = match(self.alpha(t), x) * x, match(self.sigma(t), x)
-        z = randn_like(x, generator)
+        z = normal_like(x, noise, "perturb")
         return Perturbed(mean + std * z, mean, std, z)
 
     def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
@@ -106,18 +108,23 @@ class VP(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Linear)
 
     def rate(self, t: Time) -> Tensor:
+        """-beta / 2."""
         return -0.5 * self.schedule.beta(t)
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta)."""
         return torch.sqrt(self.schedule.beta(t))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """-B / 2."""
         return -0.5 * self.schedule.integral(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """sqrt(1 - exp(-B))."""
         return torch.sqrt(-torch.expm1(-self.schedule.integral(t)))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr) = exp(B) - 1."""
         # exp(-log_snr) = exp(B) - 1
         level = -as_time(log_snr)
         return self.schedule.time_at(torch.logaddexp(level, torch.zeros_like(level)))
@@ -133,23 +140,28 @@ class SubVP(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Linear)
 
     def rate(self, t: Time) -> Tensor:
+        """-beta / 2."""
         return -0.5 * self.schedule.beta(t)
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta (1 - exp(-2 B)))."""
         b = self.schedule.integral(t)
         return torch.sqrt(self.schedule.beta(t) * -torch.expm1(-2 * b))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """-B / 2."""
         return -0.5 * self.schedule.integral(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """1 - exp(-B)."""
         return -torch.expm1(-self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr / 2) = 2 sinh(B / 2)."""
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
         level = -as_time(log_snr)
-        known = level.clamp_max(100.0)
-        return self.schedule.time_at(2 * torch.asinh(torch.exp(known / 2) / 2) + (level - known))
+        root = 2 * torch.asinh(torch.exp(level.clamp_max(100.0) / 2) / 2)
+        return self.schedule.time_at(root + (level - 100.0).clamp_min(0.0))
 
 
 @dataclass(frozen=True)
@@ -162,18 +174,23 @@ class VE(Clocked, LinearSDE):
     schedule: Schedule = field(default_factory=Geometric)
 
     def rate(self, t: Time) -> Tensor:
+        """0."""
         return torch.zeros_like(as_time(t))
 
     def diffusion(self, t: Time) -> Tensor:
+        """sqrt(beta)."""
         return torch.sqrt(self.schedule.beta(t))
 
     def log_alpha(self, t: Time) -> Tensor:
+        """0."""
         return torch.zeros_like(as_time(t))
 
     def sigma(self, t: Time) -> Tensor:
+        """sqrt(B)."""
         return torch.sqrt(self.schedule.integral(t))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By exp(-log_snr) = B."""
         return self.schedule.time_at(torch.exp(-as_time(log_snr)))
 
 
@@ -216,21 +233,27 @@ class OrnsteinUhlenbeck(LinearSDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
+        """``end``."""
         return self.end
 
     def rate(self, t: Time) -> Tensor:
+        """a."""
         return torch.full_like(as_time(t), self.a)
 
     def diffusion(self, t: Time) -> Tensor:
+        """g."""
         return torch.full_like(as_time(t), self.g)
 
     def log_alpha(self, t: Time) -> Tensor:
+        """a t."""
         return self.a * as_time(t)
 
     def sigma(self, t: Time) -> Tensor:
+        """g sqrt((exp(2 a t) - 1) / (2 a))."""
         return self.g * torch.sqrt(torch.expm1(2 * self.a * as_time(t)) / (2 * self.a))
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By a logarithm."""
         # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
         level = math.log(-2 * self.a / self.g**2) - as_time(log_snr)
         return torch.logaddexp(level, torch.zeros_like(level)) / (-2 * self.a)

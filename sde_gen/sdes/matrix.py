@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Source, normal_like
 from ..ops import Time, act, as_real, as_time, cholesky, lasting, sum_rest
 from ..schedules import Power, Schedule
-from .base import Clocked, KernelSDE, Perturbed, check_input, randn_like
+from .base import Clocked, KernelSDE, Perturbed, check_input
 
 Rows = Sequence[Sequence[float]]
 
@@ -94,6 +95,7 @@ class MatrixSDE(KernelSDE):
         return self.rate(0.0).shape[-1]
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """A(t) x."""
         return act(self.rate(as_time(t)), x)
 
     @cached_property
@@ -187,6 +189,7 @@ class MatrixSDE(KernelSDE):
             return self.log_snr(t), t
 
     def time_at(self, log_snr: Time) -> Tensor:
+        """By secants in the logarithm of time, from a table."""
         level = as_time(log_snr)
         known, times = (v.to(level.device) for v in self._levels)
         i = torch.searchsorted(known, level.contiguous()).clamp(1, len(known) - 1)
@@ -204,9 +207,11 @@ class MatrixSDE(KernelSDE):
         return x.unsqueeze(1) if self.added else x
 
     def data(self, x: Tensor) -> Tensor:
+        """The first component where others were added, else all."""
         return x[:, 0] if self.added else x
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(k, *D) where components were added, else *D."""
         return (self.size, *shape) if self.added else shape
 
     def statistic(self, x: Tensor, c: Channel) -> Tensor:
@@ -228,25 +233,36 @@ class MatrixSDE(KernelSDE):
         share = torch.linalg.solve(rest + seen, seen)
         return share.diagonal(dim1=-2, dim2=-1).mean(-1)
 
-    def begin(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def begin(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        normals: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The state at t = 0 of data x (B, *D), what is added drawn from its own law.
+
+        Args:
+            x: data.
+            generator: source of the normals that it is made of, on the device of x.
+            normals: these normals, shaped like x, one for each variance in ``added``.
 
         Returns:
             (B, k, *rest), and the log density (B,) in nats of what was drawn, 0 if nothing:
             log p(state) less it is an unbiased estimate of log p(x) from below.
         """
         parts, log_q = [self.lift(x)], x.new_zeros(len(x))
-        for variance in self.added:
-            z = randn_like(x, generator)
+        if normals is None:
+            normals = [normal_like(x, generator, "added") for _ in self.added]
+        for variance, z in zip(self.added, normals, strict=True):
             parts.append(math.sqrt(variance) * z.unsqueeze(1))
             log_q = log_q - 0.5 * sum_rest(z**2 + math.log(2 * math.pi * variance))
         return torch.cat(parts, 1), log_q
 
-    def perturb(self, x: Tensor, t: Time, generator: torch.Generator | None = None) -> Correlated:
+    def perturb(self, x: Tensor, t: Time, noise: Source = None) -> Correlated:
         """Draw the state x_t = alpha_t x + L_t z exactly, for data x (B, *D) and t () or (B,)."""
         t = check_input(self, x, t)
         mean, low = act(self.alpha(t), self.lift(x)), self.sigma(t)
-        z = randn_like(mean, generator)
+        z = normal_like(mean, noise, "perturb")
         return Correlated(mean + act(low, z), mean, low, z)
 
     def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:
@@ -343,21 +359,26 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
 
     @property
     def size(self) -> int:
+        """k."""
         return len(self.a)
 
     def rate(self, t: Time) -> Tensor:
+        """A, for every time."""
         t, a, _ = self._at(t)
         return self.schedule.beta(t)[..., None, None] * a
 
     def diffusion(self, t: Time) -> Tensor:
+        """G, for every time."""
         t, _, g = self._at(t)
         return torch.sqrt(self.schedule.beta(t))[..., None, None] * g
 
     def transition(self, t: Time) -> Tensor:
+        """exp(A t)."""
         t, a, _ = self._at(t)
         return torch.linalg.matrix_exp(a * self.schedule.integral(t)[..., None, None])
 
     def spread(self, t: Time) -> Tensor:
+        """int exp(A u) G G^T exp(A^T u) du over [0, t], by doubling."""
         t, a, g = self._at(t)
         b = self.schedule.integral(t)[..., None, None]
         size = 2 * float(torch.linalg.matrix_norm(a, 1)) * float(b.max())

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from ..facts import facts_of
-from ..noise import BrownianPath, Noise, Streams
+from ..noise import BrownianPath, Noise, Streams, on_host
 from ..ops import Time, act, as_time, check_count, match
 from ..sdes import SDE, LinearSDE, Reverse
-from .base import Memory, Solver, Step
+from .base import Memory, Solver, Step, check_drift, drift
 from .runge_kutta import DORMAND_PRINCE, slope
 
 
-class _Standard(SDE):
+class Standard(SDE):
     """The reversal of a linear process in z and u (see above), from time t to time s."""
 
     def __init__(self, process: Reverse, variance: float, t: float, s: float) -> None:
@@ -44,8 +44,10 @@ class _Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
-        ratio = math.exp(-float(self.sde.log_snr(t))) if t else 0.0
-        return math.log1p(ratio / self.variance) ** 0.25
+        if t == 0:
+            return 0.0
+        level = -float(self.sde.log_snr(t)) - math.log(self.variance)  # log(w / C)
+        return (math.log1p(math.exp(level)) if level < 700 else level) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""
@@ -54,18 +56,22 @@ class _Standard(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         u = as_time(t)
-        w = self.variance * torch.expm1(u**4)
-        time = self.sde.time_at(-torch.log(w)).clamp(min(self.ends), max(self.ends))
-        scale = self.sde.alpha(time) * torch.sqrt(self.variance + w)
-        score = self.process.evaluate(match(scale, x) * x, time).score
+        # log w, where w itself may be too large a number: there are clocks that long.
+        level = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
+        time = self.sde.time_at(-level).clamp(min(self.ends), max(self.ends))
+        scale = torch.sqrt(self.sde.alpha(time) ** 2 * self.variance + self.sde.sigma(time) ** 2)
+        state = match(scale, x) * x
+        score = self.process.evaluate(state, time).score
+        if on_host(x.device):
+            check_drift(self.process, score, state, time)
         kappa = 1 + self.process.eta**2
         return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
 
     def diffusion(self, t: Time) -> Tensor:
         return 2 * self.process.eta * as_time(t) ** 1.5
 
-    def rows(self, index: slice | Tensor) -> _Standard:
-        return _Standard(self.process.rows(index), self.variance, *self.ends)
+    def rows(self, index: slice | Tensor) -> Standard:
+        return Standard(self.process.rows(index), self.variance, *self.ends)
 
 
 class _Trial(NamedTuple):
@@ -103,7 +109,7 @@ class _DormandPrince:
     rate, gains = 5.0, (0.7, 0.4, 3.0)
 
     def start(self, process: SDE, x: Tensor, t: Tensor, path: Noise) -> Tensor:
-        return process.drift(x, t)
+        return drift(process, x, t)
 
     def speed(self, carry: Tensor) -> Tensor:
         return _rms(carry)[0]
@@ -114,7 +120,7 @@ class _DormandPrince:
         table, k, h = DORMAND_PRINCE, [carry], match(s - t, x)
         for c, row in zip((*table.c[1:], 1.0), table.a[1:], strict=True):
             x_s = x + h * slope(row, k)
-            k.append(process.drift(x_s, s if c == 1 else t + c * (s - t)))
+            k.append(drift(process, x_s, s if c == 1 else t + c * (s - t)))
         return _Trial(x_s, h * slope(table.error, k), k[-1])
 
 
@@ -142,9 +148,9 @@ class _HeunEuler:
         w_s, h = path.at(x, s), match(s - t, x)
         # A path is walked back as it is walked forth: time that falls takes W(t) - W(s).
         jump = act(_mean_noise(process, t, s), match(torch.sign(s - t), x) * (w_s - carry))
-        b_t = process.drift(x, t)
+        b_t = drift(process, x, t)
         end = x + h * b_t + jump
-        half = h / 2 * (process.drift(end, s) - b_t)
+        half = h / 2 * (drift(process, end, s) - b_t)
         return _Trial(end + half, half, w_s)
 
 
@@ -225,27 +231,23 @@ class Adaptive(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        pair: _Pair = _DormandPrince() if process.direction == 0 else _HeunEuler()
-        path = noise if process.direction == 0 else _path(noise)
-        standard = _standard(process, step)
-        if standard is None:
-            return self._run(pair, process, x, step.t, step.s, path, memory)
-        z = x / standard.scale(step.t)
-        t, s = standard.clock(step.t), standard.clock(step.s)
-        z, memory = self._run(pair, standard, z, t, s, path, memory)
-        return z * standard.scale(step.s), memory
+        tame = standard(process, step)
+        if tame is None:
+            return self._run(process, x, step.t, step.s, noise, memory)
+        z = x / tame.scale(step.t)
+        t, s = tame.clock(step.t), tame.clock(step.s)
+        z, memory = self._run(tame, z, t, s, noise, memory)
+        return z * tame.scale(step.s), memory
 
     def _run(
-        self,
-        pair: _Pair,
-        process: SDE,
-        x: Tensor,
-        t: float,
-        s: float,
-        path: Noise,
-        memory: Memory,
+        self, process: SDE, x: Tensor, t: float, s: float, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         """From time t to time s, all samples."""
+        pair: _Pair = _DormandPrince()
+        path = noise
+        if process.direction != 0:
+            pair, path = _HeunEuler(), _path(noise)
+            path.check_step(t, s)
         way, arrived = self._start(pair, process, x, t, s, path, memory), list[_Samples]()
         for _ in range(self.max_steps):
             way, there = self._try(pair, process, way, s, path)
@@ -282,9 +284,12 @@ class Adaptive(Solver):
             return _Samples(number, x, times, h, error, carry)
         carry = pair.start(process, x, times, path)
         (size,) = _rms(x)
+        speed = pair.speed(carry)
+        if not bool(torch.isfinite(speed).all()):
+            raise FloatingPointError(f"the drift is not finite at t = {t:.6g}")
         scale = (self.atol + self.rtol * size) / (self.atol + size)
         length = torch.minimum(
-            torch.tensor(abs(s - t)), (self.atol + size) / pair.speed(carry).clamp_min(1e-300)
+            torch.tensor(abs(s - t)), (self.atol + size) / speed.clamp_min(1e-300)
         )
         h = scale ** (1 / pair.rate) * length
         return _Samples(number, x, times, h, torch.ones_like(h), carry)
@@ -294,8 +299,11 @@ class Adaptive(Solver):
     ) -> tuple[_Samples, Tensor]:
         """One trial of every sample; the samples after it, and which of them have arrived."""
         rest = s - way.t
+        least = 1e-12 * torch.maximum(way.t, rest.abs())
+        if isinstance(path, BrownianPath) and process.direction != 0:
+            least = torch.maximum(least, 2 * path.resolution * way.t.clamp_min(s))
         # What is left is cut into equal steps, so that none is a sliver.
-        parts = (rest.abs() / way.h - 0.05).ceil().clamp_min(1)
+        parts = (rest.abs() / torch.maximum(way.h, least) - 0.05).ceil().clamp_min(1)
         t_s = torch.where(parts == 1, s, way.t + rest / parts)
         h = (t_s - way.t).abs()
         trial = pair.trial(process, way.x, way.t, t_s, way.carry, path)
@@ -304,7 +312,7 @@ class Adaptive(Solver):
         error = error / (self.atol + self.rtol * size)
         error = error.where(torch.isfinite(error) & torch.isfinite(size), math.inf)
         accepted = error <= 1
-        self._check(process, way, h, error, path)
+        self._check(way, error, h <= 1.05 * least)
         mask = accepted.to(way.x.device).reshape(-1, *(1,) * (way.x.ndim - 1))
         way = _Samples(
             way.number,
@@ -316,19 +324,16 @@ class Adaptive(Solver):
         )
         return way, accepted & (parts == 1)
 
-    def _check(self, process: SDE, way: _Samples, h: Tensor, error: Tensor, path: Noise) -> None:
-        """Raise where a step is rejected and can hardly be shorter."""
-        least = 1e-12 * way.t.abs().clamp_min(1e-6)
-        if isinstance(path, BrownianPath) and process.direction != 0:
-            least = least.clamp_min(path.horizon / 2**path.depth)
-        stuck = (error > 1) & (h <= least)
+    def _check(self, way: _Samples, error: Tensor, shortest: Tensor) -> None:
+        """Raise where a step is rejected that can hardly be shorter."""
+        stuck = (error > 1) & shortest
         if bool(stuck.any()):
             i = int(stuck.nonzero()[0])
             what = "is still too large" if math.isfinite(float(error[i])) else "is not finite"
             raise FloatingPointError(
-                f"the error of sample {int(way.number[i])} {what} in a step of {float(h[i]):.3g}:"
-                " the drift is NaN, infinite or not smooth there, or the tolerance too small for"
-                f" the precision of {way.x.dtype}"
+                f"the error of sample {int(way.number[i])} {what} in the shortest step from"
+                f" {float(way.t[i]):.6g}: the drift is NaN, infinite or not smooth there, or the"
+                f" tolerance too small for the precision of {way.x.dtype}"
             )
 
 
@@ -340,14 +345,14 @@ def _factor(pair: _Pair, error: Tensor, last: Tensor, accepted: Tensor) -> Tenso
     return torch.where(accepted, forth.clamp(0.2, most), back.clamp(0.1, 0.9))
 
 
-def _standard(process: SDE, step: Step) -> _Standard | None:
+def standard(process: SDE, step: Step) -> Standard | None:
     """The process in z and u where that is possible and cheap."""
     if not (isinstance(process, Reverse) and isinstance(process.sde, LinearSDE)):
         return None
     if type(process.sde).time_at is LinearSDE.time_at:
         return None
     std = facts_of(process.score).std
-    return _Standard(process, std**2 if std > 0 else 1.0, step.t, step.s)
+    return Standard(process, std**2 if std > 0 else 1.0, step.t, step.s)
 
 
 def _path(noise: Noise) -> BrownianPath:

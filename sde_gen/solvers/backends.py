@@ -12,7 +12,7 @@ from torch import Tensor
 from ..noise import Noise
 from ..ops import check_count, full_precision, user_precision
 from ..sdes import SDE
-from .base import Memory, Solver, Step, require_ode
+from .base import Memory, Solver, Step, check_drift, require_ode
 
 _SCIPY_ORDERS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 1, "LSODA": 1}
 
@@ -34,7 +34,7 @@ class _Method:
 _TORCHSDE = {
     "euler": _Method("ito", 1, 1, 1.0, 1),
     "euler_heun": _Method("stratonovich", 1, 1, 1.0, 1),
-    "midpoint": _Method("stratonovich", 2, 2, 1.0, 2),
+    "midpoint": _Method("stratonovich", 2, 1, 1.0, 2),
     "heun": _Method("stratonovich", 2, 2, 1.0, 2),
     "srk": _Method("ito", 2, 2, 1.5, 2),
 }
@@ -52,7 +52,7 @@ class SciPy(Solver):
 
     Raises:
         ValueError: unknown method. TypeError: not an ODE, or a state that requires gradients.
-        RuntimeError: scipy gave up.
+        RuntimeError: scipy gave up. FloatingPointError: the drift is not finite.
     """
 
     evaluates_end = True
@@ -80,14 +80,23 @@ class SciPy(Solver):
         def state(y: Any) -> Tensor:
             return torch.from_numpy(y).to(device=x.device, dtype=x.dtype).reshape(x.shape)
 
-        def f(t: float, y: Any) -> Any:
+        # scipy takes its first step in seconds: it sees the share u of the way, which has none.
+        def time(u: float) -> float:
+            return step.s if u == 1 else step.t + u * step.h
+
+        def f(u: float, y: Any) -> Any:
+            t = time(u)
             with torch.no_grad():
-                return process.drift(state(y), t).double().cpu().numpy().ravel()
+                b = process.drift(state(y), t).double().cpu()
+            # scipy halves its step for ever where it sees NaN.
+            check_drift(process, b, torch.from_numpy(y).reshape(x.shape), t)
+            return step.h * b.numpy().ravel()
 
         y = x.detach().double().cpu().numpy().ravel()
-        run = solve_ivp(f, (step.t, step.s), y, self.method, rtol=self.rtol, atol=self.atol)
+        run = solve_ivp(f, (0.0, 1.0), y, self.method, rtol=self.rtol, atol=self.atol)
         if not run.success:
-            raise RuntimeError(f"scipy's {self.method} stopped at t = {run.t[-1]}: {run.message}")
+            t = time(float(run.t[-1]))
+            raise RuntimeError(f"scipy's {self.method} stopped at t = {t}: {run.message}")
         return state(run.y[:, -1].copy()), ()
 
 

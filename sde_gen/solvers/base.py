@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
-from ..noise import Noise
-from ..ops import act
+from ..noise import Noise, on_host
+from ..ops import Time, act, as_time
 from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
 
 N = TypeVar("N", covariant=True)
@@ -48,6 +49,9 @@ class Solver(ABC):
         weak: order of convergence in law on an SDE, None where it takes ODEs only.
         strong: order of convergence of paths on an SDE with additive noise.
         calls: evaluations of the score in a step.
+        draws: how many normals a step may draw: k = 0 .. draws - 1. What draws more on top of
+            another solver's step numbers its own from there.
+        multistep: whether a step reads what earlier steps have left in the memory.
         evaluates_end: whether a step evaluates the score at its end s.
         own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
             is only the times at which states are wanted.
@@ -59,6 +63,8 @@ class Solver(ABC):
     weak: int | None = None
     strong: float | None = None
     calls: int = 1
+    draws: int = 8
+    multistep: bool = False
     evaluates_end: bool = False
     own_steps: bool = False
     takes_infinite: bool = False
@@ -121,6 +127,29 @@ def reversal(solver: Solver, process: SDE) -> tuple[Reverse, LinearSDE]:
         f" sde.probability_flow(score); got {describe(process)}"
         + (", whose coefficients are matrices: take Propagator, Heun or SRA" if matrix else "")
     )
+
+
+def drift(process: SDE, x: Tensor, t: Tensor) -> Tensor:
+    """b(x, t), checked where that costs no synchronisation with a device."""
+    b = process.drift(x, t)
+    if on_host(x.device):
+        check_drift(process, b, x, t)
+    return b
+
+
+def check_drift(process: SDE, b: Tensor, x: Tensor, t: Time) -> None:
+    """Raise ``FloatingPointError`` where b is not finite and x is: no shorter step would help."""
+    if bool(torch.isfinite(b).all()):
+        return
+    sound, known = (torch.isfinite(v).reshape(len(x), -1).all(1) for v in (b, x))
+    if bool((rows := known & ~sound).any()):
+        i = int(rows.nonzero()[0])
+        time = as_time(t)
+        raise FloatingPointError(
+            f"the {'score' if hasattr(process, 'score') else 'drift'} is not finite at"
+            f" t = {float(time[i] if time.ndim else time):.6g}, first in row {i} of the state,"
+            f" whose numbers are at most {float(x[i].abs().max()):.3g}"
+        )
 
 
 def describe(process: SDE) -> str:

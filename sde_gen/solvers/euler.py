@@ -20,6 +20,7 @@ class EulerMaruyama(Solver):
     strong = 1.0
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """g sqrt|h| of each step."""
         scale = times_each(process.diffusion(times[:-1]), times.diff().abs().sqrt())
         steps = super().plan(process, times)
         return [Step(k.t, k.s, g) for k, g in zip(steps, gains(scale), strict=True)]
@@ -27,6 +28,7 @@ class EulerMaruyama(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """x + h b(x, t) + g sqrt|h| z."""
         x_s = x.add(process.drift(x, step.t), alpha=step.h)
         if step.numbers is not None:
             x_s = kick(x_s, noise(x, step.t, step.s), step.numbers)

@@ -82,11 +82,13 @@ class Combination:
 
     @property
     def noisy(self) -> bool:
+        """Whether a normal is drawn."""
         return self.std is not None
 
     def __call__(
         self, x: Tensor, s: Tensor, past: tuple[Tensor, ...], z: Tensor | None
     ) -> tuple[Tensor, Memory]:
+        """Both rows of the map, applied."""
         known = (x, s, *past)
         if self.kept:
             past = (self.reference.apply(self.q, known), *past[: self.kept - 1])
@@ -159,8 +161,10 @@ class Exponential(Multistep):
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
+        self.multistep = order > 1 or corrector
 
     def check(self, process: SDE) -> None:
+        """The reversal of a ``LinearSDE``."""
         reversal(self, process)
 
     def noise_level(self, eta: float, h: float) -> float:
@@ -168,6 +172,7 @@ class Exponential(Multistep):
         return eta
 
     def plan(self, process: SDE, times: Tensor) -> list[Step[Combination]]:
+        """The map of each step, in float64."""
         reverse, sde = reversal(self, process)
         alpha, sigma = sde.alpha(times).numpy(), sde.sigma(times).numpy()
         if sigma[0] == 0:

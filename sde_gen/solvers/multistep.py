@@ -47,6 +47,7 @@ class Multistep(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step[Linear], noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """One evaluation of the score, then the map."""
         assert isinstance(process, Reverse)
         k, e = step.numbers, process.evaluate(x, step.t)
         z = noise(x, step.t, step.s) if k.noisy else None

@@ -47,11 +47,13 @@ class MatrixStep:
 
     @property
     def noisy(self) -> bool:
+        """Whether a normal is drawn."""
         return self.root is not None
 
     def __call__(
         self, x: Tensor, s: Tensor, past: tuple[Tensor, ...], z: Tensor | None
     ) -> tuple[Tensor, Memory]:
+        """Q here, then the next state."""
         values = (act(self.read_score, s) + act(self.read_state, x), *past[: self.kept])
         x_s = act(self.a, x)
         for weight, value in zip(self.b, values, strict=False):
@@ -84,9 +86,10 @@ class Propagator(Multistep):
         if not (math.isfinite(reference) and reference > 0):
             raise ValueError(f"reference must be a positive variance, got {reference}")
         self.order, self.reference = order, float(reference)
-        self.weak = min(order, 2)
+        self.weak, self.multistep = min(order, 2), order > 1
 
     def check(self, process: SDE) -> None:
+        """The reversal of a ``MatrixSDE`` whose score determines Q."""
         if not (isinstance(process, Reverse) and isinstance(process.sde, MatrixSDE)):
             raise TypeError(
                 "Propagator needs the reversal of a MatrixSDE, sde.reverse(score, eta) or"
@@ -102,6 +105,7 @@ class Propagator(Multistep):
             )
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """Propagators, weights and roots of each step, in float64."""
         assert isinstance(process, Reverse)
         assert isinstance(process.sde, MatrixSDE)
         if times[0] == 0:

@@ -31,6 +31,7 @@ class Heun(Solver):
     evaluates_end = True
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """S of each step."""
         scale = trapezoid_noise(process, times)
         steps = super().plan(process, times)
         return [Step(k.t, k.s, g) for k, g in zip(steps, scale, strict=True)]
@@ -38,6 +39,7 @@ class Heun(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """Euler-Maruyama, then the mean of both drifts."""
         g = step.numbers
         if g is not None:
             z = noise(x, step.t, step.s)
@@ -117,11 +119,13 @@ class RungeKutta(Solver):
         return CLASSICAL if self.order == 4 else DORMAND_PRINCE
 
     def check(self, process: SDE) -> None:
+        """An ODE."""
         require_ode(self, process)
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """The stages of the tableau."""
         table, h = self._table, step.h
         k = [process.drift(x, step.t)]
         for c, row in zip(table.c[1:], table.a[1:], strict=False):

@@ -33,6 +33,7 @@ class SRA(Solver):
     calls = 2
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """g at both ends of each step."""
         c = process.diffusion(times)
         g = c.tolist() if c.ndim == 1 else list(c)
         silent = (c.reshape(len(c), -1) == 0).all(1)
@@ -45,6 +46,7 @@ class SRA(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """Two stages and two normals."""
         t, s, h = step.t, step.s, step.h
         b_t = process.drift(x, t)
         middle, end = x.add(b_t, alpha=3 / 4 * h), x.add(b_t, alpha=h / 3)

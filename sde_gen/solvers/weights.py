@@ -73,6 +73,7 @@ class Polynomial(Weights):
     def __call__(
         self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
     ) -> np.ndarray:
+        """int K l_j by quadrature."""
         lam, weight = quadrature(start, end)
         basis = (
             lagrange(nodes, lam)
@@ -92,6 +93,7 @@ class Midpoint(Weights):
     def __call__(
         self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
     ) -> np.ndarray:
+        """l_j half way, times int K."""
         lam, weight = quadrature(start, end)
         total = kernel(lam, end, c, kappa) @ weight
         return lagrange(nodes, np.array([(start + end) / 2])) * total
@@ -135,6 +137,7 @@ class Spectral(Weights):
     def __call__(
         self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
     ) -> np.ndarray:
+        """``Polynomial``'s weights, moved towards the least mean square of the module's text."""
         lam, weight = quadrature(start, end)
         k = kernel(lam, end, c, kappa) * weight
         plain = lagrange(nodes, lam) @ k.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .checkpoints import CheckpointError, load, save
 from .devices import pick_device
+from .inputs import Transform
 from .losses import (
     Classification,
     Denoising,
@@ -15,13 +16,12 @@ from .losses import (
     Weighting,
     dsm_loss,
     likelihood_weight,
-    stratified,
     uniform_times,
     uniform_weight,
 )
 from .recipe import Recipe
 from .registry import register
-from .trainer import Trainer, TrainingError, Transform, train
+from .trainer import Trainer, TrainingError, train
 
 __all__ = [
     "CheckpointError",
@@ -43,7 +43,6 @@ __all__ = [
     "pick_device",
     "register",
     "save",
-    "stratified",
     "train",
     "uniform_times",
     "uniform_weight",

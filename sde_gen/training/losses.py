@@ -12,7 +12,9 @@ terms of the score error |s - target|^2 the weight is w std^2, and with r = sigm
 D = E[x_0 | x_t] the error of the denoiser is |D - x_0|^2 = r^2 |sigma s + z|^2.
 
 A ``TimeSampler`` maps uniform numbers to times by an inverse distribution function, so that
-numbers spread evenly over [0, 1) give times spread evenly over the density (``stratified``).
+numbers spread evenly over [0, 1) give times spread evenly over the density. All that is random
+comes from numbered streams (``Streams``): the time, the noise and the label dropout of sample m
+of a run are functions of its seed and m, whoever computes them and beside whom.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..facts import Facts
 from ..grids import default_end
 from ..guidance import classifier_loss
-from ..ops import as_time, check_state, match
+from ..noise import Source, Streams
+from ..ops import as_time, check_state, check_tensor, full_precision, match, user_precision
 from ..sdes import SDE, KernelSDE, LinearSDE, MatrixSDE, ScoreFunction
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -38,11 +42,13 @@ TimeSampler = Callable[[SDE, Tensor], Tensor]
 
 
 class Objective(Protocol):
-    """What a trainer minimises: (model, x (B, *D), y (B,) or None, generator) -> losses (B,)."""
+    """What a trainer minimises: (model, x (B, *D), y (B,) or None, noise) -> losses (B,).
 
-    def __call__(
-        self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
-    ) -> Tensor: ...
+    x is in the units of the data; ``noise`` numbers the samples of the batch.
+    """
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+        """Losses (B,), one a sample."""
 
 
 def uniform_weight(sde: SDE, t: Tensor) -> Tensor:
@@ -79,6 +85,7 @@ class KarrasWeight:
             raise ValueError(f"data_std must be positive, got {self.data_std}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """1 + (r / c)^2 at times t, (B,)."""
         r2 = torch.exp(-_kernel(sde, "KarrasWeight").log_snr(t))
         return (1 + r2 / self.data_std**2) / _visibility(sde, t)
 
@@ -97,6 +104,7 @@ class MinSNRWeight:
             raise ValueError(f"gamma must be positive, got {self.gamma}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """min(1, gamma r^2) at times t, (B,)."""
         r2 = torch.exp(-_kernel(sde, "MinSNRWeight").log_snr(t))
         return (self.gamma * r2).clamp_max(1) / _visibility(sde, t)
 
@@ -113,26 +121,6 @@ def _kernel(sde: SDE, name: str) -> KernelSDE:
             f" {type(sde).__name__} use uniform_weight"
         )
     return sde
-
-
-def stratified(
-    n: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """u_i = (u + i / n) mod 1 with one uniform u: (n,), float64.
-
-    Each u_i is uniform, together they fill [0, 1) evenly, and the loss varies less from batch to
-    batch (Kingma et al. 2021, appendix I.1).
-
-    >>> u = stratified(4, torch.Generator().manual_seed(0))
-    >>> (4 * u.sort().values).long()
-    tensor([0, 1, 2, 3])
-    """
-    start = torch.rand((), generator=generator, device=device)
-    # MPS has no float64: there the clock runs on the host.
-    start = (start.cpu() if start.device.type == "mps" else start).double()
-    return (start + torch.arange(n, dtype=torch.float64, device=start.device) / n) % 1.0
 
 
 def uniform_times(sde: SDE, u: Tensor) -> Tensor:
@@ -158,6 +146,7 @@ class LogNormalTimes:
             raise ValueError(f"need a finite log_mean and log_std > 0, got {self}")
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        """Times (B,) for uniform numbers u (B,)."""
         linear = _kernel(sde, "LogNormalTimes")
         low, high = (
             torch.special.ndtr((-0.5 * linear.log_snr(t) - self.log_mean) / self.log_std)
@@ -174,7 +163,7 @@ def dsm_loss(
     x: Tensor,
     t: Tensor,
     weighting: Weighting = uniform_weight,
-    generator: torch.Generator | None = None,
+    noise: Source = None,
 ) -> Tensor:
     """w(t) mean |std s(x_t, t) + z|^2, one loss a sample: (B, *D) -> (B,).
 
@@ -182,7 +171,8 @@ def dsm_loss(
     its covariance and whose residual is L^T s + z, over the components that noise enters: only
     there is a score ever read, and only there it need be right. Both terms are of order one, so
     nothing is lost where std is small: the score's target -z / std is never formed. For a process
-    without a kernel std and z are those of the last simulated step.
+    without a kernel std and z are those of the last simulated step. Under ``torch.autocast`` the
+    score alone is read in half precision.
 
     Args:
         score: (x, t) -> the shape of x.
@@ -190,37 +180,41 @@ def dsm_loss(
         x: clean data (B, *D).
         t: times (B,) or (), positive.
         weighting: (sde, t) -> the weight of the noise residual.
-        generator: source of the noise, on the device of x.
+        noise: of the noisy data, as in ``sde.perturb``.
 
     Raises:
         TypeError: integer data; a weighting that needs a LinearSDE.
         ValueError: the score's shape is not that of the state.
     """
     check_state(x)
-    t = as_time(t)
-    p = sde.perturb(x, t, generator)
-    s = score(p.x, t)
-    if s.shape != p.x.shape:
-        raise ValueError(f"the score has shape {tuple(s.shape)} for a state {tuple(p.x.shape)}")
-    residual = p.residual(s).square()
-    if isinstance(sde, MatrixSDE):
-        residual = residual[:, sde.driven]
-    loss = residual.flatten(1).mean(1) if residual.ndim > 1 else residual
-    return match(weighting(sde, t), loss) * loss
+    t, half = as_time(t), user_precision(x.device.type)
+    with full_precision(x.device.type):
+        p = sde.perturb(x, t, noise)
+        with half:
+            s = score(p.x, t)
+        check_tensor(s, "the score's result")
+        if s.shape != p.x.shape:
+            raise ValueError(
+                f"the score has shape {tuple(s.shape)} for a state {tuple(p.x.shape)}"
+            )
+        residual = p.residual(s.to(x.dtype)).square()
+        if isinstance(sde, MatrixSDE):
+            residual = residual[:, sde.driven]
+        loss = residual.flatten(1).mean(1) if residual.ndim > 1 else residual
+        return match(weighting(sde, t), loss) * loss
 
 
-def drop_labels(y: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def drop_labels(y: Tensor, probability: float, noise: Streams) -> Tensor:
     """Labels with each replaced by -1, "no label", with the given probability."""
-    drop = torch.rand(y.shape, generator=generator, device=y.device) < probability
-    return torch.where(drop, -1, y)
+    return torch.where(noise.uniform(y, "label dropout") < probability, -1, y)
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """Score matching of a ``ScoreNetwork``, with stratified times and label dropout.
+    """Score matching of a ``ScoreNetwork``, with evenly spread times and label dropout.
 
     Args:
-        weighting: None is ``KarrasWeight`` of the model's data_std.
+        weighting: None is ``KarrasWeight`` of the std that the model knows.
         times: the density of noise levels.
         label_dropout: the probability of training without the label, which classifier-free
             guidance needs (Ho & Salimans 2022: 0.1 to 0.2).
@@ -234,20 +228,19 @@ class Denoising:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
 
-    def __call__(
-        self, model: Any, x: Tensor, y: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+        """``dsm_loss`` of the batch in the units of the process, (B,)."""
         inner = getattr(model, "module", model)
-        t = self.times(inner.sde, stratified(len(x), generator, x.device))
-        weighting = self.weighting or KarrasWeight(inner.data_std)
+        x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
+        weighting = self.weighting or KarrasWeight(inner.facts.std)
         score = model
         if y is not None:
-            labels = drop_labels(y, self.label_dropout, generator)
+            labels = drop_labels(y, self.label_dropout, noise)
 
             def score(x: Tensor, t: Tensor) -> Tensor:
                 return model(x, t, y=labels)
 
-        return dsm_loss(score, inner.sde, x, t, weighting, generator)
+        return dsm_loss(score, inner.sde, x, t, weighting, noise)
 
 
 @dataclass(frozen=True)
@@ -255,18 +248,17 @@ class Classification:
     """Cross-entropy of a classifier of noisy data: what ``Classifier`` guides by.
 
     Args:
-        sde: the process that noises the data; data_std: as in ``Classifier``.
+        sde: the process that noises the data; facts: what is known of them, as in ``Classifier``.
         times: the density of noise levels.
     """
 
     sde: LinearSDE
-    data_std: float = 1.0
+    facts: Facts = field(default_factory=Facts)
     times: TimeSampler = field(default_factory=LogNormalTimes)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+        """``classifier_loss`` of the batch, (B,)."""
         if y is None:
             raise ValueError("a classifier needs labels")
-        t = self.times(self.sde, stratified(len(x), generator, x.device))
-        return classifier_loss(model, self.sde, x, y, t, self.data_std, generator)
+        x, t = self.facts.encode(x), self.times(self.sde, noise.spread(len(x), x.device))
+        return classifier_loss(model, self.sde, x, y, t, self.facts.std, noise)

@@ -1,17 +1,16 @@
-"""How a run goes: its length, its learning rate, and the average that it leaves.
+"""How a run goes: its length, its learning rate, and the width of its average.
 
 The learning rate rises linearly and falls as a cosine of the *progress*, the part of the step or
 of the time budget that is used, whichever is larger.
-
-The averaged weights are what a run returns. The average has a power-law profile (Karras et al.
-2024, section 3.1): at update k it keeps (1 - 1/k)^(gamma + 1) of itself, so it always spans the
-same part of the run, whatever its length.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+
+from ..ops import as_integer, check_count
 
 
 @dataclass(frozen=True)
@@ -20,13 +19,14 @@ class Recipe:
 
     Args:
         steps: the most steps to take; 10,000 where neither it nor ``minutes`` is given.
-        minutes: the most minutes to take; a run that it ends depends on the machine's speed.
+        minutes: the most minutes to take, saving included; a run that it ends depends on the
+            machine's speed.
         batch: samples in a step, in all processes together, drawn with replacement.
         lr: peak learning rate of Adam, betas (0.9, 0.99).
         warmup: the part of the run in which the rate rises.
         clip: the largest norm of a gradient.
         ema: width of the average relative to the run (a standard deviation), in (0, 0.28).
-        every: steps in a window: how often the loss is read and the average updated.
+        every: the most steps between two looks at the loss, for which the device is waited for.
         save_every: minutes between checkpoints, where there is a folder.
         autocast: bfloat16 on a GPU.
         seed: of batches, noise, times and dropout.
@@ -48,21 +48,32 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            object.__setattr__(self, "steps", 10_000)
         for name in ("steps", "batch", "every"):
-            value = getattr(self, name)
-            optional = name == "steps" and value is None
-            if not optional and (isinstance(value, bool) or int(value) != value or value < 1):
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            if name != "steps" or self.steps is not None:
+                object.__setattr__(self, name, check_count(getattr(self, name), name))
+        seed = as_integer(self.seed)
+        if seed is None:
+            raise ValueError(f"seed must be an integer, got {self.seed!r}")
+        object.__setattr__(self, "seed", seed)
+        for name in ("minutes", "lr", "warmup", "clip", "ema", "save_every"):
+            if name != "minutes" or self.minutes is not None:
+                object.__setattr__(self, name, _number(getattr(self, name), name))
         for name in ("lr", "clip", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
-        if self.steps is None and self.minutes is None:
-            object.__setattr__(self, "steps", 10_000)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         power_of_width(self.ema)
+
+
+def _number(value: object, name: str) -> float:
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def power_of_width(width: float) -> float:

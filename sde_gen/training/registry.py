@@ -59,7 +59,7 @@ def register(kind: type[C], arguments: Arguments | None = None) -> type[C]:
         ValueError: another class of this name is in the table.
         NameError: an annotation that is not defined in the module of the class.
 
-    >>> from sde_gen import Schedule
+    >>> from sde_gen.schedules import Schedule
     >>> @register
     ... @dataclasses.dataclass(frozen=True)
     ... class Doubling(Schedule):
@@ -154,7 +154,7 @@ for _kind in (
     *(Facts, Units, Moments, Choice),
 ):
     _add(_kind, _given)
-_add(Tuned, _named("choices", "data_std", "end"))
+_add(Tuned, _named("choices", "data_std", "end", "weights"))
 _add(Exponential, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))
 _add(Midpoint, _named())

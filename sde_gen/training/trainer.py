@@ -1,38 +1,41 @@
 """Training: Adam on a loss, an average of the weights, a clock, and a way back from a crash.
 
-Work goes in windows of ``every`` steps. Within a window nothing waits for the device. At its end
-the losses are read, NaN is looked for, the average is updated, the bar moves. Each window draws
-from generators seeded by (seed, process, step), so a run that was stopped and resumed does
-exactly what it would have done, and the global generators are left as they were.
+Every step draws from generators seeded by (seed, process, step), so a run that was stopped after
+any of them and resumed does exactly what it would have done, and the global generators are left
+as they were. Nothing waits for the device but a look at the losses, every few steps: NaN is
+looked for, the weights are kept as good, the bar moves. Several processes agree on the clock and
+on whether to stop, on their hosts, after each step.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from ..ops import batch_of, check_finite, check_state, check_tensor
+from ..noise import Streams
 from ..scores import ScoreNetwork
-from .checkpoints import CONFIG, WEIGHTS, CheckpointError, describe, save, write
-from .devices import accelerator, pick_device
+from .average import Average
+from .checkpoints import CheckpointError, describe, load, save
+from .devices import accelerator, globals_kept, pick_device, seed_globally
+from .folder import STATE, about, alone, as_os_error, check_free, read_state, write_state
+from .inputs import Transform, check_data
+from .interrupts import Interrupts
 from .losses import Denoising, Objective
-from .recipe import Recipe, learning_rate, power_of_width
+from .recipe import Recipe, learning_rate
 from .rows import remember
 
-STATE = "training.pt"
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""(x (B, *D), generator) -> (B, *D): dequantisation, augmentation; redrawn for every batch."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,11 +59,13 @@ class Trainer(Generic[M]):
         labels: (N,) int64, for a conditional model.
         recipe: how long, how fast, how smoothly.
         objective: the loss; ``Denoising()`` by default.
-        transform: applied to every batch.
+        transform: applied to every batch, which it may change in place.
         device: the fastest there is, by default.
         folder: where checkpoints go, of the average and of the state of the run.
+        overwrite: whether the run or model that the folder already holds may go.
 
-    Under a launcher of several processes (``accelerate launch``) each takes its part of the batch.
+    Under a launcher of several processes (``torchrun``, ``accelerate launch``) each takes its
+    part of the batch.
 
     Raises:
         TypeError, ValueError: data that are integers, NaN, infinite or of the wrong shape, labels
@@ -79,29 +84,34 @@ class Trainer(Generic[M]):
         transform: Transform | None = None,
         device: torch.device | str | None = None,
         folder: str | Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.recipe = recipe = recipe or Recipe()
-        self.accelerator = accelerator()
+        self.accelerator = accelerator(device)
         self.device = self.accelerator.device if self.accelerator else pick_device(device)
         self.processes = self.accelerator.num_processes if self.accelerator else 1
         if recipe.batch % self.processes:
             raise ValueError(f"batch {recipe.batch} does not divide by {self.processes} processes")
         check_data(model, data, labels, transform)
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is not None and isinstance(model, ScoreNetwork):
-            describe(model)
+        self.objective, self.transform = objective or Denoising(), transform
+        self.folder, self.overwrite = None if folder is None else Path(folder), overwrite
+        self._about: dict[str, Any] = {}
+        if folder is not None:
+            if isinstance(model, ScoreNetwork):
+                describe(model)
+            self._about = about(model, data, labels, recipe, self.objective)
         self.model = model.to(self.device)
         self.data = data.to(self.device)
         self.labels = None if labels is None else labels.to(self.device)
-        self.objective, self.transform = objective or Denoising(), transform
-        self.average = AveragedModel(model, multi_avg_fn=self._average)
+        self.average = Average(self.model, recipe.ema)
         self.optimizer = torch.optim.Adam(
             model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
         )
         self.step, self.elapsed = 0, 0.0
         self.history: list[tuple[int, float]] = []
-        self._power = power_of_width(recipe.ema) + 1
-        self._measured = 0
+        self._hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
+        self._clock, self._stopping = 0.0, False
+        self._owns_folder, self._holds_folder = False, False
         self._good: tuple[int, list[dict[str, Tensor]]] = (0, [])
 
     @property
@@ -112,109 +122,141 @@ class Trainer(Generic[M]):
     def run(self, progress: bool = True) -> M:
         """Train to the end of the budget; returns the averaged model, in evaluation mode.
 
+        Ctrl-C and SIGTERM are obeyed once the step is done and saved, where there is a folder; a
+        second Ctrl-C at once. A save on the way that fails is a warning, and the run goes on.
+
         Args:
             progress: show a bar with the loss.
 
         Raises:
             TrainingError: a loss or gradient is not finite, or the objective raised.
+            OSError: the folder holds a run or model already (``FileExistsError``), is in use by
+                another run (``BlockingIOError``) or cannot be written, before the first step; the
+                last save failed: ``average`` has the model then.
         """
-        wrapped = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
-        saved = time.perf_counter()
-        if self.folder is not None and self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remember(self.data, self.folder)
-        with self._bar(progress) as bar, _forked(self.device):
-            self.model.train()
-            self._keep()
-            while self._progress() < 1:
-                loss = self._window(wrapped)
-                self.average.update_parameters(self.model)
-                self._keep()
-                self.history.append((self.step, loss))
-                bar.set_postfix_str(f"loss {loss:.4f}, step {self.step}", refresh=False)
-                bar.update(round(100 * self._progress(), 1) - bar.n)
-                if time.perf_counter() - saved > 60 * self.recipe.save_every:
-                    self.save()
-                    saved = time.perf_counter()
-        self.model.eval()
-        self.save()
-        return cast(M, self.average.module.eval())
+        with self._folder_alone() as folder, Interrupts(self.folder is not None) as interrupts:
+            if self._progress() < 1:
+                self._begin(folder)
+                with self._bar(progress) as bar, globals_kept(self.device):
+                    self._train(bar, interrupts)
+            self.model.eval()
+            self.save()
+            if interrupts.pending:
+                self._stop(interrupts)
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+        return self.average.module.eval()
 
     def save(self) -> None:
-        """Write the averaged model and the state of the run, where there is a folder."""
-        if self.folder is None or not self.is_main:
-            return
-        self._save_average(self.folder)
-        state = {
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        write(self.folder / STATE, lambda file: torch.save(state, file))
+        """Write the averaged model and the state of the run, where there is a folder.
+
+        Raises:
+            OSError: the folder holds another run or is in use by one, or one of them could not be
+                written; a file that was there is whole.
+        """
+        with self._folder_alone() as folder:
+            if folder is not None:
+                # In this order: a state that says more than the model is never taken up.
+                self._save_average(folder)
+                self._save_state(folder)
+                self._owns_folder = True
 
     def resume(self) -> None:
         """Take up the run that the folder holds, exactly where its last checkpoint left it.
 
-        Raises:
-            CheckpointError: no folder, no state in it, or one that is unreadable or of another
-                model; nothing has then been changed, unless the state fits only in part.
-        """
-        file = (self.folder or Path()) / STATE
-        if self.folder is None or not file.is_file():
-            raise CheckpointError(f"no run to resume: {file} is missing")
-        try:
-            state = torch.load(file, map_location=self.device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{file} is truncated or cannot be read: {error}") from error
-        try:
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = self._measured = int(state["step"])
-            self.elapsed = float(state["elapsed"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{file} is not of this model: {error}") from error
+        Process, network, prediction, data_std, data, labels, objective (where it is a dataclass)
+        and recipe must be those of that run, but for ``steps`` and ``minutes``, with which the
+        learning rate then goes on from another part of its curve, ``every`` and ``save_every``.
+        Device and number of processes may change; then the run is as good, but not the same.
 
-    def _window(self, model: nn.Module) -> float:
-        """Take up to ``every`` steps; returns their mean loss."""
-        start, clock = self.step, time.perf_counter()
-        generator = self._generator()
-        budget = self.recipe.steps or math.inf
+        Raises:
+            CheckpointError: no folder, no state in it, or one that is damaged or of another run;
+                nothing has then been changed.
+        """
+        if self.folder is None:
+            raise CheckpointError("no run to resume: the trainer has no folder")
+        groups = self.optimizer.state_dict()["param_groups"]
+        steps = torch.zeros(())
+        moments = {
+            i: {"step": steps, "exp_avg": p, "exp_avg_sq": p}
+            for i, p in enumerate(self.model.parameters())
+        }
+        state = read_state(self.folder, {**self._state(), "optimizer": moments})
+        self.model.load_state_dict(state["model"])
+        self.average.module.load_state_dict(state["average"])
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.step = self.average.steps = state["step"]
+        self.elapsed, self._owns_folder = state["elapsed"], True
+        if isinstance(self.average.module, ScoreNetwork):
+            with suppress(CheckpointError):  # the model may be damaged: it is written anew
+                saved = load(self.folder, net=copy.deepcopy(self.average.module.net))
+                self.average.module.tuned = saved.tuned
+
+    def _train(self, bar: Any, interrupts: Interrupts) -> None:
+        model = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
+        self._clock = saved = time.perf_counter()
+        self._stopping = False
+        self.model.train()
+        self._keep()
+        while self._progress() < 1:
+            loss = self._window(model, interrupts)
+            self._keep()
+            self.history.append((self.step, loss))
+            bar.set_postfix_str(f"loss {loss:.4f}, step {self.step}", refresh=False)
+            bar.update(round(100 * self._progress(), 1) - bar.n)
+            if self._stopping:
+                try:
+                    self._try_to_save()
+                finally:
+                    self._stop(interrupts)
+            if time.perf_counter() - saved > 60 * self.recipe.save_every:
+                self._try_to_save()
+                saved = time.perf_counter()
+
+    def _window(self, model: nn.Module, interrupts: Interrupts) -> float:
+        """Take up to ``every`` steps, or those of two seconds; returns their mean loss."""
+        start, began = self.step, self.elapsed
         reports: list[Tensor] = []
-        while len(reports) < min(self.recipe.every, budget - start):
+        while not self._stopping and self._progress() < 1:
             try:
-                reports.append(self._step(model, generator))
+                reports.append(self._step(model))
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise self._failure(self.step, f"{type(error).__name__}: {error}") from error
             self.step += 1
+            self._agree(interrupts)
+            if len(reports) == self.recipe.every or self.elapsed - began > 2:
+                break
         losses, norms = self._mean(torch.stack(reports, 1)).tolist()
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(loss):
                 raise self._failure(start + i, f"the loss is {loss}")
             if not math.isfinite(norm):
                 raise self._failure(start + i, f"the gradient's norm is {norm}")
-        seconds = torch.tensor(time.perf_counter() - clock, device=self.device)
-        self.elapsed, self._measured = self.elapsed + float(self._mean(seconds)), self.step
+        self._agree(interrupts)
         return sum(losses) / len(losses)
 
-    def _step(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+    def _step(self, model: nn.Module) -> Tensor:
         """One step; returns loss and gradient norm, on the device, without waiting for them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * learning_rate(self._progress(0.5), self.recipe.warmup)
+        self._seed_dropout()
         n = self.recipe.batch // self.processes
-        rows = torch.randint(len(self.data), (n,), generator=generator, device=self.device)
+        # Sample m of the run is the same, and has the same noise, whoever computes it.
+        noise = Streams(self.recipe.seed, self.step * self.recipe.batch + self._rank * n)
+        u = noise.uniform(torch.empty(n, device=self.device, dtype=self._wide), "item")
+        rows = (u * len(self.data)).long()
         x = self.data[rows]
-        x = x if self.transform is None else self.transform(x, generator)
+        x = x if self.transform is None else self.transform(x, noise)
         y = None if self.labels is None else self.labels[rows]
         half = self.recipe.autocast and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            loss = self.objective(model, x, y, generator).mean()
+            losses = self.objective(model, x, y, noise)
+        loss = losses.mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.average.update_parameters(self.model)
         return torch.stack([loss.detach().float(), norm.float()])
 
     def _progress(self, ahead: float = 0.0) -> float:
@@ -222,50 +264,120 @@ class Trainer(Generic[M]):
         steps, minutes, step = self.recipe.steps, self.recipe.minutes, self.step + ahead
         parts = [step / steps] if steps else []
         if minutes:
-            # Between two looks at the clock time goes on at the mean rate so far.
-            rate = step / self._measured if self._measured else 1.0
+            # Ahead of the clock time goes on at the mean rate so far.
+            rate = step / self.step if self.step else 1.0
             parts.append(self.elapsed * rate / (60 * minutes))
         return min(1.0, max(parts))
 
-    def _generator(self) -> torch.Generator:
-        """The generator of the window that starts here; dropout's, the global one, is seeded."""
-        rank = self.accelerator.process_index if self.accelerator else 0
-        name = f"{self.recipe.seed}, {rank}, {self.step}".encode()
+    def _agree(self, interrupts: Interrupts) -> None:
+        """Read the clock, and whether to stop; all processes get the same answers."""
+        now = time.perf_counter()
+        seconds, told = now - self._clock, interrupts.pending is not None
+        self._clock = now
+        if self._hosts is not None:
+            both = torch.tensor([seconds, told], dtype=torch.float64)
+            torch.distributed.all_reduce(both, group=self._hosts)
+            seconds, told = float(both[0]) / self.processes, bool(both[1] > 0)
+        self.elapsed += seconds
+        self._stopping = told
+
+    @property
+    def _rank(self) -> int:
+        return self.accelerator.process_index if self.accelerator else 0
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def _seed_dropout(self) -> None:
+        """Seed the global generators, which dropout reads, for the step to come."""
+        name = f"{self.recipe.seed}, {self._rank}, {self.step}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "little")
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[_index(self.device)].manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
-        return torch.Generator(self.device).manual_seed(seed)
+        seed_globally(self.device, seed)
 
     def _mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, so that all decide alike."""
         return self.accelerator.reduce(values, "mean") if self.accelerator else values
 
-    def _average(self, mean: Any, new: Any, _: Any) -> None:
-        # The counter stands on the host: reading the copy on the device would wait for it.
-        k = int(self.average.n_averaged) + 1
-        torch._foreach_lerp_(mean, new, 1 - (1 - 1 / k) ** self._power)
-
     def _keep(self) -> None:
         """Remember the weights as good."""
-        states = (self.model.state_dict(), self.average.state_dict())
+        states = (self.model.state_dict(), self.average.module.state_dict())
         self._good = (self.step, [{k: v.clone() for k, v in s.items()} for s in states])
 
     def _failure(self, step: int, reason: str) -> TrainingError:
         """Go back to the last good weights, write them, and say what happened."""
         self.step, (model, average) = self._good
+        self.average.steps = self.step
         self.model.load_state_dict(model)
-        self.average.load_state_dict(average)
+        self.average.module.load_state_dict(average)
         if self.folder is not None and self.is_main:
-            self._save_average(self.folder)
+            try:
+                self._save_average(self.folder)
+            except OSError as error:
+                reason += f" (nor could the model be saved: {error})"
         return TrainingError(step, reason, self.step)
 
-    def _save_average(self, folder: Path) -> None:
+    @contextmanager
+    def _folder_alone(self) -> Iterator[Path | None]:
+        """Hold the folder, if there is one and this process writes it."""
+        folder = self.folder if self.is_main else None
+        if folder is None or self._holds_folder:
+            yield folder
+            return
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"folder {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not (self.overwrite or self._owns_folder):
+                check_free(folder)
+            self._holds_folder = True
+            try:
+                yield folder
+            finally:
+                self._holds_folder = False
+
+    def _begin(self, folder: Path | None) -> None:
+        """What must be so before the first step: an outdated tuning gone, a folder that takes
+        what will be written."""
+        for module in (self.model, self.average.module):
+            if isinstance(module, ScoreNetwork):
+                module.tuned = None
+        if folder is not None:
+            # The state first: it is the larger, and where it fails a model that is there stays.
+            self._save_state(folder)
+            self._save_average(folder)
+            remember(self.data, folder)
+            self._owns_folder = True
+
+    def _try_to_save(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            warnings.warn(
+                f"after step {self.step} the run could not be saved: {error}", stacklevel=4
+            )
+
+    def _stop(self, interrupts: Interrupts) -> None:
+        interrupts.obey(f"stopped after step {self.step}; {self.folder} holds the run: resume it")
+
+    def _save_state(self, folder: Path) -> None:
+        with as_os_error(folder):
+            write_state(folder, self._state())
+
+    def _save_average(self, folder: Path) -> None:
         if isinstance(self.average.module, ScoreNetwork):
-            save(self.average.module, folder)
+            with as_os_error(folder):
+                save(self.average.module, folder)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "run": self._about,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "model": self.model.state_dict(),
+            "average": self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+        }
 
     def _bar(self, show: bool) -> Any:
         hide = not (show and self.is_main)
@@ -278,26 +390,37 @@ class Trainer(Generic[M]):
         return tqdm(total=100, desc="training", bar_format=form, disable=hide, leave=True)
 
 
+class Options(TypedDict, total=False):
+    """The keywords of ``Trainer``, which describes them."""
+
+    objective: Objective | None
+    transform: Transform | None
+    device: torch.device | str | None
+    folder: str | Path | None
+    overwrite: bool
+
+
 def train(
     model: M,
     data: Tensor,
     labels: Tensor | None = None,
     recipe: Recipe | None = None,
     *,
-    objective: Objective | None = None,
-    transform: Transform | None = None,
-    device: torch.device | str | None = None,
-    folder: str | Path | None = None,
     resume: bool = False,
-    overwrite: bool = False,
     progress: bool = True,
+    **options: Unpack[Options],
 ) -> M:
     """Train a model; returns its average over the run, ready to sample. See ``Trainer``.
 
     Args:
+        model, data, labels, recipe, options: what ``Trainer`` takes, with its keywords
+            ``objective``, ``transform``, ``device``, ``folder`` and ``overwrite``.
         resume: take up the run in ``folder`` where it stopped, if it holds one.
-        overwrite: begin anew, whatever run or model ``folder`` holds.
         progress: show a bar with the loss.
+
+    Raises:
+        ValueError: resume without a folder, or together with overwrite. And what ``Trainer``, its
+            ``resume`` and its ``run`` raise.
 
     >>> from sde_gen import VP, ScoreNetwork
     >>> from sde_gen.networks import MLP
@@ -307,92 +430,9 @@ def train(
     >>> model(data[:4], 0.5).shape
     torch.Size([4, 2])
     """
-    held = [name for name in (STATE, WEIGHTS, CONFIG) if (Path(folder or "") / name).exists()]
-    if folder is not None and held and not (resume or overwrite):
-        raise FileExistsError(
-            f"{folder} already holds {', '.join(held)}: ask to resume that run or to overwrite it"
-        )
-    trainer = Trainer(
-        model,
-        data,
-        labels,
-        recipe,
-        objective=objective,
-        transform=transform,
-        device=device,
-        folder=folder,
-    )
+    if resume and (options.get("overwrite") or options.get("folder") is None):
+        raise ValueError("resume needs a folder, and a run that is resumed is not overwritten")
+    trainer = Trainer(model, data, labels, recipe, **options)
     if resume and trainer.folder is not None and (trainer.folder / STATE).exists():
         trainer.resume()
     return trainer.run(progress)
-
-
-def check_data(
-    model: nn.Module, data: Tensor, labels: Tensor | None, transform: Transform | None = None
-) -> None:
-    """Raise unless data and labels are what the model can be trained on.
-
-    Raises:
-        TypeError: data that are no tensor or, without a transform, integers; labels not int64.
-        ValueError: no data, NaN or infinity, a shape that is not the model's; labels missing, not
-            wanted, of another number than the data, or out of range.
-    """
-    check_tensor(data, "data")
-    if data.ndim < 1 or len(data) == 0:
-        raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
-    check_finite(data, "data")
-    batch = data[:2]
-    if transform is not None:
-        batch = transform(batch, torch.Generator(data.device).manual_seed(0))
-    check_state(batch, "data" if transform is None else "transform(data)")
-    shape = getattr(model, "shape", None)
-    if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
-        raise ValueError(f"data must be {batch_of(shape, 'N')}, got {tuple(data.shape)}")
-    _check_labels(model, data, labels)
-    if isinstance(model, ScoreNetwork) and transform is None:
-        _check_scale(model.data_std, float(data.std(correction=0)))
-
-
-def _check_scale(expected: float, std: float) -> None:
-    """Warn where noise that is made for one scale meets data of another by a factor of ten."""
-    if not 0.1 * expected <= std <= 10 * expected:
-        warnings.warn(
-            f"the data have standard deviation {std:.3g}, the model expects {expected:.3g}:"
-            " scale the data, (x - x.mean(0)) / x.std(0), or pass data_std=...",
-            stacklevel=4,
-        )
-
-
-def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None) -> None:
-    classes = getattr(model, "classes", None)
-    if labels is None:
-        if classes is not None:
-            raise ValueError(f"the model has {classes} classes: give labels, or build it without")
-        return
-    if isinstance(model, ScoreNetwork) and classes is None:
-        raise ValueError("labels were given, but the network has no classes: pass classes=...")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if labels.shape != data.shape[:1]:
-        raise ValueError(f"labels must be ({len(data)},), got {tuple(labels.shape)}")
-    if classes is not None and bool(((labels < 0) | (labels >= classes)).any()):
-        i = int(((labels < 0) | (labels >= classes)).nonzero()[0])
-        raise ValueError(
-            f"labels must lie in 0 .. {classes - 1}, got {int(labels[i])} at index {i}"
-        )
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-@contextmanager
-def _forked(device: torch.device) -> Iterator[None]:
-    """Give the global generators back as they were."""
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng(devices=[_index(device)] if device.type == "cuda" else []):
-            yield
-    finally:
-        if mps is not None:
-            torch.mps.set_rng_state(mps)

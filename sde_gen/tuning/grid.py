@@ -124,7 +124,7 @@ def tune(
             usual = plain(sde, choice.steps, end=last)
             choices.append(_judged(sets, Choice(choice.steps, default), usual, rivals, times))
     ratio = float(sde.sigma(last) / sde.alpha(last))
-    return Tuned(choices, model.facts.std, None if end is None else ratio)
+    return Tuned(choices, model.facts.std, None if end is None else ratio, model.fingerprint())
 
 
 def _searched(

@@ -13,7 +13,7 @@ from .. import grids
 from ..moments import data_moments
 from ..noise import Streams
 from ..ops import as_integer, check_count
-from ..sampling import default_solver
+from ..sampling import default_solver, solve
 from ..scores import Score
 from ..sdes import LinearSDE, Reverse
 from ..solvers import Exponential, Solver
@@ -88,7 +88,7 @@ def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial
     for i in range(0, 3 * n, n):
         part = slice(i, i + n)
         flow = sde.probability_flow(model.rows(part))
-        made.append(Trial(flow, x[part], states(flow, x[part], times, reference(model))[-1]))
+        made.append(Trial(flow, x[part], solve(flow, x[part], times, reference(model), 0)))
     return made
 
 

@@ -41,6 +41,7 @@ class Warped:
         end: float | None = None,
         to_zero: bool = False,
     ) -> Tensor:
+        """steps + 1 falling times, as the functions of ``grids``."""
         log_ratios = -0.5 * sde.log_snr(grids.quadratic(sde, 400, start, end))
         log_density = np.polynomial.legendre.legval(np.linspace(-1, 1, 401), [0, *self.bend])
         # Bounded, so that no level is out of reach of the interpolation.
@@ -120,6 +121,7 @@ class Tuned(Solver):
         choices: one for each number of steps.
         data_std: of the default grid.
         end: sigma / alpha where its grids stop; None is where those of ``sample`` do.
+        weights: the fingerprint of the network that it was tuned to.
 
     Attributes:
         name, ratio, p_value: of all choices together: their names, the geometric mean, the
@@ -131,26 +133,34 @@ class Tuned(Solver):
     """
 
     takes_infinite = True
+    multistep = True
 
     def __init__(
-        self, choices: Sequence[Choice], data_std: float = 1.0, end: float | None = None
+        self,
+        choices: Sequence[Choice],
+        data_std: float = 1.0,
+        end: float | None = None,
+        weights: str | None = None,
     ) -> None:
         if not choices:
             raise ValueError("a tuned solver needs a choice for at least one number of steps")
         self.choices = tuple(sorted(choices, key=lambda c: c.steps))
-        self.data_std, self.end = data_std, end
+        self.data_std, self.end, self.weights = data_std, end, weights
         self.order = min(c.solver.order for c in self.choices)
 
     @property
     def name(self) -> str:
+        """What was taken, for all choices."""
         return ", ".join(dict.fromkeys(c.name for c in self.choices))
 
     @property
     def ratio(self) -> float:
+        """Error over the default's, geometric mean over the choices."""
         return math.exp(sum(math.log(c.ratio) for c in self.choices) / len(self.choices))
 
     @property
     def p_value(self) -> float:
+        """The largest of the choices."""
         return max(c.p_value for c in self.choices)
 
     def __repr__(self) -> str:
@@ -181,10 +191,12 @@ class Tuned(Solver):
         return Warped(choice.bend)(sde, steps, start, end, to_zero)
 
     def check(self, process: SDE) -> None:
+        """A probability flow of a linear process."""
         require_ode(self, process)
         self.choices[0].solver.check(process)
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """The nearest choice's steps, with its numbers where they were fitted on these times."""
         assert isinstance(process, Reverse)
         assert isinstance(process.sde, LinearSDE)
         positive = times[times > 0] if float(times[-1]) == 0 else times
@@ -203,6 +215,7 @@ class Tuned(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """The solver's step, then its numbers."""
         solver, inner, numbers = step.numbers
         x, memory = solver.step(process, x, inner, noise, memory)
         return correct(x, memory, numbers), memory

@@ -184,6 +184,7 @@ class Composed(Operator):
         return self.inner.adjoint(self.outer.adjoint(y))
 
     def linearize(self, x: Tensor) -> Linearization:
+        """A(B(x)) with both factors' derivatives in a chain."""
         z, inner, back = self.inner.linearize(x)
         y, outer, first = self.outer.linearize(z)
         return Linearization(y, lambda u: outer(inner(u)), lambda v: back(first(v)))
@@ -216,6 +217,7 @@ class Stack(Operator):
         return self._pull([a.adjoint for a in self.operators], y)
 
     def linearize(self, x: Tensor) -> Linearization:
+        """All parts at once; their derivatives side by side, or summed."""
         ys, jvps, vjps = zip(*(a.linearize(x) for a in self.operators), strict=True)
         return Linearization(
             self._join(ys),

@@ -118,6 +118,7 @@ class Nonlinear(Operator):
         return y.to(x)
 
     def linearize(self, x: Tensor) -> Linearization:
+        """f(x), J u as the transpose of J^T v, and J^T v by ``torch.func.vjp``."""
         y, pull, *_ = torch.func.vjp(self.forward, x)
 
         def vjp(v: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ops import as_numbers, check_count
+from .noise import Source, Streams
+from .ops import as_numbers, check_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -21,8 +22,8 @@ def centre(levels: Tensor | ArrayLike, n_levels: int) -> Tensor:
         TypeError: levels are not integers.
         ValueError: a level out of range, or fewer than two levels.
     """
-    k, n_levels = _check_levels(levels, n_levels)
-    return _place(k, torch.full_like(k, 0.5, dtype=torch.float32), n_levels)
+    k, n_levels = check_levels(levels, n_levels)
+    return place(k, torch.full_like(k, 0.5, dtype=torch.float32), n_levels)
 
 
 def dequantise(
@@ -40,8 +41,8 @@ def dequantise(
     Raises:
         TypeError, ValueError: as ``centre``.
     """
-    k, n_levels = _check_levels(levels, n_levels)
-    return _place(k, _inside_cell(k, generator), n_levels)
+    k, n_levels = check_levels(levels, n_levels)
+    return place(k, _inside_cell(k, generator), n_levels)
 
 
 def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
@@ -59,7 +60,7 @@ def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Dequantise:
-    """Redraw where in its cell of [-1, 1] each value lies: (x, generator) -> x, float32.
+    """Redraw where in its cell of [-1, 1] each value lies: (x, noise) -> x, float32.
 
     The result has the law of ``dequantise(levels, n_levels)`` whether x holds the centres of the
     cells or an earlier dequantisation.
@@ -70,10 +71,11 @@ class Dequantise:
     def __post_init__(self) -> None:
         check_count(self.n_levels, "n_levels", 2)
 
-    def __call__(self, x: Tensor | ArrayLike, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, x: Tensor | ArrayLike, noise: Source = None) -> Tensor:
+        """x (B, *D) with each value redrawn in its cell, float32."""
         x = _floats(x)
         k = _cell(x, self.n_levels).float()
-        return _place(k, _inside_cell(x, generator), self.n_levels)
+        return place(k, _inside_cell(x, noise), self.n_levels)
 
 
 def start_generator(
@@ -102,17 +104,26 @@ def _cell(x: Tensor, n_levels: int) -> Tensor:
     return ((x + 1) * (n_levels / 2)).floor().clamp(0, n_levels - 1)
 
 
-def _inside_cell(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    generator = start_generator(generator, like.device)
-    u = torch.rand(like.shape, generator=generator, device=like.device)
+def _inside_cell(like: Tensor, source: Source) -> Tensor:
+    if isinstance(source, Streams):
+        u = source.uniform(like.float(), "dequantise")
+    else:
+        generator = start_generator(source, like.device)
+        u = torch.rand(like.shape, generator=generator, device=like.device)
     return 2**-16 + (1 - 2**-15) * u
 
 
-def _place(k: Tensor, u: Tensor, n_levels: int) -> Tensor:
+def place(k: Tensor, u: Tensor, n_levels: int) -> Tensor:
+    """x = 2 (k + u) / L - 1: where in its cell of [-1, 1] level k lies, for u in [0, 1)."""
     return (k + u) * (2 / n_levels) - 1
 
 
-def _check_levels(levels: object, n_levels: int) -> tuple[Tensor, int]:
+def check_levels(levels: object, n_levels: int) -> tuple[Tensor, int]:
+    """Levels as a tensor, and their number as an int.
+
+    Raises:
+        TypeError: levels that are no integers. ValueError: levels that are not in 0 .. L - 1.
+    """
     k, n_levels = as_numbers(levels, "levels"), check_count(n_levels, "n_levels", 2)
     if k.is_floating_point() or k.dtype == torch.bool:
         raise TypeError(f"levels must be integers 0 .. {n_levels - 1}, got {k.dtype}")

@@ -1,0 +1,54 @@
+"""The average of the weights over a run.
+
+It has a power-law profile (Karras et al. 2024, section 3.1): after step k it keeps
+(1 - 1/k)^(gamma + 1) of itself, so it always spans the same part of the run, whatever its length.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import power_of_width
+
+M = TypeVar("M", bound=nn.Module)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class Average(nn.Module, Generic[M]):
+    """``module`` is a copy of the model with the average of its weights, in float32 or finer.
+
+    In half precision an average of k terms stands still once 1/k of a step is below rounding.
+
+    Args:
+        model: what is averaged.
+        width: relative standard deviation of the profile (``Recipe.ema``).
+
+    Attributes:
+        steps: k, how many weights were taken in.
+    """
+
+    def __init__(self, model: M, width: float) -> None:
+        super().__init__()
+        self.module: M = copy.deepcopy(model)
+        self._mean: list[Tensor] = list(self.module.parameters())
+        self._copied = list(self.module.buffers())
+        for value in (*self._mean, *self._copied):
+            if value.dtype in HALVES:
+                value.data = value.data.float()
+        self.steps = 0
+        self._power = power_of_width(width) + 1
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights after one more step; buffers are copied."""
+        self.steps += 1
+        weight = 1 - (1 - 1 / self.steps) ** self._power
+        pairs = zip(self._mean, model.parameters(), strict=True)
+        new = [p if p.dtype == m.dtype else p.to(m.dtype) for m, p in pairs]
+        torch._foreach_lerp_(self._mean, new, weight)
+        for kept, value in zip(self._copied, model.buffers(), strict=True):
+            kept.copy_(value)

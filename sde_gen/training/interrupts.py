@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM, held back until a step is done and saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, NoReturn
+
+
+class Interrupts:
+    """A context in which SIGINT and SIGTERM are noted, not obeyed; a second Ctrl-C is, at once.
+
+    Only those that would end the program: one that it handles or ignores stays its own, and
+    outside the main thread, where Python may not, nothing is held back.
+
+    Args:
+        hold: whether to hold anything back.
+
+    Attributes:
+        pending: the number of the signal that came, if one did.
+    """
+
+    def __init__(self, hold: bool = True) -> None:
+        self.hold = hold and threading.current_thread() is threading.main_thread()
+        self.pending: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, default in defaults.items() if self.hold else ():
+            if signal.getsignal(number) == default:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.pending == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.pending = number
+
+    def obey(self, message: str) -> NoReturn:
+        """Do what the signal asks for: KeyboardInterrupt, or the exit status of SIGTERM, 143."""
+        if self.pending == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt(message)
