@@ -17,7 +17,7 @@ from torch import Tensor
 from ..facts import facts_of
 from ..noise import Noise
 from ..ops import Time, act, as_time, cholesky, square
-from ..sdes import SDE, KernelSDE, Reverse
+from ..sdes import SDE, Evaluation, KernelSDE, Reverse
 from .base import Memory, Solver, Step
 
 _NARROW = 1 / 5
@@ -74,12 +74,22 @@ def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> flo
         a, s = square(sde.alpha(t)), square(sde.sigma(t))
         return torch.stack([v * a + s for v in ((_NARROW * std) ** 2, std**2)])
 
-    def score(y: Tensor, t: Time) -> Tensor:
-        c = law(as_time(t))
-        inverse = 1 / c if c.ndim == 1 else torch.linalg.inv(c)
-        return act(-inverse.repeat_interleave(each, 0), y)
+    class Trial:
+        """The score of both, and what it takes the data for."""
 
-    trial, noise = Reverse(sde, score, process.eta), _Normals(x.device)
+        def __call__(self, y: Tensor, t: Time) -> Tensor:
+            c = law(as_time(t))
+            inverse = 1 / c if c.ndim == 1 else torch.linalg.inv(c)
+            return act(-inverse.repeat_interleave(each, 0), y)
+
+        def evaluate(self, y: Tensor, t: Time) -> Evaluation:
+            def denoised() -> Tensor:  # asked for where coefficients are numbers
+                v = law(0.0) * sde.alpha(t) / law(as_time(t))
+                return act(v.repeat_interleave(each, 0), y)
+
+            return Evaluation(self(y, t), denoised)
+
+    trial, noise = Reverse(sde, Trial(), process.eta), _Normals(x.device)
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     with torch.no_grad():
         y = noise.start(x.new_empty(2 * each, *x.shape[1:], dtype=dtype))
