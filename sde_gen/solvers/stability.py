@@ -65,8 +65,9 @@ def warn_of_long_steps(process: SDE, solver: Solver, plan: list[Step], x: Tensor
 
 def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> float:
     """The root mean square that Gaussian data end with, in units of the spread of the data."""
-    sde, std = process.sde, facts_of(process.score).std
-    assert isinstance(sde, KernelSDE)
+    assert isinstance(process.sde, KernelSDE)
+    sde: KernelSDE = process.sde
+    std = facts_of(process.score).std
     each = -(-_NUMBERS // x[0].numel())
 
     def law(t: Time) -> Tensor:
