@@ -60,7 +60,7 @@ from torch import Tensor
 from ..moments import Coefficient, Moments, isotropic
 from ..sdes import SDE
 from .base import Memory, Step, reversal
-from .multistep import Multistep
+from .multistep import Multistep, Spread
 from .weights import Polynomial, Weights
 
 
@@ -129,6 +129,8 @@ class Exponential(Multistep):
             ``Moments``. 0 is data prediction, infinity noise prediction (Q is then the noise).
         corrector: correct each state with the score at it, at no extra call; one order more.
         weights: the rule of interpolation; ``Polynomial()`` by default.
+        spread: what the normals of a step are multiplied by, where that depends on the state, for
+            eta > 0; the right spread of Gaussian data by default.
 
     ``order`` (the attribute) is the measured order of convergence for eta = 0: that of the
     interpolation, and one more with the corrector. The first steps of a run have fewer past
@@ -150,6 +152,7 @@ class Exponential(Multistep):
         reference: float | Moments = 0.0,
         corrector: bool = False,
         weights: Weights | None = None,
+        spread: Spread | None = None,
     ) -> None:
         if order not in (1, 2, 3, 4):
             raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
@@ -159,6 +162,7 @@ class Exponential(Multistep):
         self.kept = order if corrector else order - 1
         self.reference = reference if isinstance(reference, Moments) else isotropic(reference)
         self.weights = Polynomial() if weights is None else weights
+        self.spread = spread
         self.order = order + corrector
         self.weak = min(self.order, 2)
         self.multistep = order > 1 or corrector
