@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -63,8 +64,9 @@ def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> floa
     Raises:
         TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
     """
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+    h: object = bandwidth
+    if not (isinstance(h, Real) and 0 < float(h) < math.inf):
+        raise ValueError(f"bandwidth must be a positive number, got {bandwidth!r}")
 
     def kernel(squared: Tensor) -> Tensor:
         return squared.mul_(-0.5 / bandwidth**2).exp_()

@@ -24,6 +24,7 @@ from .ops import Time, act, as_integer, check_count, check_finite, check_state
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import check_drift, describe
+from .solvers.stability import warn_of_long_steps
 
 if TYPE_CHECKING:
     from .scores import Score
@@ -69,6 +70,10 @@ def solve(
             the solver read a score where it is singular.
         FloatingPointError: a score or state is not finite; at once on the CPU, at the end on
             other devices, which are not asked before.
+
+    Warns:
+        UserWarning: before the first step, that the steps are too long for the eta of a reversal
+            (``solvers.stability``): the run would explode.
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
@@ -83,6 +88,7 @@ def solve(
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         plan = solver.plan(process, grid)
+        warn_of_long_steps(process, solver, plan, x)
         runs = [
             _run(
                 process.rows(part) if len(parts) > 1 else process,
@@ -199,8 +205,8 @@ def sample(
         (n, *D): of a state with more than the data in it, the data.
 
     Raises:
-        TypeError, ValueError: the model does not know its process or shape, n < 1, and whatever
-            ``solve`` raises.
+        TypeError, ValueError: the model does not know its process or shape, n < 1, a dtype that
+            is not floating point, and whatever ``solve`` raises (and warns of).
     """
     sde, shape = known(model, "sample")
     n, first = check_count(n, "n"), check_count(first, "first", 0)

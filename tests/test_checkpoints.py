@@ -27,7 +27,7 @@ from sde_gen import networks, schedules, sdes
 from sde_gen.facts import Units
 from sde_gen.networks import MLP, Network, UNet
 from sde_gen.sampling import tuned_to
-from sde_gen.training import CheckpointError, load, register, save
+from sde_gen.training import CheckpointError, Classification, load, register, save
 from sde_gen.training.checkpoints import CONFIG, WEIGHTS, describe, write
 from sde_gen.training.registry import TABLE
 from sde_gen.tuning import Tuned
@@ -387,6 +387,19 @@ def test_own_network_is_passed(tmp_path):
     assert kept.weight.dtype == torch.float64  # nothing was filled
 
 
+class Shapeless(Own):
+    shape = None
+
+
+@pytest.mark.parametrize("shape", [[], [0], [-3]])
+def test_a_shape_has_sizes(shape, tmp_path):
+    save(sg.ScoreNetwork(Shapeless(), sg.VP(), shape=(3,)), tmp_path)
+    assert load(tmp_path, net=Shapeless()).shape == (3,)
+    change("shape", shape)(tmp_path)
+    with pytest.raises(CheckpointError, match="shape is"):
+        load(tmp_path, net=Shapeless())
+
+
 class Waves(Own):
     """An own network with a buffer that the file does not hold."""
 
@@ -417,6 +430,19 @@ class Steady(sg.schedules.Schedule):
 
     def beta(self, t):
         return self.rate + 0.0 * sg.ops.as_time(t)
+
+
+@register
+@dataclass(frozen=True)
+class Slower(sg.Schedule):
+    """A clock of a clock."""
+
+    inner: sg.Schedule
+
+    T = 1.0
+
+    def beta(self, t):
+        return self.inner.beta(t) / 2
 
 
 @register
@@ -455,6 +481,20 @@ def test_own_classes_come_back_where_they_were_registered(tmp_path):
     assert torch.equal(after.net.gain, before.net.gain)
     x = torch.randn(5, 3)
     assert torch.equal(after(x, 0.5), before(x, 0.5))
+
+
+def test_what_is_nested_too_deep_is_told(tmp_path):
+    clock = sg.Linear()
+    for _ in range(10):
+        clock = Slower(clock)
+    save(model(sg.VP(clock)), tmp_path)
+    assert load(tmp_path).sde == sg.VP(clock)
+    node = {"class": "Linear"}
+    for _ in range(300):
+        node = {"class": "Slower", "inner": node}
+    change("sde", "schedule", node)(tmp_path)
+    with pytest.raises(CheckpointError, match=r"sde.schedule(.inner)* is nested too deep"):
+        load(tmp_path)
 
 
 def test_a_name_means_one_class():
@@ -536,8 +576,15 @@ def tuned(found: sg.ScoreNetwork, **choice: Any) -> sg.ScoreNetwork:
     return found
 
 
+def tuned_on(moments: sg.Moments) -> sg.ScoreNetwork:
+    found = model()
+    found.tuned = Tuned([Choice(4, sg.Exponential(2, moments))])
+    return found
+
+
 LOST = {
     "another layer": (lambda: cut_off(model()), r"net.output.weight"),
+    "reference of another size": (lambda: tuned_on(sg.data_moments(torch.randn(9, 2))), "refer"),
     "moments of another size": (
         lambda: knows(model(), moments=sg.data_moments(torch.randn(9, 2))),
         r"facts.moments are of",
@@ -680,6 +727,7 @@ DAMAGES = {
     "text for a number": (change("sde", "schedule", "T", "1"), "sde.schedule.T must be a finite"),
     "infinite": (change("sde", "schedule", "T", 10**400), "sde.schedule.T must be a finite num"),
     "out of range": (change("sde", "schedule", "T", -1.0), "sde.schedule is no Linear: .*T > 0"),
+    "truth for a count": (change("net", "depth", True), "net.depth must be an integer, got True"),
     "truth for a number": (
         change("facts", "std", True),
         "facts.std must be a finite number, got True",
@@ -857,6 +905,17 @@ def test_a_flipped_byte_is_told(tmp_path):
             load(tmp_path)
 
 
+def test_a_file_that_changes_later_changes_no_model(tmp_path):
+    before = knows(model(), moments=MOMENTS["directions"])
+    save(before, tmp_path)
+    after = load(tmp_path)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.write(bytes((tmp_path / WEIGHTS).stat().st_size))
+    assert torch.equal(after.facts.moments.basis, before.facts.moments.basis)
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_changed_number_is_told(tmp_path):
     save(model(facts=sg.Facts(std=0.5)), tmp_path)
     text('"std": 0.5', '"std": 0.6')(tmp_path)
@@ -925,3 +984,16 @@ def test_the_compiler_is_not_loaded(tmp_path):
 def test_what_describe_says_is_what_is_written(tmp_path):
     save(model(), tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text()) == describe(model())
+
+
+def test_a_run_saves_whatever_can_be_built_again(tmp_path):
+    x, recipe = torch.randn(64, 3), sg.Recipe(steps=3, batch=16)
+    options = {"recipe": recipe, "progress": False, "device": "cpu"}
+    score = compiled(sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP()))
+    kept = sg.train(score, x, folder=tmp_path / "score", **options)
+    same(kept, load(tmp_path / "score"))
+    labels = torch.arange(64) % 3
+    net, objective = drawn(MLP((3,), 16, 1, outputs=3)), Classification(sg.VP())
+    kept = sg.train(net, x, labels, objective=objective, folder=tmp_path / "classes", **options)
+    found = load(tmp_path / "classes", kind=MLP)
+    assert torch.equal(found(x, torch.zeros(())), kept(x, torch.zeros(())))

@@ -421,7 +421,7 @@ SLIPS: dict[str, Case] = {
     "save(path, model)": (lambda: save("path", MOONS), TypeError, "must be a ScoreNetwork"),  # type: ignore[arg-type]
     "tune a process": (lambda: tune_grid(SDE_), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
     "budget of a process": (lambda: error_budget(SDE_, SCORE), TypeError, "needs a score"),  # type: ignore[arg-type]
-    "budget with an array": (lambda: error_budget(MOONS, ARRAY), TypeError, "law must be"),
+    "budget of a name": (lambda: error_budget(MOONS, "moons"), TypeError, "law .* must be real"),
     "one diffusion for all times": (lambda: run(Constant()), TypeError, r"shape of t, \(2,\)"),
     "a shape that is a number": (lambda: MLP(2), TypeError, "shape must hold sizes"),  # type: ignore[arg-type]
     "no kernel": (lambda: ScoreNetwork(MLP((3,)), Langevin(SCORE)), TypeError, "dsm_loss"),  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ from sde_gen import (
     Impulses,
     Langevin,
     Noise,
+    Power,
     Score,
     ScoreNetwork,
     Streams,
@@ -45,7 +46,6 @@ from sde_gen.mcmc import ABOBA, Chains, Method, Splitting
 from sde_gen.mcmc.targets import AtTime, Mixture, as_target
 from sde_gen.networks import MLP
 from sde_gen.ops import Time
-from sde_gen.schedules import Power
 
 ALL: list[Method] = [ULA(), MALA(), BAOAB(1.0), OBABO(0.7), ABOBA(1.3)]
 
@@ -386,6 +386,18 @@ def test_a_narrow_mixture_in_float32_is_computed_in_float64(d: int, m: float, ga
     means = torch.tensor([0.0, m, m + gap]).unsqueeze(1).expand(3, d)
     law = GaussianMixture(EDM(), torch.ones(3), means, 0.1)
     x = (torch.linspace(-0.5, 1.5, 20).unsqueeze(1) * gap + m).expand(20, d)
+    fast = as_target(law, x)
+    torch.testing.assert_close(fast.score(fast.enter(x)), law(x, 0.0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("d", "m", "gap"), [(1, 1e6, 0.4), (64, 1e6, 0.2), (1, 30.0, 0.4)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_narrow_mixture_keeps_its_score_far_from_0(
+    d: int, m: float, gap: float, dtype: torch.dtype
+) -> None:
+    means = torch.tensor([[m] * d, [m + gap] * d], dtype=dtype)
+    law = GaussianMixture(EDM(), torch.ones(2), means, 0.1)
+    x = (torch.linspace(-0.5, 1.5, 20, dtype=dtype).unsqueeze(1) * gap + m).expand(20, d)
     fast = as_target(law, x)
     torch.testing.assert_close(fast.score(fast.enter(x)), law(x, 0.0), rtol=1e-5, atol=1e-4)
 

@@ -391,6 +391,14 @@ def test_a_stale_lock_blocks_nobody(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
+    (tmp_path / ".training.pt.0a1b2c3d").write_text("half")
+    (tmp_path / ".model.safetensors.0a1b2c3d").write_text("half")
+    (tmp_path / ".mine").write_text("whole")
+    train(small(), DATA, LABELS, Recipe(steps=1, batch=32), folder=tmp_path, **OPTIONS)
+    assert [f.name for f in tmp_path.glob(".*")] == [".mine"]
+
+
 # --- what was tuned -------------------------------------------------------------------------
 
 
@@ -466,18 +474,18 @@ def test_a_file_in_the_way_is_found_before_the_first_step(way, tmp_path):
         train(small(), DATA, LABELS, RECIPE, **options)
 
 
-@pytest.mark.parametrize("size", [300, 20_000], ids=["nothing fits", "the state does not fit"])
-def test_a_full_disk_is_found_before_the_first_step(size, tmp_path):
-    options = {"objective": never, "folder": tmp_path, **OPTIONS}
-    with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
-        train(small(width=64), DATA, LABELS, RECIPE, **options)
-    assert files(tmp_path) == {}
-    model = train(small(width=64), DATA, LABELS, Recipe(steps=2), folder=tmp_path, **OPTIONS)
-    before = files(tmp_path)
-    with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
-        train(small(width=64), DATA, LABELS, RECIPE, overwrite=True, **options)
-    assert files(tmp_path) == before
-    assert torch.equal(weights(load(tmp_path)), weights(model))
+@pytest.mark.parametrize("fits", [False, True], ids=["nothing fits", "the model fits"])
+def test_a_full_disk_is_found_before_the_first_step(fits, tmp_path):
+    model = train(small(), DATA, LABELS, Recipe(steps=2), folder=tmp_path / "old", **OPTIONS)
+    before = files(tmp_path / "old")
+    size = len(before["model.safetensors"]) + 100 if fits else 300
+    for folder in (tmp_path / "old", tmp_path / "new"):
+        options = {"objective": never, "folder": folder, "overwrite": True, **OPTIONS}
+        with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
+            train(small(), DATA, LABELS, RECIPE, **options)
+    assert files(tmp_path / "new") == {}
+    assert files(tmp_path / "old") == before
+    assert torch.equal(weights(load(tmp_path / "old")), weights(model))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC], ids=os.strerror)

@@ -43,6 +43,7 @@ from sde_gen import (
     Heun,
     Lifted,
     LinearSDE,
+    MatrixOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
     Score,
     ScoreNetwork,
@@ -54,7 +55,7 @@ from sde_gen.ops import Time, as_time
 from sde_gen.schedules import Cosine, Geometric, Linear, Power
 from sde_gen.scores import Given, exact
 from sde_gen.scores.network import network_input
-from sde_gen.sdes import KernelSDE
+from sde_gen.sdes import KernelSDE, MatrixSDE
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
 
@@ -441,6 +442,10 @@ def test_processes_of_one_law_may_be_added() -> None:
         (OrnsteinUhlenbeck(), VP(Linear(2.0, 2.0, T=5.0))),
         (VP(), Copy(VP())),
         (CriticallyDamped(), CriticallyDamped()),
+        (
+            VP(),
+            MatrixOrnsteinUhlenbeck((-torch.eye(2) / 2).tolist(), torch.eye(2).tolist(), Linear()),
+        ),
     ):
         if isinstance(one, LinearSDE) and isinstance(other, LinearSDE):
             a, b = Gaussian(one, mean), Gaussian(other, mean)
@@ -475,6 +480,7 @@ class Copy(LinearSDE):
         VP(Cosine()),
         Copy(SubVP()),
         CriticallyDamped(),
+        MatrixOrnsteinUhlenbeck(((-0.5, 0.1), (0.0, -0.5)), ((1.0, 0.0), (0.0, 1.0)), Linear()),
     ],
     ids=repr,
 )
@@ -482,7 +488,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
     sde, mean = VP(), torch.ones(2)
     second = (
         CorrelatedMixture(other, torch.ones(1), mean[None], torch.eye(2))
-        if isinstance(other, CriticallyDamped)
+        if isinstance(other, MatrixSDE)
         else Gaussian(other, mean)  # type: ignore[arg-type]
     )
     first = Gaussian(sde, mean)
@@ -491,7 +497,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
         lambda: first + second,
         lambda: second - first,
         lambda: 2 * first + 3 * second,
-        lambda: first + ScoreNetwork(nn.Linear(2, 2), other).given(y=1),
+        lambda: first + second.given(y=1),
         lambda: (first + (lambda x, t: -x)) + second,
     ):
         with pytest.raises(ValueError, match=r"must have one process: .* has .*VP"):

@@ -130,6 +130,8 @@ STOCHASTIC: list[tuple[Solver, int]] = [
     (Exponential(2, weights=Midpoint()), 1),
     (Exponential(1, reference=0.5), 1),
     (Exponential(2, reference=0.5), 1),
+    (Exponential(1, reference=math.inf), 1),
+    (Exponential(2, reference=math.inf), 1),
     *((solver, 2 if solver.method == "srk" else 1) for solver in TORCHSDE),
 ]
 

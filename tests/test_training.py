@@ -218,8 +218,17 @@ def test_only_the_network_of_a_loss_runs_in_half_precision(sde):
     assert not torch.equal(loss(in_half(network)), loss(network))
 
 
-def test_only_the_network_of_a_classifier_runs_in_half_precision():
-    sde, n = CriticallyDamped(), 64
+class Turning(VP):
+    """Multiplies matrices with states where it perturbs them."""
+
+    def perturb(self, x, t, generator=None):
+        p = super().perturb(x, t, generator)
+        return p._replace(x=p.x @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("sde", [CriticallyDamped(), Turning()], ids=name)
+def test_only_the_network_of_a_classifier_runs_in_half_precision(sde):
+    n = 64
     x, y = torch.randn(n, 1, 2), torch.arange(n) % 3
     t = torch.linspace(0.1, 1, n)
     torch.manual_seed(1)
@@ -655,6 +664,9 @@ def test_gradients_are_clipped():
     first = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.model.parameters()]
     norm = math.sqrt(sum(float(m.square().sum()) for m in first))
     assert norm == pytest.approx((1 - 0.9) * 0.5, rel=1e-4)
+    second = [trainer.optimizer.state[p]["exp_avg_sq"] for p in trainer.model.parameters()]
+    total = sum(float(v.sum()) for v in second)
+    assert total == pytest.approx((1 - 0.99) * 0.5**2, rel=1e-4)
 
 
 def test_time_ends_a_run():

@@ -60,10 +60,18 @@ def alone(folder: Path) -> Iterator[None]:
             os.close(handle)
             handle = -1
     try:
+        _sweep(folder)
         yield
     finally:
         file.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed while they wrote have left half written."""
+    for name in (STATE, WEIGHTS, CONFIG):
+        for part in folder.glob(f".{name}.*"):
+            part.unlink(missing_ok=True)
 
 
 def _is(handle: int, file: Path) -> bool:
