@@ -168,7 +168,9 @@ def log_prob(
     reverse = sde.probability_flow(model)
     way = _stepped(reverse, grid, solver, signs is not None)
     moved, volume = _carry(sde, enter(model, x), grid[0])
-    volume -= model.facts.log_volume()
+    # Units are those of the data alone, not of what a process adds to them.
+    data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
+    volume -= model.facts.log_volume(data.shape[1:])
     joint = _Augmented(way, tuple(x.shape[1:]), signs, reverse.singular)
     state = torch.cat([(moved / way.first).flatten(1), x.new_zeros(len(x), 1)], 1)
     end = solve(joint, state, way.times, solver, 0, progress=progress, chunk=chunk)

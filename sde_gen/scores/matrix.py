@@ -66,7 +66,7 @@ class Lifted(Score):
             )
         self.score, self.inner, self.sde = score, inner, sde
         self.facts, self.singular = score.facts.of_another_law(), score.singular
-        self.batch = score.batch
+        self.batch, self.eta = score.batch, score.eta
 
     @property
     def device(self) -> torch.device:
