@@ -434,10 +434,10 @@ class Steady(sg.schedules.Schedule):
 
 @register
 @dataclass(frozen=True)
-class Slower(sg.Schedule):
+class Slower(sg.schedules.Schedule):
     """A clock of a clock."""
 
-    inner: sg.Schedule
+    inner: sg.schedules.Schedule
 
     T = 1.0
 

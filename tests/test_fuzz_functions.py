@@ -421,7 +421,6 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "KarrasWeight": entry(training.KarrasWeight, data_std=1.0),
         "MinSNRWeight": entry(training.MinSNRWeight, gamma=5.0),
         "LogNormalTimes": entry(training.LogNormalTimes, log_mean=-1.2, log_std=1.8),
-        "stratified": entry(training.stratified, n=4, generator=SEEDED, device="cpu"),
         "uniform_times": entry(training.uniform_times, sde=VP, u=T4),
         "pick_device": entry(training.pick_device, device="cpu"),
         "save": entry(sg.save, model=NETWORK, path="saved"),

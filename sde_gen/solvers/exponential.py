@@ -183,7 +183,7 @@ class Exponential(Multistep):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
-        if -math.inf < levels.lam[0] < -300:
+        if -math.inf < levels.lam[0] < -300 or levels.lam[1] == -math.inf:
             raise ValueError(
                 f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
                 " 1e-130): start at grids.default_start(sde)"
