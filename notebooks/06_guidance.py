@@ -216,7 +216,7 @@ net = sg.train(
     net,
     points,
     labels,
-    sg.Recipe(steps=800),
+    sg.Recipe(steps=1600),
     objective=Classification(sde, law.facts),
     progress=False,
 )
@@ -237,7 +237,7 @@ assert float((one.std(0) - 0.45).abs().max()) < 0.06
 class Labelled(sg.Score):
     """The score of a class, or of all data where the label is -1: what ClassifierFree reads."""
 
-    sde, shape = sde, (2,)
+    sde, facts = sde, law.facts
 
     def __call__(self, x, t, y):
         each = torch.stack([*(c(x, t) for c in classes), law(x, t)])
