@@ -238,7 +238,7 @@ def _stepped(flow: Reverse, grid: Tensor, solver: Solver, probed: bool) -> _Step
         return way
     if len(grid) == 2:
         even = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64)
-        share = even**4 if tame is None else even
+        share = even**2 if tame is None else even
         way = way._replace(times=torch.lerp(way.times[0], way.times[-1], share))
     return way._replace(unit=_UNIT)
 
