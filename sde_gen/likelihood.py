@@ -186,7 +186,7 @@ def _check(sde: object, score: object, x: Tensor) -> None:
         )
     check_state(x)
     check_finite(x)
-    shape = getattr(score, "shape", None)
+    shape = score.shape if isinstance(score, Score) else None
     if x.ndim < 2 or (shape is not None and x.shape[1:] != sde.state_shape(shape)):
         wanted = "(B, *D)" if shape is None else batch_of(sde.state_shape(shape))
         raise ValueError(f"x must have shape {wanted}, a row a sample, got {tuple(x.shape)}")
@@ -279,9 +279,11 @@ def bits_per_dim(
         ValueError: levels out of range; several draws with probes, whose spread inside the mean
             over draws would make its logarithm too large, so that nothing is bounded.
     """
-    sde, draws = model.sde, check_count(draws, "draws")
+    sde, draws = getattr(model, "sde", None), check_count(draws, "draws")
     if not isinstance(sde, KernelSDE):
-        raise TypeError("bits_per_dim needs a score that knows its linear process (.sde)")
+        raise TypeError(
+            f"model must be a score that knows its linear process (.sde), got {model!r}"
+        )
     if draws > 1 and probes is not None:
         raise ValueError(
             f"draws = {draws} with probes = {probes} is no bound: the spread of the probes would"
