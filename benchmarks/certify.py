@@ -347,7 +347,9 @@ fails when this page says something else. Do not edit it by hand.
 - **ODE order**: on the probability flow of a mixture of three modes in two dimensions, VP, t from
   1 to 0.01, on a log-SNR grid; the slope of the error over the last doubling of the steps.
 - **weak order**: at eta = 1 for data N(0, 1/4): the slope of the error of the variance of the
-  output, exact by unit impulses. *Law at 40 steps* is that error relative to the variance.
+  output, exact by unit impulses. *Law at 40 steps* is that error relative to the variance. Runs
+  start in the law of t = 1; from any other start `Churn` has the law to order 1 alone. The drift
+  is linear here: on other data `TorchSDE("midpoint")` has the 1 that it declares.
 - **strong order**: at eta = 1 on a mixture in one dimension, one Brownian path for all grids.
 - **takes**: an SDE running forward, a reversal with eta > 0, a flow (eta = 0), a Langevin process,
   and the reversals and flows of processes with matrices.

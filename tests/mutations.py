@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -302,6 +303,11 @@ def draw(tree: Path, seed: int, count: int, only: Sequence[str] = ()) -> list[Mu
 # --- which test enters which function ---------------------------------------------------------
 
 
+def steady(nodeid: str) -> str:
+    """The id of a test without the addresses that pytest takes from a repr."""
+    return re.sub(r" at 0x[0-9a-f]+", "", nodeid)
+
+
 class Tracer:
     """A pytest plugin: the functions of the library that each passing test enters."""
 
@@ -315,6 +321,9 @@ class Tracer:
         if code.co_filename.startswith(self.house):
             self.entered.add((code.co_filename, code.co_name))
 
+    def of(self, nodeid: str) -> dict[str, Any]:
+        return self.tests.setdefault(steady(nodeid), {"time": 0.0, "passed": True})
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.entered = set()
@@ -327,10 +336,10 @@ class Tracer:
             threading.settrace(None)
             root = len(self.house) - len("sde_gen/")
             calls = sorted(f"{file[root:]}:{name}" for file, name in self.entered)
-            self.tests.setdefault(item.nodeid, {"time": 0.0, "passed": True})["calls"] = calls
+            self.of(item.nodeid)["calls"] = calls
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test = self.tests.setdefault(report.nodeid, {"time": 0.0, "passed": True})
+        test = self.of(report.nodeid)
         test["time"] += report.duration
         test["passed"] &= report.passed
 
@@ -338,23 +347,36 @@ class Tracer:
         self.out.write_text(json.dumps(self.tests))
 
 
+class Chooser:
+    """A pytest plugin: some of the collected tests, in an order of our own."""
+
+    def __init__(self, chosen: Sequence[str]) -> None:
+        self.order = {name: i for i, name in enumerate(chosen)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        known = [item for item in items if steady(item.nodeid) in self.order]
+        items[:] = sorted(known, key=lambda item: self.order[steady(item.nodeid)])
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Loaded by ``-p mutations``: trace what this process runs."""
+    """Loaded by ``-p mutations``."""
     if "MUTATIONS_TRACE" in os.environ:
         config.pluginmanager.register(Tracer(Path(os.environ["MUTATIONS_TRACE"])))
+    if "MUTATIONS_CHOSEN" in os.environ:
+        names = Path(os.environ["MUTATIONS_CHOSEN"]).read_text().splitlines()
+        config.pluginmanager.register(Chooser(names))
 
 
 def run_pytest(
-    tree: Path, tests: Sequence[str], limit: float | None = None, *options: str, **more: str
+    tree: Path, *arguments: str, limit: float | None = None, **more: str
 ) -> tuple[int, str]:
-    """Exit code and output of pytest on some tests in a tree; -1 past the time limit."""
+    """Exit code and output of pytest in a tree; -1 past the time limit."""
     env = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}", **more}
     # Bytecode is known by the time and size of its source, which a mutant may share.
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    chosen = tree / "chosen.txt"
-    chosen.write_text("\n".join(tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "mutations"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, f"@{chosen}"],
+        [*command, *arguments],
         cwd=tree,
         env=env,
         text=True,
@@ -393,7 +415,7 @@ def trace(tree: Path, unit: str) -> Tests:
             return known["tests"]
     out = tree / "trace.json"
     out.unlink(missing_ok=True)
-    _, output = run_pytest(tree, [unit], None, "-p", "mutations", MUTATIONS_TRACE=str(out))
+    _, output = run_pytest(tree, unit, MUTATIONS_TRACE=str(out))
     tests: Tests = json.loads(out.read_text())
     failed = [name for name, test in tests.items() if not test["passed"]]
     print(f"traced {unit}: {output.splitlines()[-1]}", *failed, sep="\n  not used: ", flush=True)
@@ -431,21 +453,23 @@ def choose(tree: Path, mutant: Mutant, tests: Tests) -> tuple[list[str], list[st
 
 
 def judge(tree: Path, mutant: Mutant, tests: Tests) -> str:
-    """The first test that fails on the mutant, or why it survives."""
-    path = tree / mutant.file
+    """The first test that fails on the mutant, or that it survives."""
+    path, chosen = tree / mutant.file, tree / "chosen.txt"
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
     try:
-        for names in choose(tree, mutant, tests):
-            if not names:
-                continue
+        for names in filter(None, choose(tree, mutant, tests)):
+            chosen.write_text("\n".join(names))
+            files = dict.fromkeys(map(file_of, names))
             limit = PATIENCE + 4 * sum(tests[name]["time"] for name in names)
-            code, output = run_pytest(tree, names, limit, "-x")
+            code, output = run_pytest(
+                tree, "-x", *files, limit=limit, MUTATIONS_CHOSEN=str(chosen)
+            )
             if code == -1:
                 return "caught by the time limit"
-            if code:
-                lines = [line for line in output.splitlines() if line.startswith(("FAIL", "ERR"))]
-                return f"caught by {lines[-1].split(' - ')[0] if lines else 'an exit'}"
+            if code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+                found = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.M)
+                return f"caught by {found[0] if found else output[-300:]}"
         return SURVIVED
     finally:
         path.write_bytes(source)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from laws import law_error
 from problems import (
     F64,
     correlated,
@@ -38,17 +40,20 @@ from sde_gen import (
     LinearSDE,
     Noise,
     PredictorCorrector,
+    Propagator,
     Reverse,
     RungeKutta,
     Solver,
     Streams,
     SubVP,
+    Tuned,
     grids,
     solve,
 )
 from sde_gen.ops import Time
 from sde_gen.solvers import Step
 from sde_gen.solvers.base import Memory
+from sde_gen.tuning import Choice
 
 
 def marginal(score: Gaussian, t: float) -> tuple[Tensor, Tensor]:
@@ -57,27 +62,19 @@ def marginal(score: Gaussian, t: float) -> tuple[Tensor, Tensor]:
     return alpha * score.mean, alpha**2 * score.variance + sigma**2
 
 
-def law_error(score: Gaussian, solver: Solver, times: Tensor, eta: float, draws: int) -> float:
-    """Distance of the output's exact mean and variance from the truth, by impulse response."""
-    process = score.sde.reverse(score, eta)
-
-    def run(value: float) -> Tensor:
-        x = torch.full((draws + 1, score.mean.numel()), value, dtype=F64)
-        return solve(process, x, times, solver, Impulses())
-
-    zero, one = run(0.0), run(1.0)
-    gain, draw = (one - zero)[-1], zero[:-1] - zero[-1]
-    (m_t, v_t), (m_s, v_s) = marginal(score, float(times[0])), marginal(score, float(times[-1]))
-    mean, variance = zero[-1] + gain * m_t, gain**2 * v_t + draw.square().sum(0)
-    return float(torch.cat([mean - m_s, variance - v_s]).norm())
-
-
 def law_slopes(
-    score: Gaussian, solver: Solver, eta: float, draws: int, steps: tuple[int, ...]
+    score: Gaussian,
+    solver: Solver,
+    eta: float,
+    draws: int,
+    steps: tuple[int, ...],
+    point: float | None = None,
 ) -> list[float]:
-    """Weak orders; ``draws`` a step."""
+    """Weak orders; ``draws`` a step. From the law of t = 0.6, or from a point there."""
     grid = [grids.uniform(score.sde, n, 0.6, 0.1) for n in steps]
-    return slopes([law_error(score, solver, t, eta, draws * (len(t) - 1)) for t in grid])
+    return slopes(
+        [float(law_error(score, solver, t, eta, draws * (len(t) - 1), point).norm()) for t in grid]
+    )
 
 
 # Churn
@@ -101,6 +98,14 @@ def test_the_weak_order_of_churn_is_the_order_of_its_flow(
     assert solver.order == solver.weak == inner.order
     for slope in law_slopes(gaussian(VP()), solver, eta, 1, steps):
         assert slope == pytest.approx(inner.order, abs=0.2)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("inner", [Heun(), RungeKutta(4)], ids=["Heun", "RK4"])
+def test_from_a_point_the_weak_order_of_churn_is_1(inner: Solver, eta: float) -> None:
+    """Noising and the flow keep the law of t: of another one they do not make the reversal."""
+    for slope in law_slopes(gaussian(VP()), Churn(inner), eta, 1, (64, 128, 256), point=0.7):
+        assert slope == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("sde", [VP(), SubVP(), VE(Geometric(0.02, 8.0)), EDM(8.0)], ids=repr)
@@ -197,6 +202,8 @@ def test_what_churn_refuses() -> None:
         Churn(Exponential(1, 0.3, corrector=True))
     with pytest.raises(TypeError, match="needs a Solver"):
         Churn("heun")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"one-step solver.* got Tuned: the past"):
+        Churn(Tuned([Choice(4, Exponential(2))]))
     with pytest.raises(ValueError, match="amount must be"):
         Churn(amount=-1.0)
     with pytest.raises(ValueError, match="low < high"):
@@ -267,6 +274,32 @@ def test_corrections_keep_the_law_of_gaussian_data_exactly(
     torch.testing.assert_close(mean, m_s, rtol=1e-10, atol=1e-12)
     # They do something: without them nothing is drawn.
     assert float(draw.abs().min()) > 0.05
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda flow, c: PredictorCorrector(PredictorCorrector(flow, 1.0, 2, c), 1.5, 1, c),
+        lambda flow, c: PredictorCorrector(Churn(PredictorCorrector(flow, 1.0, 1, c)), 1.0, 2, c),
+    ],
+    ids=["corrector in corrector", "corrector in churn in corrector"],
+)
+def test_nested_corrections_draw_their_own_numbers(nest: Callable[..., Solver]) -> None:
+    """The exact law again, by Monte Carlo; a normal that is used twice adds up to twice itself."""
+    score, n = gaussian(VP()), 20_000
+    solver = nest(Exponential(1, score.moments), score.moments)
+    drawn = list[tuple[float, float, int]]()
+
+    class Noting(Streams):
+        def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+            drawn.append((t, s, k))
+            return super().__call__(x, t, s, k)
+
+    x = start(score, n, 0.6)
+    y = solve(VP().probability_flow(score), x, [0.6, 0.4, 0.2], solver, Noting(3))
+    assert len(drawn) == len(set(drawn)) == 6
+    _, exact = marginal(score, 0.2)
+    assert float((y.var(0) / exact - 1).abs().max()) < 4 * math.sqrt(2 / n)
 
 
 class Still(Solver):
@@ -449,6 +482,10 @@ def test_what_the_corrector_refuses() -> None:
     x = torch.zeros(2, 3, dtype=F64)
     with pytest.raises(TypeError, match="one-step solver"):
         PredictorCorrector(Exponential(2))
+    with pytest.raises(TypeError, match=r"one-step solver.* got Tuned: the past"):
+        PredictorCorrector(Tuned([Choice(4, Exponential(2))]))
+    with pytest.raises(TypeError, match=r"one-step solver.* got Propagator"):
+        PredictorCorrector(Propagator(2))
     for eta in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="eta must be"):
             PredictorCorrector(eta=eta)

@@ -479,6 +479,9 @@ def test_load_array_says_what_is_wrong(tmp_path):
         load_array(file)
     with pytest.raises(TypeError, match="path must be a str or a Path, got None"):
         load_array(None)  # type: ignore[arg-type]
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot read .*x\.npy as a numeric array"):
+        load_array(file)
     (tmp_path / "x.csv").write_text("1, 2")
     with pytest.raises(ValueError, match=r"expected a .npy or .npz file"):
         load_array(tmp_path / "x.csv")

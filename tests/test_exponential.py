@@ -326,8 +326,7 @@ def test_ddim_eta_is_the_published_update(eta: float) -> None:
     sde = sg.VP()
     score = sg.GaussianMixture(sde, torch.tensor([0.2, 0.3, 0.5]), MEANS, 0.2)
     noise = sg.Streams(3)
-    process = sde.reverse(score, 1.0) if eta else sde.probability_flow(score)
-    ours = sg.solve(process, X, TIMES, ddim(eta), noise)
+    ours = sg.solve(sde.reverse(score, eta), X, TIMES, ddim(eta), noise)
     a2 = (sde.alpha(TIMES) ** 2).tolist()
     x = X
     for (t, s), (a_t, a_s) in zip(pairwise(TIMES.tolist()), pairwise(a2), strict=True):
@@ -337,6 +336,18 @@ def test_ddim_eta_is_the_published_update(eta: float) -> None:
         x = math.sqrt(a_s) * x_0 + math.sqrt(1 - a_s - std**2) * eps
         x = x + std * noise(x, t, s)
     torch.testing.assert_close(ours, x, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("solver", "process"), [(0.7, 0.0), (0.0, 1.0), (0.3, 1.0), (1.0, 0.0)])
+def test_ddim_is_refused_on_a_process_of_another_eta(solver: float, process: float) -> None:
+    """Else a flow would be random, or a reversal deterministic."""
+    score = sg.Gaussian(sg.VP(), torch.zeros(2), 0.5)
+    message = rf"ddim\({solver:g}\) steps a reversal with the same eta.*got Rev.* eta = {process}"
+    with pytest.raises(ValueError, match=message):
+        sg.solve(sg.VP().reverse(score, process), X, TIMES, ddim(solver), 0)
+    with pytest.raises(ValueError, match=message):
+        sg.sample(score, 3, 5, eta=process, solver=ddim(solver))
+    assert sg.sample(score, 3, 5, seed=0, eta=solver, solver=ddim(solver)).shape == (3, 2)
 
 
 # --- moments, and the call that uses them --------------------------------------------------

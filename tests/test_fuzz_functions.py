@@ -65,6 +65,9 @@ BAD: dict[str, Any] = {
 CALLABLE = {"score", "target", "log_density", "features", "distance", "net", "objective"}
 CALLABLE |= {"transform", "weighting"}
 
+# What is right, and long: the default of 10,000 steps.
+RIGHT = {("recipe", "None")}
+
 # By what else an argument may be called.
 ALSO = {
     "t": "times?",
@@ -440,7 +443,7 @@ def calls(rooms: list[str]) -> list[tuple[str, str, str, str]]:
         for name, (_, good) in ROOMS[room].items()
         for argument in good()
         for bad in BAD
-        if not (bad == "class" and argument in CALLABLE)
+        if not (bad == "class" and argument in CALLABLE) and (argument, bad) not in RIGHT
     ]
 
 

@@ -471,7 +471,9 @@ def test_rows_that_are_bound_may_be_chunked() -> None:
     assert sample(ForEach(4), 4, steps=2, seed=0).shape == (4, 3)
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize(
+    "kind", [np.int64, np.uint8, torch.tensor], ids=["numpy", "small", "torch"]
+)
 def test_integers_of_every_kind_count(kind: Any) -> None:
     """n, steps, seed and chunk: numpy's and PyTorch's integers give what Python's give."""
     wanted = sample(SCORE, 5, 3, 7, eta=1.0, chunk=2)

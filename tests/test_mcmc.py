@@ -379,11 +379,16 @@ def test_a_mixture_by_columns_is_its_exact_score(
 
 
 @pytest.mark.parametrize(
-    ("d", "m", "gap"), [(1, 30.0, 0.4), (64, 1.64, 0.02)], ids=["1-d", "64-d"]
+    ("d", "m", "gap"),
+    [(1, 30.0, 0.4), (64, 1.64, 0.02), (1, 1e6, 0.4), (64, 1e6, 0.2), (1, 0.0, 1e3)],
 )
-def test_a_narrow_mixture_in_float32_is_computed_in_float64(d: int, m: float, gap: float) -> None:
-    law = GaussianMixture(EDM(), torch.ones(2), torch.tensor([[m] * d, [m + gap] * d]), 0.1)
-    x = (torch.linspace(-0.5, 1.5, 20).unsqueeze(1) * gap + m).expand(20, d)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_narrow_mixture_keeps_its_score_far_from_0(
+    d: int, m: float, gap: float, dtype: torch.dtype
+) -> None:
+    means = torch.tensor([[m] * d, [m + gap] * d], dtype=dtype)
+    law = GaussianMixture(EDM(), torch.ones(2), means, 0.1)
+    x = (torch.linspace(-0.5, 1.5, 20, dtype=dtype).unsqueeze(1) * gap + m).expand(20, d)
     fast = as_target(law, x)
     torch.testing.assert_close(fast.score(fast.enter(x)), law(x, 0.0), rtol=1e-5, atol=1e-4)
 

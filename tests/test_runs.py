@@ -300,8 +300,33 @@ def test_a_run_is_not_overwritten_unasked(straight, tmp_path):
 def test_a_model_without_a_run_is_not_overwritten_either(tmp_path):
     save(small(), tmp_path)
     for resume in (False, True):
-        with pytest.raises(FileExistsError, match=r"model\.safetensors.*ask for overwrite"):
+        with pytest.raises(FileExistsError, match=r"model\.safetensors.*say overwrite"):
             train(small(), DATA, LABELS, RECIPE, folder=tmp_path, resume=resume, **OPTIONS)
+
+
+def test_saving_by_hand_overwrites_nothing_unasked_either(tmp_path):
+    recipe = Recipe(steps=2, batch=32)
+    options = {"recipe": recipe, "folder": tmp_path / "run", "device": "cpu"}
+    first = Trainer(small(), DATA, LABELS, **options)
+    first.save()
+    first.save()
+    first.run(progress=False)
+    with pytest.raises(FileExistsError, match=r"training\.pt"):
+        Trainer(small(), DATA, LABELS, **options).save()
+    assert torch.equal(weights(load(tmp_path / "run")), weights(first.average))
+
+
+def test_a_run_may_be_saved_by_hand_while_it_runs(straight, tmp_path):
+    trainer = Trainer(
+        small(),
+        DATA,
+        LABELS,
+        RECIPE,
+        transform=at(7, lambda: trainer.save()),
+        folder=tmp_path,
+        device="cpu",
+    )
+    assert torch.equal(weights(trainer.run(progress=False)), straight)
 
 
 def test_an_overwritten_run_is_gone_from_the_first_step(tmp_path):
@@ -353,6 +378,14 @@ def test_a_stale_lock_blocks_nobody(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
+    (tmp_path / ".training.pt.0a1b2c3d").write_text("half")
+    (tmp_path / ".model.safetensors.0a1b2c3d").write_text("half")
+    (tmp_path / ".mine").write_text("whole")
+    train(small(), DATA, LABELS, Recipe(steps=1, batch=32), folder=tmp_path, **OPTIONS)
+    assert [f.name for f in tmp_path.glob(".*")] == [".mine"]
+
+
 # --- what was tuned -------------------------------------------------------------------------
 
 
@@ -367,6 +400,15 @@ def test_a_finished_run_keeps_its_tuning(tmp_path):
     save(model, tmp_path)
     again = train(small(), DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
     assert repr(again.tuned) == repr(load(tmp_path).tuned) == repr(tuned())
+    assert torch.equal(weights(load(tmp_path)), weights(model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_model_beside_a_finished_run_is_written_anew(name, tmp_path):
+    recipe = Recipe(steps=3, batch=32)
+    model = train(small(), DATA, LABELS, recipe, folder=tmp_path, **OPTIONS)
+    (tmp_path / name).write_bytes(b"nonsense")
+    train(small(), DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
     assert torch.equal(weights(load(tmp_path)), weights(model))
 
 
@@ -419,18 +461,18 @@ def test_a_file_in_the_way_is_found_before_the_first_step(way, tmp_path):
         train(small(), DATA, LABELS, RECIPE, **options)
 
 
-@pytest.mark.parametrize("size", [300, 20_000], ids=["nothing fits", "the state does not fit"])
-def test_a_full_disk_is_found_before_the_first_step(size, tmp_path):
-    options = {"objective": never, "folder": tmp_path, **OPTIONS}
-    with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
-        train(small(width=64), DATA, LABELS, RECIPE, **options)
-    assert files(tmp_path) == {}
-    model = train(small(width=64), DATA, LABELS, Recipe(steps=2), folder=tmp_path, **OPTIONS)
-    before = files(tmp_path)
-    with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
-        train(small(width=64), DATA, LABELS, RECIPE, overwrite=True, **options)
-    assert files(tmp_path) == before
-    assert torch.equal(weights(load(tmp_path)), weights(model))
+@pytest.mark.parametrize("fits", [False, True], ids=["nothing fits", "the model fits"])
+def test_a_full_disk_is_found_before_the_first_step(fits, tmp_path):
+    model = train(small(), DATA, LABELS, Recipe(steps=2), folder=tmp_path / "old", **OPTIONS)
+    before = files(tmp_path / "old")
+    size = len(before["model.safetensors"]) + 100 if fits else 300
+    for folder in (tmp_path / "old", tmp_path / "new"):
+        options = {"objective": never, "folder": folder, "overwrite": True, **OPTIONS}
+        with no_file_above(size), pytest.raises(OSError, match=r"cannot write|File too large"):
+            train(small(), DATA, LABELS, RECIPE, **options)
+    assert files(tmp_path / "new") == {}
+    assert files(tmp_path / "old") == before
+    assert torch.equal(weights(load(tmp_path / "old")), weights(model))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC], ids=os.strerror)

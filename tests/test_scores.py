@@ -45,6 +45,7 @@ from sde_gen import (
     Lifted,
     Linear,
     LinearSDE,
+    MatrixOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
     Power,
     Score,
@@ -56,7 +57,7 @@ from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
 from sde_gen.scores import Given, exact
 from sde_gen.scores.network import network_input
-from sde_gen.sdes import KernelSDE
+from sde_gen.sdes import KernelSDE, MatrixSDE
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
 
@@ -443,6 +444,10 @@ def test_processes_of_one_law_may_be_added() -> None:
         (OrnsteinUhlenbeck(), VP(Linear(2.0, 2.0, T=5.0))),
         (VP(), Copy(VP())),
         (CriticallyDamped(), CriticallyDamped()),
+        (
+            VP(),
+            MatrixOrnsteinUhlenbeck((-torch.eye(2) / 2).tolist(), torch.eye(2).tolist(), Linear()),
+        ),
     ):
         if isinstance(one, LinearSDE) and isinstance(other, LinearSDE):
             a, b = Gaussian(one, mean), Gaussian(other, mean)
@@ -456,6 +461,9 @@ class Copy(LinearSDE):
 
     def __init__(self, sde: LinearSDE) -> None:
         self.of, self.T = sde, sde.T
+
+    def __repr__(self) -> str:
+        return f"Copy({self.of!r})"
 
     def rate(self, t: Time) -> Tensor:
         return self.of.rate(t)
@@ -474,6 +482,7 @@ class Copy(LinearSDE):
         VP(Cosine()),
         Copy(SubVP()),
         CriticallyDamped(),
+        MatrixOrnsteinUhlenbeck(((-0.5, 0.1), (0.0, -0.5)), ((1.0, 0.0), (0.0, 1.0)), Linear()),
     ],
     ids=repr,
 )
@@ -481,7 +490,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
     sde, mean = VP(), torch.ones(2)
     second = (
         CorrelatedMixture(other, torch.ones(1), mean[None], torch.eye(2))
-        if isinstance(other, CriticallyDamped)
+        if isinstance(other, MatrixSDE)
         else Gaussian(other, mean)  # type: ignore[arg-type]
     )
     first = Gaussian(sde, mean)
@@ -490,7 +499,7 @@ def test_scores_of_different_processes_are_not_added(other: KernelSDE) -> None:
         lambda: first + second,
         lambda: second - first,
         lambda: 2 * first + 3 * second,
-        lambda: first + ScoreNetwork(nn.Linear(2, 2), other).given(y=1),
+        lambda: first + second.given(y=1),
         lambda: (first + (lambda x, t: -x)) + second,
     ):
         with pytest.raises(ValueError, match=r"must have one process: .* has .*VP"):

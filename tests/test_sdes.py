@@ -264,6 +264,7 @@ def test_times_are_found_where_no_signal_is_left(sde: LinearSDE) -> None:
     t = sde.T * torch.tensor([1e-6, 0.01, 0.3, 0.8, 1.0], dtype=F64)
     torch.testing.assert_close(sde.time_at(sde.log_snr(t)), t, rtol=1e-9, atol=0)
     assert float(sde.log_snr(sde.T)) < -1200
+    assert float(sde.time_at(math.inf)) == 0
 
 
 @pytest.mark.parametrize("sde", LONG, ids=repr)

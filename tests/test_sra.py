@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from laws import law_error
 from problems import F64, gaussian, line, quantile_flow, rms, slopes, start
 from torch import Tensor
 
@@ -16,9 +17,7 @@ from sde_gen import (
     VE,
     VP,
     BrownianPath,
-    Gaussian,
     Geometric,
-    Impulses,
     Langevin,
     LinearSDE,
     Noise,
@@ -125,31 +124,14 @@ def test_steps_are_those_of_torchsde(sde: LinearSDE, eta: float) -> None:
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def law_error(score: Gaussian, times: Tensor, eta: float) -> float:
-    """Distance of the output's exact mean and variance from the truth, by impulse response."""
-    n = 2 * (len(times) - 1)
-    process = score.sde.reverse(score, eta)
-
-    def run(value: float) -> Tensor:
-        x = torch.full((n + 1, score.mean.numel()), value, dtype=F64)
-        return solve(process, x, times, SRA(), Impulses())
-
-    def law(t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
-        return alpha * score.mean, alpha**2 * score.variance + sigma**2
-
-    zero, one = run(0.0), run(1.0)
-    gain, draws = (one - zero)[-1], zero[:-1] - zero[-1]
-    (m_t, v_t), (m_s, v_s) = law(times[0]), law(times[-1])
-    mean, variance = zero[-1] + gain * m_t, gain**2 * v_t + draws.square().sum(0)
-    return float(torch.cat([mean - m_s, variance - v_s]).norm())
-
-
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("sde", [VP(), OrnsteinUhlenbeck(end=1.0)], ids=repr)
-def test_weak_order_by_impulse_response(sde: LinearSDE, eta: float) -> None:
+@pytest.mark.parametrize("point", [None, 0.7], ids=["law", "point"])
+def test_weak_order_by_impulse_response(sde: LinearSDE, eta: float, point: float | None) -> None:
     errors = [
-        law_error(gaussian(sde), grids.uniform(sde, n, 0.6, 0.1), eta) for n in (32, 64, 128)
+        float(law_error(gaussian(sde), SRA(), times, eta, 2 * n, point).norm())
+        for n in (32, 64, 128)
+        for times in [grids.uniform(sde, n, 0.6, 0.1)]
     ]
     for slope in slopes(errors):
         assert slope == pytest.approx(SRA.weak, abs=0.2)

@@ -218,8 +218,17 @@ def test_only_the_network_of_a_loss_runs_in_half_precision(sde):
     assert not torch.equal(loss(in_half(network)), loss(network))
 
 
-def test_only_the_network_of_a_classifier_runs_in_half_precision():
-    sde, n = CriticallyDamped(), 64
+class Turning(VP):
+    """Multiplies matrices with states where it perturbs them."""
+
+    def perturb(self, x, t, generator=None):
+        p = super().perturb(x, t, generator)
+        return p._replace(x=p.x @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("sde", [CriticallyDamped(), Turning()], ids=name)
+def test_only_the_network_of_a_classifier_runs_in_half_precision(sde):
+    n = 64
     x, y = torch.randn(n, 1, 2), torch.arange(n) % 3
     t = torch.linspace(0.1, 1, n)
     torch.manual_seed(1)
@@ -468,7 +477,14 @@ def test_run_depends_on_its_seed_alone():
         torch.manual_seed(outside)
         before = torch.get_rng_state()
         recipe = Recipe(steps=15, batch=32, seed=seed)
-        average = train(model, DATA, recipe=recipe, progress=False, device="cpu")
+        average = train(
+            model,
+            DATA,
+            recipe=recipe,
+            transform=lambda x, g: x + 0.01 * torch.randn_like(x),
+            progress=False,
+            device="cpu",
+        )
         assert torch.equal(torch.get_rng_state(), before)
         results.append(weights(average))
     assert torch.equal(results[0], results[1])
@@ -688,6 +704,7 @@ def test_failure_keeps_the_last_good_weights(how, tmp_path):
     with pytest.raises(TrainingError, match="step 17") as info:
         trainer.run(progress=False)
     assert (info.value.step, info.value.kept) == (17, 10)
+    assert trainer.step == trainer.average.steps == 10
     assert ("shape" if how == "shape" else "nan") in str(info.value)
     assert torch.equal(weights(model), seen[10])
     assert torch.isfinite(weights(trainer.average)).all()

@@ -6,6 +6,7 @@ cells of [-1, 1]: level k is x = 2 (k + 1/2) / L - 1. A density over such points
 (Theis et al. 2016), and ``quantise`` takes both back to k. Hand ``Dequantise(L)`` to the training
 loop, and every batch draws its own u:
 
+>>> import torch
 >>> x, y = digits("train")
 >>> dequantise = Dequantise(17)
 >>> batch = dequantise(x[:64], torch.Generator().manual_seed(0))

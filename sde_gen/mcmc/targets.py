@@ -129,10 +129,16 @@ class Mixture(Target):
         alpha, sigma = (float(c(t)) for c in (sde.alpha, sde.sigma))
         m = alpha * mixture.means.double()
         q = (1 / (alpha**2 * mixture.variance + sigma**2)).expand(m.shape)
+
+        def rounding(m: Tensor) -> float:
+            return torch.finfo(dtype).eps * float((m.square() * q).sum(1).max())
+
+        # Far from 0 the exponents are small differences of large numbers.
+        self.centre = m.mean(0) if rounding(m) >= _ROUNDING else None
+        m = m if self.centre is None else m - self.centre
+        self.dtype = dtype if rounding(m) < _ROUNDING else torch.float64
         a = m * q
         b = mixture.log_weights + 0.5 * (torch.log(q / (2 * math.pi)) - a * m).sum(1)
-        rounding = torch.finfo(dtype).eps * float((a * m).sum(1).max())
-        self.dtype = dtype if rounding < _ROUNDING else torch.float64
         self.shared = bool((q == q[:1]).all())
         ones = torch.ones(len(m), 1, dtype=q.dtype, device=where)
         sums = [a, ones] if self.shared else [a, q, ones]
@@ -146,7 +152,8 @@ class Mixture(Target):
         return c.to(self.dtype).contiguous()
 
     def _columns(self, x: Tensor) -> Tensor:
-        return x.flatten(1).T.to(self.dtype)
+        y = x.flatten(1)
+        return (y if self.centre is None else y.double() - self.centre).T.to(self.dtype)
 
     def _sums(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """max_k l_k / log 2 (1, C), and sum_k r_k (a_k, q_k unless shared, 1), not normalised."""

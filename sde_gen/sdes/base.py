@@ -223,9 +223,10 @@ class KernelSDE(SDE):
         # Powers, so that no two clocks agree because their nodes are those of a table.
         t = min(self.T, other.T) * torch.linspace(0.02, 1, 17, dtype=torch.float64) ** 1.7
         kernels = [(p.alpha(t), p.sigma(t)) for p in (self, other)]
+        pairs = [(_as(a, b), _as(b, a)) for a, b in zip(*kernels, strict=True)]
         return all(
             a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-6, atol=1e-12))
-            for a, b in zip(*kernels, strict=True)
+            for a, b in pairs
         )
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -235,6 +236,13 @@ class KernelSDE(SDE):
     def data(self, x: Tensor) -> Tensor:
         """The part of a state that is data."""
         return x
+
+
+def _as(c: Tensor, other: Tensor) -> Tensor:
+    """Numbers as multiples of 1 beside matrices."""
+    if c.ndim >= other.ndim:
+        return c
+    return c[..., None, None] * torch.eye(other.shape[-1], dtype=c.dtype)
 
 
 class Clocked(SDE):

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +43,10 @@ class _Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
-        log_w = -float(self.sde.log_snr(t)) if t else -math.inf
-        return float(np.logaddexp(0, log_w - math.log(self.variance))) ** 0.25
+        if t == 0:
+            return 0.0
+        level = -float(self.sde.log_snr(t)) - math.log(self.variance)  # log(w / C)
+        return (math.log1p(math.exp(level)) if level < 700 else level) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""
@@ -54,9 +55,9 @@ class _Standard(SDE):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         u = as_time(t)
-        # w = C (exp(u^4) - 1) overflows where hardly any signal is left.
-        log_w = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
-        time = self.sde.time_at(-log_w).clamp(min(self.ends), max(self.ends))
+        # log w, where w itself may be too large a number: there are clocks that long.
+        level = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
+        time = self.sde.time_at(-level).clamp(min(self.ends), max(self.ends))
         scale = torch.sqrt(self.sde.alpha(time) ** 2 * self.variance + self.sde.sigma(time) ** 2)
         state = match(scale, x) * x
         score = read_score(self.process, state, time)

@@ -34,7 +34,7 @@ class _Method:
 _TORCHSDE = {
     "euler": _Method("ito", 1, 1, 1.0, 1),
     "euler_heun": _Method("stratonovich", 1, 1, 1.0, 1),
-    "midpoint": _Method("stratonovich", 2, 2, 1.0, 2),
+    "midpoint": _Method("stratonovich", 2, 1, 1.0, 2),
     "heun": _Method("stratonovich", 2, 2, 1.0, 2),
     "srk": _Method("ito", 2, 2, 1.5, 2),
 }

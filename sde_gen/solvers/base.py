@@ -48,6 +48,9 @@ class Solver(ABC):
         weak: order of convergence in law on an SDE, None where it takes ODEs only.
         strong: order of convergence of paths on an SDE with additive noise.
         calls: evaluations of the score in a step.
+        draws: how many normals a step may draw: k = 0 .. draws - 1. What draws more on top of
+            another solver's step numbers its own from there.
+        multistep: whether a step reads what earlier steps have left in the memory.
         evaluates_end: whether a step evaluates the score at its end s.
         own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
             is only the times at which states are wanted.
@@ -58,6 +61,8 @@ class Solver(ABC):
     weak: int | None = None
     strong: float | None = None
     calls: int = 1
+    draws: int = 8
+    multistep: bool = False
     evaluates_end: bool = False
     own_steps: bool = False
     grid: Callable[..., Tensor] | None = None

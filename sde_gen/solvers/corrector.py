@@ -21,21 +21,19 @@ from ..noise import Noise
 from ..ops import as_time, check_count, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, describe, read_score, require_scalar_reversal
-from .exponential import Exponential
 from .runge_kutta import Heun
 
 _MOST = math.sqrt(2) - 1
-_CORRECTOR = 8
-"""The corrector's draws are numbered from here: the predictor has those before."""
 
 
 def _require_one_step(outer: str, solver: Solver) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"{outer} needs a Solver such as Heun(), got {solver!r}")
-    if isinstance(solver, Exponential) and (solver.nodes > 1 or solver.corrector):
+    if solver.multistep:
         raise TypeError(
-            f"{outer} needs a one-step solver (Heun(), RungeKutta(), Exponential(1)): the past"
-            " values of a multistep method do not belong to a state that noise has moved"
+            f"{outer} needs a one-step solver (Heun(), RungeKutta(), Exponential(1)), got"
+            f" {type(solver).__name__}: the past values of a multistep method do not belong to a"
+            " state that noise has moved"
         )
 
 
@@ -59,9 +57,12 @@ class Churn(Solver):
         s' = (1 + gamma) s,      s = sigma / alpha (at most that of T),
         x' = (alpha' / alpha) x + alpha' sqrt(s'^2 - s^2) z,      x_next = flow(x', t', t_next).
 
-    Algorithm 2 of Karras et al. 2022 on any linear process. Noising is exact and the flow has the
-    order of ``solver``, so the *weak* order is that order: with ``RungeKutta(4)`` this samples
-    a reversal at weak order 4, where stochastic Runge-Kutta methods have 2.
+    Algorithm 2 of Karras et al. 2022 on any linear process. Noising turns the law of t exactly
+    into that of t', and the flow that of t' into that of t_next, so a run that *starts in the
+    law of its time* (p_T) ends in the law of its last to the order of ``solver``, which is the
+    ``weak`` that this solver states: 4 with ``RungeKutta(4)``. The steps are those of the
+    reversal, from one state to the next, to order 1 only: so is the law that a run has when it
+    starts elsewhere, from a point for example.
 
     Args:
         solver: a one-step ODE solver.
@@ -94,6 +95,7 @@ class Churn(Solver):
         self.amount, self.low, self.high, self.inflate = amount, low, high, inflate
         self.order = self.weak = self.solver.order
         self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
+        self.draws = self.solver.draws
 
     def check(self, process: SDE) -> None:
         require_scalar_reversal(self, process)
@@ -212,6 +214,7 @@ class PredictorCorrector(Solver):
         self.eta, self.corrections, self.reference = eta, corrections, reference
         self.order = self.predictor.order
         self.calls = self.predictor.calls + corrections
+        self.draws = self.predictor.draws + corrections
 
     def check(self, process: SDE) -> None:
         require_scalar_reversal(self, process)
@@ -246,7 +249,7 @@ class PredictorCorrector(Solver):
             return x, ()
         for j in range(self.corrections):
             score = read_score(process, x, as_time(step.s))
-            z = noise(x, step.t, step.s, _CORRECTOR + j)
+            z = noise(x, step.t, step.s, self.predictor.draws + j)
             if self.reference is not None:
                 x = self.reference.apply((1.0, k.score, k.noise), (x, score, z))
             else:

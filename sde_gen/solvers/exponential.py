@@ -100,6 +100,7 @@ class Exponential(Solver):
         self.weights = Polynomial() if weights is None else weights
         self.order = order + corrector
         self.weak = min(self.order, 2)
+        self.multistep = order > 1 or corrector
         self._last: tuple[tuple[object, ...], list[Step]] = ((), [])
 
     def check(self, process: SDE) -> None:

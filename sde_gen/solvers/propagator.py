@@ -69,7 +69,7 @@ class Propagator(Solver):
         if not (math.isfinite(reference) and reference > 0):
             raise ValueError(f"reference must be a positive variance, got {reference}")
         self.order, self.reference = order, float(reference)
-        self.weak = min(order, 2)
+        self.weak, self.multistep = min(order, 2), order > 1
 
     def check(self, process: SDE) -> None:
         if not (isinstance(process, Reverse) and isinstance(process.sde, MatrixSDE)):

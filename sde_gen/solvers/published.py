@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from ..sdes import Reverse
+from ..sdes import SDE, Reverse
+from .base import describe
 from .exponential import Exponential
 from .weights import Midpoint, Polynomial, Weights
 
@@ -22,6 +23,15 @@ class _DDIM(Exponential):
     def __init__(self, eta: float) -> None:
         super().__init__(1)
         self.eta = eta
+
+    def check(self, process: SDE) -> None:
+        super().check(process)
+        assert isinstance(process, Reverse)
+        if process.eta != self.eta:
+            raise ValueError(
+                f"ddim({self.eta:g}) steps a reversal with the same eta, sde.reverse(score,"
+                f" {self.eta:g}) or sample(..., eta={self.eta:g}); got {describe(process)}"
+            )
 
     def noise_level(self, process: Reverse, start: float, end: float) -> float:
         # Their variance eta^2 (1 - e^(-2h)) of the new noise is 1 - e^(-2 h ours^2).
@@ -51,10 +61,10 @@ def ddim(eta: float = 0.0) -> Exponential:
 
     eta = 0 on a probability flow is deterministic and eta = 1 is ``ddpm``. In between, their eta
     scales the standard deviation of a step's noise, ours the noise of the continuous process:
-    the solver converts, step by step. For eta > 0 solve ``sde.reverse(score, eta)``.
+    the solver converts, step by step. Solve ``sde.reverse(score, eta)`` with the same number.
 
     Raises:
-        ValueError: eta outside [0, 1].
+        ValueError: eta outside [0, 1]; when solved: another eta than the process has.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"DDIM's eta lies in [0, 1], got {eta}")

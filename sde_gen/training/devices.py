@@ -1,8 +1,10 @@
-"""Where a model runs: this process's device, and its place among several processes."""
+"""Where a model runs: this process's device, its generators, its place among processes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,3 +61,28 @@ def accelerator(device: torch.device | str | None = None) -> Any:
             f" {made.device}: start one, or take device='cpu'"
         )
     return made
+
+
+def seed_globally(device: torch.device, seed: int) -> None:
+    """Seed the generators that layers draw from (dropout), of the host and of the device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[_index(device)].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def globals_kept(device: torch.device) -> Iterator[None]:
+    """Give the global generators back as they were."""
+    mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng(devices=[_index(device)] if device.type == "cuda" else []):
+            yield
+    finally:
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

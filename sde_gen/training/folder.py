@@ -60,10 +60,18 @@ def alone(folder: Path) -> Iterator[None]:
             os.close(handle)
             handle = -1
     try:
+        _sweep(folder)
         yield
     finally:
         file.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed while they wrote have left half written."""
+    for name in (STATE, WEIGHTS, CONFIG):
+        for part in folder.glob(f".{name}.*"):
+            part.unlink(missing_ok=True)
 
 
 def _is(handle: int, file: Path) -> bool:
@@ -77,8 +85,10 @@ def check_free(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds a run or a model."""
     held = [name for name in (STATE, WEIGHTS, CONFIG) if (folder / name).exists()]
     if held:
-        choice = "resume to go on with that run, or overwrite" if STATE in held else "overwrite"
-        raise FileExistsError(f"{folder} already holds {', '.join(held)}: ask for {choice}")
+        choice = "resume to go on with that run, or " if STATE in held else ""
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(held)}: say {choice}overwrite to begin anew"
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import batch_of, check_finite, check_state, check_tensor
 from ..scores import ScoreNetwork
+from .devices import globals_kept
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 """(x (B, *D), generator) -> (B, *D): dequantisation, augmentation; redrawn for every batch."""
@@ -30,8 +31,9 @@ def check_data(
         raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
     check_finite(data, "data")
     batch = data[:2]
-    if transform is not None:  # which may write into what it is given
-        batch = transform(batch.clone(), torch.Generator(data.device).manual_seed(0))
+    if transform is not None:  # which may write into what it is given, and draw as it likes
+        with globals_kept(data.device):
+            batch = transform(batch.clone(), torch.Generator(data.device).manual_seed(0))
     check_state(batch, "data" if transform is None else "transform(data)")
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..scores import ScoreNetwork
 from .average import Average
 from .checkpoints import CheckpointError, describe, load, save
-from .devices import accelerator, pick_device
+from .devices import accelerator, globals_kept, pick_device, seed_globally
 from .folder import STATE, about, alone, as_os_error, check_free, read_state, write_state
 from .inputs import Transform, check_data
 from .interrupts import Interrupts
@@ -108,7 +108,7 @@ class Trainer(Generic[M]):
         self._random = torch.Generator(self.device)
         self._hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
         self._clock, self._stopping = 0.0, False
-        self._owns_folder = False
+        self._owns_folder, self._holds_folder = False, False
         self._good: tuple[int, list[dict[str, Tensor]]] = (0, [])
 
     @property
@@ -131,10 +131,10 @@ class Trainer(Generic[M]):
                 another run (``BlockingIOError``) or cannot be written, before the first step; the
                 last save failed: ``average`` has the model then.
         """
-        with self._folder_alone(), Interrupts(self.folder is not None) as interrupts:
+        with self._folder_alone() as folder, Interrupts(self.folder is not None) as interrupts:
             if self._progress() < 1:
-                self._begin()
-                with self._bar(progress) as bar, _forked(self.device):
+                self._begin(folder)
+                with self._bar(progress) as bar, globals_kept(self.device):
                     self._train(bar, interrupts)
             self.model.eval()
             self.save()
@@ -148,12 +148,15 @@ class Trainer(Generic[M]):
         """Write the averaged model and the state of the run, where there is a folder.
 
         Raises:
-            OSError: one of them could not be written; a file that was there is whole.
+            OSError: the folder holds another run or is in use by one, or one of them could not be
+                written; a file that was there is whole.
         """
-        if self.folder is not None and self.is_main:
-            # In this order: a state that says more than the model is never taken up.
-            self._save_average(self.folder)
-            self._save_state(self.folder)
+        with self._folder_alone() as folder:
+            if folder is not None:
+                # In this order: a state that says more than the model is never taken up.
+                self._save_average(folder)
+                self._save_state(folder)
+                self._owns_folder = True
 
     def resume(self) -> None:
         """Take up the run that the folder holds, exactly where its last checkpoint left it.
@@ -277,11 +280,7 @@ class Trainer(Generic[M]):
         rank = self.accelerator.process_index if self.accelerator else 0
         name = f"{self.recipe.seed}, {rank}, {self.step}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "little")
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[_index(self.device)].manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        seed_globally(self.device, seed)
         return self._random.manual_seed(seed)
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -307,30 +306,35 @@ class Trainer(Generic[M]):
         return TrainingError(step, reason, self.step)
 
     @contextmanager
-    def _folder_alone(self) -> Iterator[None]:
+    def _folder_alone(self) -> Iterator[Path | None]:
         """Hold the folder, if there is one and this process writes it."""
-        if self.folder is None or not self.is_main:
-            yield
+        folder = self.folder if self.is_main else None
+        if folder is None or self._holds_folder:
+            yield folder
             return
-        if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"folder {self.folder} is a file")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"folder {folder} is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
             if not (self.overwrite or self._owns_folder):
-                check_free(self.folder)
-            yield
+                check_free(folder)
+            self._holds_folder = True
+            try:
+                yield folder
+            finally:
+                self._holds_folder = False
 
-    def _begin(self) -> None:
+    def _begin(self, folder: Path | None) -> None:
         """What must be so before the first step: an outdated tuning gone, a folder that takes
         what will be written."""
         for module in (self.model, self.average.module):
             if isinstance(module, ScoreNetwork):
                 module.tuned = None
-        if self.folder is not None and self.is_main:
+        if folder is not None:
             # The state first: it is the larger, and where it fails a model that is there stays.
-            self._save_state(self.folder)
-            self._save_average(self.folder)
-            remember(self.data, self.folder)
+            self._save_state(folder)
+            self._save_average(folder)
+            remember(self.data, folder)
             self._owns_folder = True
 
     def _try_to_save(self) -> None:
@@ -423,19 +427,3 @@ def train(
     if resume and trainer.folder is not None and (trainer.folder / STATE).exists():
         trainer.resume()
     return trainer.run(progress)
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-@contextmanager
-def _forked(device: torch.device) -> Iterator[None]:
-    """Give the global generators back as they were."""
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng(devices=[_index(device)] if device.type == "cuda" else []):
-            yield
-    finally:
-        if mps is not None:
-            torch.mps.set_rng_state(mps)

@@ -89,7 +89,7 @@ def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial
     for i in range(0, 3 * n, n):
         part = slice(i, i + n)
         flow = sde.probability_flow(model.rows(part))
-        made.append(Trial(flow, x[part], solve(flow, x[part], times, reference(model))))
+        made.append(Trial(flow, x[part], solve(flow, x[part], times, reference(model), 0)))
     return made
 
 

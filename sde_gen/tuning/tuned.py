@@ -130,6 +130,8 @@ class Tuned(Solver):
             a linear process.
     """
 
+    multistep = True
+
     def __init__(
         self, choices: Sequence[Choice], data_std: float = 1.0, end: float | None = None
     ) -> None:
