@@ -45,7 +45,6 @@ from sde_gen import (
     Solver,
     Streams,
     SubVP,
-    Tuned,
     grids,
     solve,
 )
@@ -53,7 +52,7 @@ from sde_gen.ops import Time
 from sde_gen.schedules import Geometric
 from sde_gen.solvers import Step
 from sde_gen.solvers.base import Memory
-from sde_gen.tuning import Choice
+from sde_gen.tuning import Choice, Tuned
 
 
 def marginal(score: Gaussian, t: float) -> tuple[Tensor, Tensor]:
@@ -287,7 +286,7 @@ def test_corrections_keep_the_law_of_gaussian_data_exactly(
 def test_nested_corrections_draw_their_own_numbers(nest: Callable[..., Solver]) -> None:
     """The exact law again, by Monte Carlo; a normal that is used twice adds up to twice itself."""
     score, n = gaussian(VP()), 20_000
-    solver = nest(Exponential(1, score.moments), score.moments)
+    solver = nest(Exponential(1, score.facts.moments), score.facts.moments)
     drawn = list[tuple[float, float, int]]()
 
     class Noting(Streams):
