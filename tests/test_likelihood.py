@@ -232,7 +232,7 @@ def test_a_sample_costs_no_more_than_with_scipy_for_the_same_error(sde):
             seen.append(len(x))
             return law(x, t)
 
-        score.data_std, score.singular, score.log_prob = law.data_std, False, law.log_prob
+        score.facts.std, score.singular, score.log_prob = law.facts.std, False, law.log_prob
         error = log_prob(score, x, solver=solver) - law.log_prob(x)
         found.append((sum(seen) / len(x), problems.rms(error)))
     (ours, ours_error), (theirs, theirs_error) = found
