@@ -40,6 +40,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether the value lies between low and high."""
         return self.low <= self.value <= self.high
 
 
@@ -62,6 +63,7 @@ class Calibration:
 
     @property
     def passed(self) -> bool:
+        """Whether all lines passed."""
         return all(check.passed for check in self.checks)
 
     @property

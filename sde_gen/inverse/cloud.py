@@ -36,6 +36,7 @@ class Cloud:
         self.ess: list[Tensor] = []
 
     def weigh(self, log_factor: Tensor) -> None:
+        """Multiply the weights by factors that are told as logarithms (R N,)."""
         self.log_w = self.log_w + log_factor.reshape(self.log_w.shape)
 
     def resample(self, noise: Draws, t: float) -> Tensor | None:

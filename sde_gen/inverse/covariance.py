@@ -113,9 +113,11 @@ class DataCovariance(_Known):
 
     @property
     def passes(self) -> int:  # type: ignore[override]
+        """1 with ``jacobian``, else 0."""
         return int(self.jacobian)
 
     def moments(self, facts: Facts) -> Moments:
+        """Those of the data, or their variance in all directions."""
         return isotropic(facts.std**2) if facts.moments is None else facts.moments
 
 
@@ -138,6 +140,7 @@ class Isotropic(_Known):
             raise ValueError(f"variance must be a positive number or None, got {self.variance}")
 
     def moments(self, facts: Facts) -> Moments:
+        """V in all directions."""
         return isotropic(facts.std**2 if self.variance is None else self.variance)
 
 
@@ -166,9 +169,11 @@ class Tweedie(Covariance):
 
     @property
     def passes(self) -> int:  # type: ignore[override]
+        """One for each iteration of the conjugate gradients."""
         return self.iterations
 
     def term(self, here: Here) -> Tensor:
+        """J^T B^T K^-1 r with K = B C_t B^T + I and C_t = w J, by conjugate gradients."""
         local = here.local
 
         def product(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,6 +193,7 @@ class TweedieDiagonal(Covariance):
     passes = 2
 
     def term(self, here: Here) -> Tensor:
+        """J^T B^T (r / k), k the sums of the rows of B C_t B^T + I."""
         local = here.local
         g = here.back(local.pull(torch.ones_like(local.r))).to(local.r)
         rows = local.push(match(here.w, g) * g).clamp_min(0)
@@ -199,6 +205,7 @@ class Point(Covariance):
     """C_t = 0, as if D were x_0: DPS with the scale of the likelihood itself."""
 
     def term(self, here: Here) -> Tensor:
+        """J^T B^T r: with C_t = 0 K is I."""
         return here.back(here.local.pull(here.local.r))
 
 
@@ -211,6 +218,7 @@ class Stepwise(Covariance):
     times: Tensor
 
     def term(self, here: Here) -> Tensor:
+        """-zeta grad_x |o - A D| over what the ancestral step from t multiplies a score by."""
         step = (self.times.to(here.t.device) - here.t).abs()
         i = int(step.argmin())
         if here.t.ndim or i == len(self.times) - 1 or float(step[i]) > 1e-9:

@@ -82,17 +82,21 @@ class Posterior(Score):
 
     @property
     def device(self) -> torch.device:
+        """That of the prior."""
         return self.prior.device
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """That of the operator's x."""
         return self.seen.observation.operator.shape
 
     @property
     def classes(self) -> int | None:
+        """Those of the prior."""
         return self.prior.classes
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """grad log p_t(x | o), (B, *D)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
@@ -114,6 +118,7 @@ class Posterior(Score):
             return Evaluation(score, lambda: (d + match(w, g) * g.to(d)).to(x), e.head)
 
     def rows(self, index: slice | Tensor) -> Posterior:
+        """The prior and the observations of these rows."""
         return self._of(self.prior.rows(index), self.seen.rows(index))
 
     def given(self, **context: Any) -> Posterior:

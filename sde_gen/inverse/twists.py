@@ -27,6 +27,7 @@ class Level(NamedTuple):
 
     @property
     def r(self) -> float:
+        """w_s / w_t, 0 where the step starts without signal."""
         return 0.0 if math.isinf(self.w_t) else self.w_s / self.w_t
 
 
@@ -59,6 +60,7 @@ class Expected(NamedTuple):
     """The lower Cholesky factor of B C_t B^T + I, (G, m, m), float64."""
 
     def rows(self, index: Tensor) -> Expected:
+        """The same of these states; what is one for all stays."""
         n = len(index)
         return Expected(*(x[index] if len(x) == n else x for x in self))
 
@@ -74,6 +76,7 @@ class GaussianTwist:
         self.volume = self.seen.observation.log_volume
 
     def at(self, d: Tensor, w: float) -> Expected:
+        """psi at states whose denoised states are d, (B, *D)."""
         local = self.seen.at(d)
         b = self.whitened.b if self.seen.observation.operator.linear else _jacobian(local)
         low = _factor(self.moments, b, w)
@@ -85,6 +88,7 @@ class GaussianTwist:
     def move(
         self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
     ) -> tuple[Tensor, Tensor]:
+        """The next states, drawn given o, and log phi there (B,)."""
         c, r = self.moments.values, level.r
         c_t = c if math.isinf(level.w_t) else c * level.w_t / (c + level.w_t)
         jitter, mean = _prior_step(self.moments, y, d, level, noise)
@@ -103,6 +107,7 @@ class GaussianTwist:
         return y, -0.5 * z.square().sum(1) - _log_det(low_s, len(z)) - self.volume.to(z)
 
     def end(self, x: Tensor) -> Tensor:
+        """log N(o; A x, S), (B,)."""
         z = self.seen.at(x.double()).r
         return -0.5 * z.square().sum(1) - self.volume.to(z)
 
@@ -114,12 +119,14 @@ class Steered:
         self.end, self.moments = log_likelihood, moments
 
     def at(self, d: Tensor, w: float) -> Expected:
+        """psi = exp l(d)."""
         log_psi = self.end(d)
         return Expected(log_psi, log_psi, log_psi, log_psi)
 
     def move(
         self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
     ) -> tuple[Tensor, Tensor]:
+        """The prior's own step; log phi is the log psi that it starts with."""
         jitter, mean = _prior_step(self.moments, y, d, level, noise)
         return mean + jitter, here.log_psi
 

@@ -75,9 +75,11 @@ class Whitened:
 
     @property
     def batch(self) -> int | None:
+        """The number of rows of y, None where it is one for all."""
         return self.observation.batch
 
     def rows(self, index: slice | Tensor) -> Whitened:
+        """The observations of these rows."""
         chosen = copy.copy(self)
         chosen.observation = self.observation.rows(index)
         if self._copies > 1:
@@ -85,6 +87,7 @@ class Whitened:
         return chosen
 
     def at(self, denoised: Tensor) -> Local:
+        """The residual and the linear map at the denoised states."""
         return Local(self.observation, denoised)
 
     @property

@@ -45,6 +45,7 @@ class Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
+        """u at the time t, from 0 at t = 0."""
         log_w = -float(self.sde.log_snr(t)) if t else -math.inf
         return float(np.logaddexp(0, log_w - math.log(self.variance))) ** 0.25
 
@@ -54,6 +55,7 @@ class Standard(SDE):
         return math.sqrt(alpha**2 * self.variance + sigma**2)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """dz/du, (B, *D), in the new variables."""
         u = as_time(t)
         # w = C (exp(u^4) - 1) overflows where hardly any signal is left.
         log_w = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
@@ -67,9 +69,11 @@ class Standard(SDE):
         return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
 
     def diffusion(self, t: Time) -> Tensor:
+        """dz/dW, the root of the variance that z gains per unit of u."""
         return 2 * self.process.eta * as_time(t) ** 1.5
 
     def rows(self, index: slice | Tensor) -> Standard:
+        """The same of these rows."""
         return Standard(self.process.rows(index), self.variance, *self.ends)
 
 
@@ -230,6 +234,7 @@ class Adaptive(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """From t to s in as many steps as each sample needs."""
         tame = standard(process, step)
         if tame is None:
             return self._run(process, x, step.t, step.s, noise, memory)
