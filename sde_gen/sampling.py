@@ -83,7 +83,7 @@ def solve(
     grid = _check_grid(process, times, solver)
     solver.check(process)
     _check_diffusion(process, grid, solver)
-    noise = _as_noise(noise)
+    noise = as_noise(noise)
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -223,7 +223,7 @@ def sample(
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
-    noise = _as_noise(seed, "seed", first)
+    noise = as_noise(seed, "seed", first)
     device = torch.device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
@@ -333,7 +333,12 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
-def _as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+def as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+    """Streams of a seed from sample ``first`` on, or the noise itself; None draws a seed.
+
+    Raises:
+        TypeError: what is neither, under ``name``. ValueError: ``first`` of a noise.
+    """
     if isinstance(noise, Noise):
         if first:
             raise ValueError("first numbers the samples of a seed; a Noise has its own numbers")
