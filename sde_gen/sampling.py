@@ -11,20 +11,22 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import grids
+from .facts import facts_of
 from .moments import Moments, isotropic
 from .noise import Noise, Streams, on_host
-from .ops import Time, act, as_integer, check_count, check_finite, check_state
+from .ops import Time, act, as_integer, check_count, check_finite, check_state, lasting
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import check_drift, describe
-from .solvers.stability import warn_of_long_steps
+from .solvers.stability import too_long
 
 if TYPE_CHECKING:
     from .scores import Score
@@ -87,8 +89,7 @@ def solve(
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-        plan = solver.plan(process, grid)
-        warn_of_long_steps(process, solver, plan, x)
+        plan = _planned(process, solver, grid, x)
         runs = [
             _run(
                 process.rows(part) if len(parts) > 1 else process,
@@ -110,6 +111,32 @@ def solve(
             " not finite"
         )
     return result
+
+
+_plans: WeakKeyDictionary[Solver, tuple[list[object], list[Step[Any]], str]] = WeakKeyDictionary()
+"""The last plan of each solver, what it was made for, and what there is to warn of."""
+
+
+def _planned(process: SDE, solver: Solver, grid: Tensor, x: Tensor) -> list[Step[Any]]:
+    """The plan of a reversal, made and tried once for as long as all that it rests on is the
+    same: a grid is mostly run again and again."""
+    if not isinstance(process, Reverse) or type(solver).__hash__ is None:
+        return solver.plan(process, grid)
+    made_for: list[object] = [process.sde, process.eta, facts_of(process.score).std]
+    made_for += [grid.numpy().tobytes(), x.shape[1:], *vars(solver).values()]
+    known, plan, warning = _plans.get(solver, ([], [], ""))
+    same = len(known) == len(made_for) and all(
+        a is b or (isinstance(a, bytes | float | tuple) and a == b)
+        for a, b in zip(known, made_for, strict=True)
+    )
+    if not same:
+        with lasting():
+            plan = solver.plan(process, grid)
+            warning = too_long(process, solver, plan, x)
+        _plans[solver] = made_for, plan, warning
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return plan
 
 
 def _blame(
