@@ -177,7 +177,8 @@ def _run(
     for step in _bar(plan, progress):
         before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
-        if host and not torch.isfinite(x).all():
+        # One pass over the state; a sum that overflows is looked at again.
+        if host and not math.isfinite(float(x.detach().sum())) and not torch.isfinite(x).all():
             _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)
