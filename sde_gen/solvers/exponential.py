@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
-from ..ops import as_time
+from ..ops import as_time, check_order
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, read_score, require_scalar_reversal
 from .weights import Polynomial, Weights
@@ -91,8 +91,7 @@ class Exponential(Solver):
         corrector: bool = False,
         weights: Weights | None = None,
     ) -> None:
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
+        order = check_order(order, 1, 4)
         if not isinstance(reference, Moments) and not reference >= 0:
             raise ValueError(f"reference must be a variance >= 0 or Moments, got {reference}")
         self.nodes, self.corrector = order, corrector

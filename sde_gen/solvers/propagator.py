@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import act, as_time, cholesky
+from ..ops import act, as_time, check_order, cholesky
 from ..sdes import SDE, MatrixSDE, Reverse
 from .base import Memory, Solver, Step, describe, read_score
 
@@ -64,8 +64,7 @@ class Propagator(Solver):
     strong = 1.0
 
     def __init__(self, order: int = 3, reference: float = 1.0) -> None:
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
+        order = check_order(order, 1, 4)
         if not (math.isfinite(reference) and reference > 0):
             raise ValueError(f"reference must be a positive variance, got {reference}")
         self.order, self.reference = order, float(reference)
