@@ -37,7 +37,6 @@ from sde_gen import (
     LinearSDE,
     Noise,
     OrnsteinUhlenbeck,
-    Power,
     PredictorCorrector,
     Reverse,
     RungeKutta,
@@ -49,7 +48,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
-from sde_gen.schedules import Geometric
+from sde_gen.schedules import Geometric, Power
 from sde_gen.solvers import Midpoint
 
 
