@@ -32,7 +32,7 @@ class Counted(Score):
     """An exact score that counts its calls."""
 
     def __init__(self, law: Any) -> None:
-        self.law, self.sde, self.shape, self.calls = law, law.sde, law.shape, 0
+        self.law, self.sde, self.facts, self.calls = law, law.sde, law.facts, 0
         self.log_prob = law.log_prob
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:

@@ -56,7 +56,7 @@ class Posterior(sg.Score):
     """grad log p_t(c | x) of the exact classifier of noisy data."""
 
     def __init__(self, c):
-        self.c, self.sde, self.shape = c, sde, (2,)
+        self.c, self.sde, self.facts = c, sde, law.facts.of_another_law()
 
     def __call__(self, x, t):
         return torch.func.grad(lambda x: law.posterior(x, t)[:, self.c].log().sum())(x)

@@ -14,6 +14,15 @@ from torch import Tensor, nn
 
 import sde_gen as sg
 from sde_gen.facts import Facts, Units
+from sde_gen.inverse import (
+    Matrix,
+    Observation,
+    Point,
+    Posterior,
+    Tweedie,
+    exact_posterior,
+    log_evidence,
+)
 from sde_gen.networks import MLP
 
 CLD = sg.CriticallyDamped()
@@ -398,6 +407,56 @@ def test_guided_samples_are_mapped_too() -> None:
     z, x = (sg.sample(m + 0.5 * guide, 5, 6, seed=2, dtype=F64) for m in (PLAIN, MODEL))
     assert torch.equal(x, mapped(z))
     assert torch.equal(sg.sample(0.5 * guide + MODEL, 5, 6, seed=2, dtype=F64), mapped(z))
+
+
+def seen_of(x: Tensor, factor: Tensor | float = 1.0) -> Observation:
+    """A x, noise 0.3, with A the sum of both columns in units of ``factor``."""
+    a = torch.ones(1, 2, dtype=F64) / factor
+    return Observation(Matrix(a), a @ x, 0.3)
+
+
+POSTERIORS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "Tweedie": {"covariance": Tweedie()},
+    "DPS": {"covariance": Point()},
+}
+
+
+@pytest.mark.parametrize("how", POSTERIORS)
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_posteriors_observe_in_the_units_of_the_data(how: str, chunk: int | None) -> None:
+    z = torch.tensor([0.4, -0.3], dtype=F64)
+    at_z = Posterior(PLAIN, seen_of(z), **POSTERIORS[how])
+    at_x = Posterior(MODEL, seen_of(mapped(z), SCALE), **POSTERIORS[how])
+    assert at_x.facts.units is UNITS
+    options: dict[str, Any] = {"seed": 3, "dtype": F64, "chunk": chunk}
+    found = sg.sample(at_x, 5, 6, **options)
+    # y loses the digits that the shift of 300 has: 1e-13 of a noise of 0.3.
+    torch.testing.assert_close(
+        found, mapped(sg.sample(at_z, 5, 6, **options)), rtol=1e-8, atol=1e-8
+    )
+
+
+def test_the_exact_posterior_of_a_prior_with_units() -> None:
+    z = torch.tensor([0.4, -0.3], dtype=F64)
+    plain = exact_posterior(PLAIN, seen_of(z))
+    posterior = exact_posterior(MODEL, seen_of(mapped(z), SCALE))
+    x, wanted = (sg.sample(m, 5, 6, seed=0, dtype=F64) for m in (posterior, plain))
+    torch.testing.assert_close(x, mapped(wanted), rtol=1e-8, atol=1e-8)
+    # The density of y is in the units of y, whatever those of x.
+    told_z, told_x = (
+        log_evidence(PLAIN, seen_of(z)),
+        log_evidence(MODEL, seen_of(mapped(z), SCALE)),
+    )
+    torch.testing.assert_close(told_x, told_z, rtol=1e-9, atol=1e-9)
+    points = sg.Empirical(sg.VP(), drawn(4, 2))
+    both = (points, points.with_facts(replace(points.facts, units=UNITS)))
+    a, b = (
+        exact_posterior(p, o)
+        for p, o in zip(both, (seen_of(z), seen_of(mapped(z), SCALE)), strict=True)
+    )
+    torch.testing.assert_close(b.log_weights, a.log_weights, rtol=1e-8, atol=1e-8)
+    assert b.facts.units is UNITS
 
 
 # --- law 19: learned models -----------------------------------------------------------------

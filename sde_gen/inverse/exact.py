@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..scores import CorrelatedMixture, Gaussian, GaussianMixture
 from .observation import Observation, joint
+from .whitened import of_state
 
 Prior = Gaussian | GaussianMixture | CorrelatedMixture
 Observations = Observation | Sequence[Observation]
@@ -36,7 +38,8 @@ def exact_posterior(prior: Prior, observations: Observations) -> Prior:
             (give a ``CorrelatedMixture``), or points: an ``Empirical`` or a mixture of std 0
             (gives points, under any operator, linear or not). A component whose weight is below
             1e-300 is left out.
-        observations: one, or a list of them that hold jointly, with the same y for all samples.
+        observations: one, or a list of them that hold jointly, with the same y for all samples;
+            of x in the units of the prior's data.
 
     Raises:
         TypeError: another prior, or an operator that is not linear.
@@ -56,6 +59,12 @@ def exact_posterior(prior: Prior, observations: Observations) -> Prior:
             f"y has a row for each of {observation.batch} samples, which have a posterior each:"
             " take that of one, observation.rows(i)"
         )
+    law = _law(prior, observation)
+    # What is known of the data holds for the posterior, but for their law.
+    return law.with_facts(replace(prior.facts, std=law.facts.std, moments=law.facts.moments))
+
+
+def _law(prior: Prior, observation: Observation) -> Prior:
     if _are_points(prior):
         log_w = prior.log_weights + observation.log_likelihood(_states(prior))
         log_w, means = _kept(log_w, prior.means)
@@ -165,4 +174,4 @@ def _checked(prior: Prior, observations: Observations) -> Observation:
         raise ValueError(f"the prior is of x {prior.shape}, {operator} of x {operator.shape}")
     if not operator.linear and not _are_points(prior):
         raise TypeError(f"{operator} is not linear: the posterior has no closed form")
-    return observation
+    return of_state(observation, prior.facts)

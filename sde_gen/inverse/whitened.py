@@ -70,7 +70,7 @@ class Whitened:
     def __init__(
         self, prior: Score, observations: Observation | Sequence[Observation], name: str
     ) -> None:
-        self.observation = _of_state(_checked(prior, observations, name), prior.facts)
+        self.observation = of_state(_checked(prior, observations, name), prior.facts)
         self._kept: dict[str, Any] = {}
 
     @property
@@ -208,7 +208,7 @@ class _Decode(Operator):
         return Linearization(self.forward(x), lambda u: scale * u, lambda v: scale * v)
 
 
-def _of_state(observation: Observation, facts: Facts) -> Observation:
+def of_state(observation: Observation, facts: Facts) -> Observation:
     """The observation of the state z of x = shift + scale z; its y keeps its units."""
     if facts.units is None:
         return observation
