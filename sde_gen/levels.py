@@ -79,7 +79,7 @@ class Dequantise:
 
 
 def start_generator(
-    generator: torch.Generator | None, device: torch.device | None = None
+    generator: torch.Generator | None, device: torch.device | None = None, name: str = "generator"
 ) -> torch.Generator:
     """The generator itself; where it is None, one from seed 0.
 
@@ -89,7 +89,7 @@ def start_generator(
     if generator is None:
         return torch.Generator(device or "cpu").manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
+        raise TypeError(f"{name} must be a torch.Generator or None, got {generator!r}")
     return generator
 
 
@@ -108,7 +108,7 @@ def _inside_cell(like: Tensor, source: Source) -> Tensor:
     if isinstance(source, Streams):
         u = source.uniform(like.float(), "dequantise")
     else:
-        generator = start_generator(source, like.device)
+        generator = start_generator(source, like.device, "noise")
         u = torch.rand(like.shape, generator=generator, device=like.device)
     return 2**-16 + (1 - 2**-15) * u
 

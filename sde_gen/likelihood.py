@@ -242,7 +242,7 @@ def _stepped(flow: Reverse, grid: Tensor, solver: Solver, probed: bool) -> _Step
         return way
     if len(grid) == 2:
         even = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64)
-        share = even**4 if tame is None else even
+        share = even**2 if tame is None else even
         way = way._replace(times=torch.lerp(way.times[0], way.times[-1], share))
     return way._replace(unit=_UNIT)
 
@@ -284,9 +284,11 @@ def bits_per_dim(
         ValueError: levels out of range; several draws with probes, whose spread inside the mean
             over draws would make its logarithm too large, so that nothing is bounded.
     """
-    sde, draws = model.sde, check_count(draws, "draws")
+    sde, draws = getattr(model, "sde", None), check_count(draws, "draws")
     if not isinstance(sde, KernelSDE):
-        raise TypeError("bits_per_dim needs a score that knows its linear process (.sde)")
+        raise TypeError(
+            f"model must be a score that knows its linear process (.sde), got {model!r}"
+        )
     if draws > 1 and probes is not None:
         raise ValueError(
             f"draws = {draws} with probes = {probes} is no bound: the spread of the probes would"

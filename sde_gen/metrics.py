@@ -98,7 +98,7 @@ def sliced_wasserstein(
     x, y = _prepare(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
     projections = check_count(projections, "projections")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     theta = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     theta = (theta / theta.norm(dim=1, keepdim=True)).to(x.device)
     i, j, weight = _couple(len(x), len(y), x.device)
@@ -231,7 +231,9 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _features(features: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    f = torch.as_tensor(features(x))
+    if not callable(features):
+        raise TypeError(f"features must be a function of samples, got {features!r}")
+    f = as_numbers(features(x), "features(x)")
     if f.ndim != 2 or len(f) != len(x):
         raise ValueError(f"features must be ({len(x)}, k), got {tuple(f.shape)}")
     return f

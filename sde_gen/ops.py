@@ -229,6 +229,17 @@ def as_numbers(x: object, name: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32 if single else kinds[array.dtype.kind]))
 
 
+def check_order(value: object, least: int, most: int) -> int:
+    """The order of a solver as an int; raise ``ValueError`` unless it is one of these."""
+    order = as_integer(value)
+    if order is None or not least <= order <= most:
+        choices = [str(k) for k in range(least, most + 1)]
+        raise ValueError(
+            f"order must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}"
+        )
+    return order
+
+
 def check_tensor(x: object, name: str) -> None:
     """Raise TypeError unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):

@@ -11,20 +11,22 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import grids
+from .facts import facts_of
 from .moments import Moments, isotropic
 from .noise import Noise, Streams, on_host
-from .ops import Time, act, as_integer, check_count, check_finite, check_state
+from .ops import Time, act, as_integer, check_count, check_finite, check_state, lasting
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import check_drift, describe
-from .solvers.stability import warn_of_long_steps
+from .solvers.stability import too_long
 
 if TYPE_CHECKING:
     from .scores import Score
@@ -83,12 +85,11 @@ def solve(
     grid = _check_grid(process, times, solver)
     solver.check(process)
     _check_diffusion(process, grid, solver)
-    noise = _as_noise(noise)
+    noise = as_noise(noise)
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-        plan = solver.plan(process, grid)
-        warn_of_long_steps(process, solver, plan, x)
+        plan = _planned(process, solver, grid, x)
         runs = [
             _run(
                 process.rows(part) if len(parts) > 1 else process,
@@ -110,6 +111,32 @@ def solve(
             " not finite"
         )
     return result
+
+
+_plans: WeakKeyDictionary[Solver, tuple[list[object], list[Step[Any]], str]] = WeakKeyDictionary()
+"""The last plan of each solver, what it was made for, and what there is to warn of."""
+
+
+def _planned(process: SDE, solver: Solver, grid: Tensor, x: Tensor) -> list[Step[Any]]:
+    """The plan of a reversal, made and tried once for as long as all that it rests on is the
+    same: a grid is mostly run again and again."""
+    if not isinstance(process, Reverse) or type(solver).__hash__ is None:
+        return solver.plan(process, grid)
+    made_for: list[object] = [process.sde, process.eta, facts_of(process.score).std]
+    made_for += [grid.numpy().tobytes(), x.shape[1:], *vars(solver).values()]
+    known, plan, warning = _plans.get(solver, ([], [], ""))
+    same = len(known) == len(made_for) and all(
+        a is b or (isinstance(a, bytes | float | tuple) and a == b)
+        for a, b in zip(known, made_for, strict=True)
+    )
+    if not same:
+        with lasting():
+            plan = solver.plan(process, grid)
+            warning = too_long(process, solver, plan, x)
+        _plans[solver] = made_for, plan, warning
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return plan
 
 
 def _blame(
@@ -150,7 +177,8 @@ def _run(
     for step in _bar(plan, progress):
         before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
-        if host and not torch.isfinite(x).all():
+        # One pass over the state; a sum that overflows is looked at again.
+        if host and not math.isfinite(float(x.detach().sum())) and not torch.isfinite(x).all():
             _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)
@@ -223,7 +251,7 @@ def sample(
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times}")
-    noise = _as_noise(seed, "seed", first)
+    noise = as_noise(seed, "seed", first)
     device = torch.device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
@@ -333,7 +361,12 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
-def _as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+def as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+    """Streams of a seed from sample ``first`` on, or the noise itself; None draws a seed.
+
+    Raises:
+        TypeError: what is neither, under ``name``. ValueError: ``first`` of a noise.
+    """
     if isinstance(noise, Noise):
         if first:
             raise ValueError("first numbers the samples of a seed; a Noise has its own numbers")

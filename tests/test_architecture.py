@@ -102,6 +102,17 @@ def arrows_up(source: str, room: str, package: tuple[str, ...]) -> Iterator[str]
             yield f"line {line}: {room} imports {target}; it may use {sorted(THEY_USE)} alone"
 
 
+def private_imports(source: str, room: str, package: tuple[str, ...]) -> Iterator[str]:
+    """What a module takes from another room although its name begins with an underscore."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        base += tuple(node.module.split(".")) if node.module else ()
+        if base[:1] == ("sde_gen",) and base[1:2] != (room,):
+            yield from (a.name for a in node.names if a.name.startswith("_"))
+
+
 def functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -148,6 +159,17 @@ def test_imports_point_down(file: Path) -> None:
     package = ("sde_gen", *file.relative_to(HOUSE).parts[:-1])
     wrong = list(arrows_up(file.read_text(encoding="utf-8"), room, package))
     assert not wrong, f"{file.relative_to(HOUSE.parent)}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_nothing_private_crosses_a_wall(file: Path) -> None:
+    package = ("sde_gen", *file.relative_to(HOUSE).parts[:-1])
+    assert not list(private_imports(file.read_text(encoding="utf-8"), room_of(file), package))
+
+
+def test_a_private_import_is_seen() -> None:
+    source = "from ..sampling import _bar\nfrom .run import _own\nfrom .. import _hidden"
+    assert list(private_imports(source, "mcmc", ("sde_gen", "mcmc"))) == ["_bar", "_hidden"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))

@@ -393,9 +393,9 @@ class Shapeless(Own):
 
 @pytest.mark.parametrize("shape", [[], [0], [-3]])
 def test_a_shape_has_sizes(shape, tmp_path):
-    save(sg.ScoreNetwork(Shapeless(), sg.VP(), shape=(3,)), tmp_path)
+    save(sg.ScoreNetwork(Shapeless(), sg.VP(), facts=sg.Facts((3,))), tmp_path)
     assert load(tmp_path, net=Shapeless()).shape == (3,)
-    change("shape", shape)(tmp_path)
+    change("facts", "shape", shape)(tmp_path)
     with pytest.raises(CheckpointError, match="shape is"):
         load(tmp_path, net=Shapeless())
 
@@ -484,7 +484,7 @@ def test_own_classes_come_back_where_they_were_registered(tmp_path):
 
 
 def test_what_is_nested_too_deep_is_told(tmp_path):
-    clock = sg.Linear()
+    clock = sg.schedules.Linear()
     for _ in range(10):
         clock = Slower(clock)
     save(model(sg.VP(clock)), tmp_path)

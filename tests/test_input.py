@@ -30,6 +30,7 @@ from sde_gen import (
     Impulses,
     Langevin,
     OrnsteinUhlenbeck,
+    Propagator,
     Recipe,
     Reverse,
     RungeKutta,
@@ -51,6 +52,7 @@ from sde_gen import (
 from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
 from sde_gen.schedules import Cosine, Geometric, Linear, Power, Quadratic, Sigmoid, Tabulated
+from sde_gen.solvers import Spectral
 
 SDE_ = VP()
 SCORE = gaussian(SDE_)
@@ -270,7 +272,11 @@ SOLVERS: dict[str, Case] = {
     "torchsde method": (lambda: TorchSDE("milstein"), ValueError, "one of .*srk.* got 'milstein'"),
     "substeps": (lambda: TorchSDE("euler", 0), ValueError, "substeps must be an integer >= 1"),
     "1.5 substeps": (lambda: TorchSDE("euler", 1.5), ValueError, "got 1.5"),  # type: ignore[arg-type]
-    "order": (lambda: Exponential(5), ValueError, "got 5"),
+    "order": (lambda: Exponential(5), ValueError, "order must be 1, 2, 3 or 4, got 5"),
+    "order True": (lambda: Exponential(True), ValueError, "1, 2, 3 or 4, got True"),
+    "order 2.0": (lambda: Propagator(2.0), ValueError, "1, 2, 3 or 4, got 2.0"),  # type: ignore[arg-type]
+    "order 3": (lambda: RungeKutta(3), ValueError, "order must be 4 or 5, got 3"),
+    "half a dimension": (lambda: Spectral(1.0, 0.5), ValueError, "dimensions must be an int"),  # type: ignore[arg-type]
     "reference": (lambda: Exponential(2, -1.0), ValueError, "reference must be"),
     **{
         f"{type(solver).__name__} on an SDE": (
@@ -480,6 +486,7 @@ def test_integers_of_every_kind_count(kind: Any) -> None:
         solve(SDE_, X, times.flip(0), EULER, kind(7)), solve(SDE_, X, times.flip(0), EULER, 7)
     )
     assert TorchSDE("euler", kind(3)).calls == 3
+    assert type(Exponential(kind(3)).nodes) is type(RungeKutta(kind(5)).order) is int
     assert len(grids.from_table(SDE_, [3.0, 0.1], steps=kind(5))) == 6
     assert torch.equal(Streams(kind(7))(X, 0.5, 0.1), Streams(7)(X, 0.5, 0.1))
 

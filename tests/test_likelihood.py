@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import problems
 import pytest
 import torch
 
@@ -139,17 +140,26 @@ def test_signs():
     torch.testing.assert_close(likelihood._signs(x[:7], 2, seed=np.int64(1)), e[:2, :7])
 
 
-@pytest.mark.parametrize("sde", [VP, sg.EDM(80.0), sg.CriticallyDamped()])
-def test_a_state_at_rest_is_integrated_too(sde):
+APART = sg.MatrixOrnsteinUhlenbeck(((-1.0, 0.0), (0.0, -0.5)), ((1.0, 0.0), (0.0, 0.8)))
+
+
+@pytest.mark.parametrize("sde", [VP, sg.EDM(80.0), APART], ids=["VP", "EDM", "matrix"])
+@pytest.mark.parametrize("probes", [None, 1])
+def test_a_state_at_rest_is_integrated_too(sde, probes):
     """At the mean of the data nothing moves, but the density changes. One probe is exact here."""
-    law = sg.Gaussian(sg.EDM(300.0), torch.zeros(3, dtype=F64), torch.tensor([0.3, 0.6, 1.2]))
-    if isinstance(sde, sg.MatrixSDE):
-        # The coordinates are independent, position and velocity are not: the exact trace is.
-        score, x, probes = sg.Lifted(law, sde), torch.zeros(1, 2, 3, dtype=F64), None
-    else:
-        score, x, probes = sg.Gaussian(sde, law.mean, law.variance.sqrt()), law.mean[None], 1
+    covariance = torch.diag(torch.tensor([0.09, 1.44], dtype=F64))
+    x = torch.zeros(1, 2, dtype=F64)
+    score = sg.CorrelatedMixture(sde, torch.ones(1), x, covariance)
     found = log_prob(score, x, probes=probes)
-    torch.testing.assert_close(found, score.log_prob(x, 0.0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, score.log_prob(x), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("probes", "tolerance"), [(None, 1e-5), (1, 1e-4)])
+def test_the_tolerance_by_default(probes, tolerance):
+    score = mixture(VP)
+    x = points(score, 4)
+    told = log_prob(score, x, probes=probes, solver=sg.Adaptive(tolerance, tolerance))
+    assert torch.equal(log_prob(score, x, probes=probes), told)
 
 
 @pytest.mark.parametrize("solver", [None, sg.Adaptive(), sg.SciPy(), sg.RungeKutta(), sg.Heun()])
@@ -207,6 +217,29 @@ def test_a_flow_that_starts_late_gives_the_density_of_blurred_data():
     w = float(VP.sigma(0.3) / VP.alpha(0.3)) ** 2
     blurred = sg.Gaussian(VP, POINT.mean, math.sqrt(0.25 + w)).log_prob(x)
     torch.testing.assert_close(found, blurred, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sde", [VP, sg.EDM(80.0)], ids=["VP", "EDM"])
+def test_a_sample_costs_no_more_than_with_scipy_for_the_same_error(sde):
+    """Evaluations for each sample: those that have arrived leave the batch."""
+    law = problems.mixture(sde)
+    x = law.sample(16, torch.Generator().manual_seed(0))
+    found = []
+    for solver in (None, sg.SciPy("RK45", 1e-5, 1e-5)):
+        seen = []
+
+        class Counted(sg.Score):
+            sde, facts, log_prob = law.sde, law.facts, staticmethod(law.log_prob)
+
+            def __call__(self, x, t, seen=seen):
+                seen.append(len(x))
+                return law(x, t)
+
+        error = log_prob(Counted(), x, solver=solver) - law.log_prob(x)
+        found.append((sum(seen) / len(x), problems.rms(error)))
+    (ours, ours_error), (theirs, theirs_error) = found
+    assert ours <= theirs
+    assert ours_error <= theirs_error
 
 
 def test_encode_then_decode_returns_the_data():

@@ -34,7 +34,6 @@ from sde_gen import (
     Impulses,
     Langevin,
     Noise,
-    Power,
     Score,
     ScoreNetwork,
     Streams,
@@ -46,6 +45,7 @@ from sde_gen.mcmc import ABOBA, Chains, Method, Splitting
 from sde_gen.mcmc.targets import AtTime, Mixture, as_target
 from sde_gen.networks import MLP
 from sde_gen.ops import Time
+from sde_gen.schedules import Power
 
 ALL: list[Method] = [ULA(), MALA(), BAOAB(1.0), OBABO(0.7), ABOBA(1.3)]
 
@@ -522,7 +522,7 @@ def test_chains_keep_their_precision_under_autocast(method: Method) -> None:
 def test_a_network_runs_in_the_precision_of_the_caller() -> None:
     seen: list[torch.dtype] = []
     model = network()
-    model.register_forward_hook(lambda *_: seen.append((x @ x.T).dtype))
+    model.net.register_forward_hook(lambda *_: seen.append((x @ x.T).dtype))
     x = torch.randn(3, 2)
     with torch.autocast("cpu", torch.bfloat16):
         run = langevin(model, x, 2, 0.01, noise=4, at=0.3)
@@ -536,7 +536,7 @@ def test_a_network_in_training_is_read_without_dropout() -> None:
     net = MLP((2,), width=16, dropout=0.5)
     for p in net.parameters():
         p.data += 0.1
-    model, x = ScoreNetwork(net, VP(), shape=(2,)), torch.randn(4, 2)
+    model, x = ScoreNetwork(net, VP(), facts=Facts((2,))), torch.randn(4, 2)
     exact = langevin(model.eval(), x, 3, 0.01, noise=0, at=0.3)
     run = langevin(model.train(), x, 3, 0.01, noise=0, at=0.3)
     assert torch.equal(run.samples, exact.samples)

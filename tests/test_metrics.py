@@ -328,5 +328,9 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match="projections must be an integer >= 1, got"):
             sliced_wasserstein(x, x, projections)
     assert sliced_wasserstein(x, x + 1, np.int64(4)) == sliced_wasserstein(x, x + 1, 4)
-    with pytest.raises(TypeError, match="x must be real, got torch"):
+    with pytest.raises(TypeError, match=r"features\(x\) must be real, got torch"):
         frechet_distance(x, x, lambda z: z * 1j)
+    with pytest.raises(TypeError, match="features must be a function of samples, got 3"):
+        frechet_distance(x, x, 3)
+    with pytest.raises(TypeError, match="generator"):
+        sliced_wasserstein(x, x, 8, np.zeros(3))

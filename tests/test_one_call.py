@@ -268,3 +268,20 @@ def test_a_step_may_read_a_spread_that_depends_on_the_state() -> None:
     own = sg.solve(process, x, [t, s], sg.Exponential(1, spread=spread), 3)
     wide = std * (1 + mixture(sde).denoise(x, t).abs())
     torch.testing.assert_close(own, mean + wide * z, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_score_is_called_and_not_gone_around() -> None:
+    torch.manual_seed(0)
+    model = sg.ScoreNetwork(Counted(), sg.VP(), facts=sg.Facts((2,)))
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=backend)
+    x = points()
+    with torch.no_grad():
+        s = sg.VP().reverse(compiled).evaluate(x, 0.4).score
+    assert seen
+    torch.testing.assert_close(s, model(x, 0.4))

@@ -76,7 +76,6 @@ def setting(eta: float) -> tuple[Reverse, Tensor, Tensor]:
 
 
 @every_solver
-@pytest.mark.filterwarnings("ignore:the steps are too long")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_state_keeps_its_dtype(solver: Solver, eta: float, dtype: torch.dtype) -> None:
     process, x, times = setting(eta)
@@ -89,6 +88,7 @@ def test_the_state_keeps_its_dtype(solver: Solver, eta: float, dtype: torch.dtyp
 
 
 @every_solver
+@pytest.mark.filterwarnings("ignore:the steps are too long")
 def test_rank_does_not_matter(solver: Solver, eta: float) -> None:
     """(B, 12) and (B, 3, 2, 2) are the same problem."""
     sde = VP()

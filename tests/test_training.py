@@ -586,7 +586,7 @@ def test_every_sample_of_a_run_draws_for_itself_whoever_computes_it():
     def run(rank: int, processes: int) -> None:
         nonlocal trainer
         recipe = Recipe(steps=3, batch=64, seed=4)
-        trainer = Trainer(small(3), DATA, LABELS, recipe, objective=watch, device="cpu")
+        trainer = Trainer(small(classes=3), DATA, LABELS, recipe, objective=watch, device="cpu")
         trainer.processes = processes
         if rank:
             trainer.accelerator = SimpleNamespace(process_index=rank)

@@ -58,6 +58,7 @@ import numpy as np
 from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
+from ..ops import check_order
 from ..sdes import SDE
 from .base import Memory, Step, reversal
 from .multistep import Multistep, Spread
@@ -154,8 +155,7 @@ class Exponential(Multistep):
         weights: Weights | None = None,
         spread: Spread | None = None,
     ) -> None:
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
+        order = check_order(order, 1, 4)
         if not isinstance(reference, Moments) and not reference >= 0:
             raise ValueError(f"reference must be a variance >= 0 or Moments, got {reference}")
         self.nodes, self.corrector = order, corrector

@@ -9,7 +9,7 @@ hand, and on data as wide as a narrow mode in them may be.
 
 from __future__ import annotations
 
-import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class _Normals(Noise):
         return self
 
 
-def warn_of_long_steps(process: SDE, solver: Solver, plan: list[Step], x: Tensor) -> None:
-    """Warn where the steps of a plan explode on Gaussian data, if noise is added to states like x.
+def too_long(process: SDE, solver: Solver, plan: list[Step[Any]], x: Tensor) -> str:
+    """What to warn of where the steps of a plan explode on Gaussian data, if noise is added to
+    states like x; "" where nothing is wrong.
 
     Nothing is known of a process that is no reversal of a linear one, nor is anything asked of a
     solver that chooses its own steps.
@@ -52,15 +53,15 @@ def warn_of_long_steps(process: SDE, solver: Solver, plan: list[Step], x: Tensor
     if solver.own_steps or not (
         isinstance(process, Reverse) and isinstance(process.sde, KernelSDE)
     ):
-        return
+        return ""
     eta = max(process.eta, getattr(solver, "eta", 0.0))
-    if eta > 0 and not (ratio := spread(process, solver, plan, x)) <= _MOST:
-        warnings.warn(
-            f"the steps are too long for eta = {eta:g}: in these {len(plan)} steps"
-            f" {type(solver).__name__} spreads Gaussian data {ratio:.3g} times as far as they lie;"
-            " take more steps, a smaller eta or Exponential(1), for which no step is too long",
-            stacklevel=3,
-        )
+    if eta == 0 or (ratio := spread(process, solver, plan, x)) <= _MOST:
+        return ""
+    return (
+        f"the steps are too long for eta = {eta:g}: in these {len(plan)} steps"
+        f" {type(solver).__name__} spreads Gaussian data {ratio:.3g} times as far as they lie;"
+        " take more steps, a smaller eta or Exponential(1), for which no step is too long"
+    )
 
 
 def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> float:

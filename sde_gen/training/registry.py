@@ -121,7 +121,7 @@ def _score_network(
     tuned: Tuned | None,
 ) -> ScoreNetwork:
     """A ``ScoreNetwork`` and what it knows, all of one shape."""
-    if facts.shape is not None and min(facts.shape, default=1) < 1:
+    if facts.shape is not None and min(facts.shape, default=0) < 1:
         raise ValueError(f"facts.shape is {facts.shape}")
     model = ScoreNetwork(net, sde, prediction, facts)
     model.tuned = tuned
