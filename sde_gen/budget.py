@@ -213,8 +213,8 @@ def _between_laws(
     distance: Callable[[Tensor, Tensor], float],
     solver: Solver,
 ) -> Budget:
-    check_state(data)
-    check_finite(data)
+    check_state(data, "law")
+    check_finite(data, "law")
     model = runs.model
     if real is None or real.shape[1:] != data.shape[1:] or data.shape[1:] != model.shape:
         raise ValueError(

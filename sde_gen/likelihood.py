@@ -28,8 +28,19 @@ from torch import Tensor
 from . import grids
 from .levels import check_levels, place
 from .noise import Streams
-from .ops import Time, act, as_time, batch_of, check_count, check_finite, check_state, sum_rest
-from .sampling import enter, solve
+from .ops import (
+    Time,
+    act,
+    as_time,
+    batch_of,
+    check_count,
+    check_finite,
+    check_kind,
+    check_state,
+    shown,
+    sum_rest,
+)
+from .sampling import as_times, enter, solve
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse, ScoreFunction
 from .solvers import Adaptive, Solver
@@ -139,6 +150,7 @@ def log_prob(
     signs = None if probes is None else _signs(x, check_count(probes, "probes"), seed)
     if solver is None:
         solver = Adaptive(1e-5, 1e-5) if signs is None else Adaptive(1e-4, 1e-4)
+    check_kind(solver, Solver, "solver", "a Solver, such as Adaptive()")
     reverse = sde.probability_flow(model)
     way = _stepped(reverse, grid, solver, blind=signs is not None)
     moved, volume = _carry(sde, enter(model, x), grid[0])
@@ -175,8 +187,8 @@ def _grid(sde: KernelSDE, score: ScoreFunction, times: Tensor | Sequence[float] 
     if times is None:
         start = _default_start(sde) if getattr(score, "singular", True) else 0.0
         times = [start, sde.T]
-    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-    rises = grid.ndim == 1 and len(grid) > 1 and 0 <= float(grid[0]) < float(grid[-1])
+    grid = as_times(times)
+    rises = 0 <= float(grid[0]) < float(grid[-1])
     if not (rises and abs(float(grid[-1]) - sde.T) <= 1e-9 * sde.T):
         raise ValueError(
             f"times must rise from the data to T = {sde.T}, where the law is known, got"
@@ -266,9 +278,11 @@ def bits_per_dim(
         ValueError: levels out of range; several draws with probes, whose spread inside the mean
             over draws would make its logarithm too large, so that nothing is bounded.
     """
-    sde, draws = model.sde, check_count(draws, "draws")
+    sde, draws = getattr(model, "sde", None), check_count(draws, "draws")
     if not isinstance(sde, KernelSDE):
-        raise TypeError("bits_per_dim needs a score that knows its linear process (.sde)")
+        raise TypeError(
+            f"model must be a score that knows its linear process (.sde), got {shown(model)}"
+        )
     if draws > 1 and probes is not None:
         raise ValueError(
             f"draws = {draws} with probes = {probes} is no bound: the spread of the probes would"

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .ops import as_numbers, check_count
+from .levels import start_generator
+from .ops import as_numbers, check_callable, check_count, check_number
 
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
@@ -63,8 +64,7 @@ def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> floa
     Raises:
         TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
     """
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+    bandwidth = check_number(bandwidth, "bandwidth", above=0)
 
     def kernel(squared: Tensor) -> Tensor:
         return squared.mul_(-0.5 / bandwidth**2).exp_()
@@ -96,7 +96,7 @@ def sliced_wasserstein(
     x, y = _prepare(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
     projections = check_count(projections, "projections")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = start_generator(generator)
     theta = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     theta = (theta / theta.norm(dim=1, keepdim=True)).to(x.device)
     i, j, weight = _couple(len(x), len(y), x.device)
@@ -131,6 +131,7 @@ def frechet_distance(
         TypeError, ValueError: as ``energy_distance``, or features that are not (N, k).
     """
     if features is not None:
+        check_callable(features, "features", "features(x)")
         x, y = (_features(features, as_numbers(z, name)) for name, z in (("x", x), ("y", y)))
     x, y = _prepare(x, y, least=2)
     mean = (x.mean(0) - y.mean(0)).square().sum()

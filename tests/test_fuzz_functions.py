@@ -140,7 +140,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "dequantise": entry(data.dequantise, levels=LEVELS, n_levels=4, generator=SEEDED),
         "quantise": entry(data.quantise, x=X, n_levels=4),
         "Dequantise": entry(data.Dequantise, n_levels=4),
-        "Dequantise()": entry(data.Dequantise(4), x=X, generator=SEEDED),
+        "Dequantise()": entry(data.Dequantise(4), x=X, noise=SEEDED),
         "digits": entry(data.digits, split="test"),
         "toy": entry(data.toy, name="grid_25", n=3, generator=SEEDED),
         **{name: entry(f, n=3, generator=SEEDED) for name, f in data.TOYS.items()},
@@ -224,7 +224,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
             sg.MatrixOrnsteinUhlenbeck, a=[[-1.0]], g=[[1.0]], schedule=sg.schedules.Linear()
         ),
         "Langevin": entry(sg.Langevin, score=GAUSS, schedule=sg.schedules.Linear(), at=0.1),
-        "perturb": entry(VP.perturb, x=X, t=T4, generator=SEEDED),
+        "perturb": entry(VP.perturb, x=X, t=T4, noise=SEEDED),
         "drift": entry(VP.drift, x=X, t=T4),
         "tweedie": entry(VP.tweedie, x=X, t=T4, s=X),
         "prior_log_prob": entry(VP.prior_log_prob, x=X),
@@ -233,7 +233,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "time_at": entry(VP.time_at, log_snr=T4),
         "reverse": entry(VP.reverse, score=GAUSS, eta=1.0),
         "probability_flow": entry(VP.probability_flow, score=GAUSS),
-        "damped.perturb": entry(CLD.perturb, x=draw(4, 2, 2), t=T4, generator=SEEDED),
+        "damped.perturb": entry(CLD.perturb, x=draw(4, 2, 2), t=T4, noise=SEEDED),
         "damped.drift": entry(CLD.drift, x=draw(4, 2, 2), t=T4),
         "damped.transition": entry(CLD.transition, t=T4),
     },
@@ -241,6 +241,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "Streams": entry(partial(lasting, sg.Streams), seed=0, samples=0),
         "BrownianPath": entry(partial(lasting, sg.BrownianPath), seed=0, samples=0),
         "Streams()": entry(sg.Streams(0), x=X, t=1.0, s=0.5, k=0),
+        "spread": entry(sg.Streams(0).spread, n=4, device="cpu"),
         "Moments": entry(sg.Moments, values=torch.ones(2), mean=torch.zeros(2), basis=None),
         "data_moments": entry(sg.data_moments, x=draw(9, 3), rank=1),
     },
@@ -354,9 +355,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "default_solver": entry(sg.default_solver, model=GAUSS, eta=0.0),
     },
     "likelihood": {
-        "log_prob": entry(
-            sg.log_prob, sde=VP, score=GAUSS, x=X, probes=1, seed=0, solver=None, chunk=2
-        ),
+        "log_prob": entry(sg.log_prob, model=GAUSS, x=X, probes=1, seed=0, solver=None, chunk=2),
         "bits_per_dim": entry(
             sg.bits_per_dim, model=GAUSS, levels=LEVELS, n_levels=4, draws=1, seed=0, chunk=2
         ),
@@ -411,17 +410,18 @@ ROOMS: dict[str, dict[str, Entry]] = {
             folder=None,
         ),
         "train with labels": entry(TRAIN, model=CONDITIONAL, data=X, labels=Y4, recipe=SHORT),
-        "dsm_loss": entry(sg.dsm_loss, score=GAUSS, sde=VP, x=X, t=T4, generator=SEEDED),
+        "dsm_loss": entry(sg.dsm_loss, score=GAUSS, sde=VP, x=X, t=T4, noise=SEEDED),
         "classifier_loss": entry(
             sg.guidance.classifier_loss, net=LOGITS, sde=VP, x=X, y=Y4, t=T4, data_std=1.0
         ),
         "Denoising": entry(training.Denoising, label_dropout=0.1),
-        "Denoising()": entry(training.Denoising(), model=CONDITIONAL, x=X, y=Y4, generator=SEEDED),
+        "Denoising()": entry(
+            training.Denoising(), model=CONDITIONAL, x=X, y=Y4, noise=sg.Streams(0)
+        ),
         "Classification": entry(training.Classification, sde=VP, facts=sg.Facts()),
         "KarrasWeight": entry(training.KarrasWeight, data_std=1.0),
         "MinSNRWeight": entry(training.MinSNRWeight, gamma=5.0),
         "LogNormalTimes": entry(training.LogNormalTimes, log_mean=-1.2, log_std=1.8),
-        "stratified": entry(training.stratified, n=4, generator=SEEDED, device="cpu"),
         "uniform_times": entry(training.uniform_times, sde=VP, u=T4),
         "pick_device": entry(training.pick_device, device="cpu"),
         "save": entry(sg.save, model=NETWORK, path="saved"),

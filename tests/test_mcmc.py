@@ -20,7 +20,6 @@ from problems import F64, correlated, line, mixture
 from torch import Tensor
 
 from sde_gen import (
-    Facts,
     BAOAB,
     EDM,
     MALA,
@@ -29,6 +28,7 @@ from sde_gen import (
     VP,
     Empirical,
     EulerMaruyama,
+    Facts,
     Gaussian,
     GaussianMixture,
     Impulses,

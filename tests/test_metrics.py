@@ -204,7 +204,7 @@ def test_bad_input(distance):
 
 def test_bad_arguments():
     x = normal(10, 3)
-    with pytest.raises(ValueError, match="bandwidth must be positive, got 0"):
+    with pytest.raises(ValueError, match="bandwidth must be a number > 0, got 0"):
         mmd(x, x, 0)
     with pytest.raises(ValueError, match="projections must be at least 1, got 0"):
         sliced_wasserstein(x, x, 0)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..ops import check_count, check_number
+
 _NODES, _GAUSS = np.polynomial.legendre.leggauss(24)
 
 
@@ -126,10 +128,8 @@ class Spectral(Weights):
     _RIDGE = 0.02
 
     def __init__(self, variance: float, dimensions: int) -> None:
-        if not (math.isfinite(variance) and variance > 0):
-            raise ValueError(f"variance must be positive, got {variance}")
-        if dimensions < 1:
-            raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+        variance = check_number(variance, "variance", above=0)
+        dimensions = check_count(dimensions, "dimensions")
         self.variance, self.dimensions = variance, dimensions
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)
         self._v, self._weight = variance * self._relative, self._relative**0.2
