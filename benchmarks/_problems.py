@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen import EDM, VP, Gaussian, GaussianMixture, LinearSDE, Moments, Score
+from sde_gen import EDM, VP, Facts, Gaussian, GaussianMixture, LinearSDE, Moments, Score
 
 HERE = Path(__file__).parent
 CACHE = HERE / "results" / "cache"
@@ -213,11 +213,10 @@ class Model(Score):
     (``covariance``) mean and covariance. Counts its calls on the case."""
 
     def __init__(self, case: Case, covariance: bool = False) -> None:
-        self.case, self.sde, self.shape = case, case.sde, case.score.shape
-        self.data_std = math.sqrt(case.variance)
-        if covariance:
-            mean, matrix = case.moments
-            self.moments = Moments.of(matrix, mean)
+        self.case, self.sde = case, case.sde
+        mean, matrix = case.moments
+        moments = Moments.of(matrix, mean) if covariance else None
+        self.facts = Facts(case.score.shape, math.sqrt(case.variance), moments)
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:
         if isinstance(t, Tensor) and t.ndim:

@@ -56,7 +56,7 @@ SAMPLERS: dict[str, tuple[float, sg.Solver | None]] = {
 def trained(net: Any, sde: Any, x: Tensor, y: Tensor | None, steps: int, seed: int) -> Any:
     """A score network after ``steps`` steps, and its seconds."""
     torch.manual_seed(seed)
-    model = sg.ScoreNetwork(net(), sde, facts=sg.Facts(std=float(x.std())))
+    model = sg.ScoreNetwork(net(), sde, facts=sg.Facts.of(x))
     images = x.ndim > 2
     start = time.perf_counter()
     model = sg.train(

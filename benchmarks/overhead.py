@@ -24,7 +24,7 @@ from _problems import HERE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_gen import VP, Exponential, Heun, Score, Solver, default_solver, grids, solve
+from sde_gen import VP, Exponential, Facts, Heun, Score, Solver, default_solver, grids, solve
 
 SHAPE, CALLS = (64, 3, 32, 32), 50
 Run = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ def noisy_base(x: Tensor) -> Tensor:
 class Free(Score):
     """A score that costs nothing, of data of standard deviation 0.5."""
 
-    sde, shape, data_std = VP(), SHAPE[1:], 0.5
+    sde, facts = VP(), Facts(SHAPE[1:], 0.5)
 
     def __call__(self, x: Tensor, t: Any) -> Tensor:
         return x

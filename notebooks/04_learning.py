@@ -96,7 +96,7 @@ for t in (0.05, 0.3, 0.8):
 
 # %%
 torch.manual_seed(0)
-model = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts(std=float(points.std())))
+model = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts.of(points))
 model = sg.train(model, points, recipe=sg.Recipe(steps=1200, batch=256), progress=False)
 new = sg.sample(model, 4000, steps=25, seed=0)
 
@@ -270,7 +270,7 @@ assert fit < 0.03
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 torch.manual_seed(0)
 few = points[:10]
-small = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts(std=float(few.std())))
+small = sg.ScoreNetwork(MLP((2,), width=96, depth=2), sde, facts=sg.Facts.of(few))
 small = sg.train(small, few, recipe=sg.Recipe(steps=1500, batch=256), progress=False)
 remembered = near(sg.sample(small, 1000, steps=40, seed=0), few)
 print(f"median distance to the 10 points {remembered.median():.3f}")

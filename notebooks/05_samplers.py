@@ -112,7 +112,7 @@ moments = sg.Exponential(4, sg.data_moments(x), corrector=True, weights=default.
 
 
 def even(n):
-    return sg.grids.default(sde, n, end=last, data_std=digits.data_std)
+    return sg.grids.default(sde, n, end=last, data_std=digits.facts.std)
 
 
 def karras(n):
@@ -193,7 +193,7 @@ plots.image_grid(rows, rows=5, labels=[*names, "exact"])
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float32)
 images = x.float()
-model = sg.ScoreNetwork(MLP((1, 8, 8), width=256), sde, facts=sg.Facts(std=float(images.std())))
+model = sg.ScoreNetwork(MLP((1, 8, 8), width=256), sde, facts=sg.Facts.of(images))
 model = sg.train(model, images, recipe=sg.Recipe(steps=1500, batch=256), progress=False)
 test = data.digits("test").x
 noise = sg.Streams(1).start(torch.empty(400, 1, 8, 8))
@@ -297,7 +297,7 @@ ax.set(
     xlabel="calls of the score", ylabel="relative error of the variance", title="reverse-time SDE"
 )
 ax.legend(frameon=False, fontsize="small")
-one = drawn_variance(sg.Exponential(1, small.moments), 10) / right - 1
+one = drawn_variance(sg.Exponential(1, small.facts.moments), 10) / right - 1
 print(f"with the variance of the data as reference, in 10 steps: {one:.0e}")
 assert abs(one) < 1e-9
 assert by_law["SA-Solver 2"][2] < 0.3 * by_law["DDPM"][2]
@@ -322,7 +322,7 @@ covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
 normal = sg.Gaussian(sde, torch.tensor([0.4, -0.7]), covariance=covariance)
 z = sde.prior(500, 2, generator=torch.Generator().manual_seed(0))
 fine = sg.solve(sde.probability_flow(normal), z, [sde.T, 0.01], sg.SciPy("DOP853", 1e-10, 1e-10))
-for name, solver in (("moments", sg.Exponential(1, normal.moments)), ("DDIM", ddim())):
+for name, solver in (("moments", sg.Exponential(1, normal.facts.moments)), ("DDIM", ddim())):
     once = sg.solve(sde.probability_flow(normal), z, [sde.T, 0.01], solver)
     wrong = float((once - fine).abs().max())
     print(f"{name}: error of one step {wrong:.1e}, spread {float(once.std(0).mean()):.3f}")

@@ -17,7 +17,7 @@ by a distance between laws, and each error is what the distance rises by when it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,7 @@ from . import grids
 from .metrics import energy_distance
 from .moments import Moments, data_moments
 from .noise import Streams
-from .ops import as_numbers, check_count, check_finite, check_state
+from .ops import as_numbers, as_real, check_count, check_finite, check_state
 from .sampling import default_solver, solve, starting
 from .scores import Score
 from .sdes import KernelSDE, LinearSDE, ScoreFunction
@@ -79,7 +79,7 @@ def error_budget(
     steps: int = 25,
     *,
     solver: Solver | None = None,
-    times: Tensor | None = None,
+    times: Tensor | Sequence[float] | None = None,
     n: int = 512,
     seed: int = 0,
     fine: int = 256,
@@ -130,6 +130,7 @@ def error_budget(
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=not solver.evaluates_end)
+    times = as_real(times, "times")
     runs = _Runs(sde, model, times[times > 0], check_count(fine, "fine"), Streams(seed))
     if isinstance(law, Tensor):
         others = None if real is None else as_numbers(real, "real")
@@ -213,8 +214,8 @@ def _between_laws(
     distance: Callable[[Tensor, Tensor], float],
     solver: Solver,
 ) -> Budget:
-    check_state(data, "law")
-    check_finite(data, "law")
+    check_state(data, "law (data)")
+    check_finite(data, "law (data)")
     model = runs.model
     if real is None or real.shape[1:] != data.shape[1:] or data.shape[1:] != model.shape:
         raise ValueError(

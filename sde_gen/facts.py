@@ -91,6 +91,11 @@ class Units:
         """x = shift + scale z: to the data's units, in the dtype of z."""
         return (self.shift.to(_wide(z)) + self.scale.to(_wide(z)) * _wide(z)).to(z.dtype)
 
+    def agrees(self, other: Units) -> bool:
+        """Whether both are the same map, to rounding."""
+        pairs = ((self.shift, other.shift), (self.scale, other.scale))
+        return all(a.shape == b.shape and torch.allclose(a, b, 1e-9, 0) for a, b in pairs)
+
     def log_volume(self, shape: Sequence[int]) -> float:
         """log |det dx/dz| for samples of this shape: sum of log scale over the coordinates."""
         return float(self.scale.log().expand(tuple(shape)).sum())
@@ -109,7 +114,8 @@ class Facts:
         levels: the number of grey levels of quantised data on [-1, 1].
 
     Raises:
-        ValueError: a std that is not positive and finite, fewer than two levels.
+        ValueError: a std that is not positive and finite, fewer than two levels, units of other
+            shapes.
     """
 
     shape: tuple[int, ...] | None = None
@@ -125,6 +131,8 @@ class Facts:
             object.__setattr__(self, "levels", check_count(self.levels, "levels", 2))
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
+            if self.units is not None:
+                self.units.check(self.shape)
 
     @classmethod
     def of(
@@ -178,11 +186,10 @@ class Facts:
         """States of the process in the units of the data."""
         return z if self.units is None else self.units.decode(z)
 
-    def log_volume(self) -> float:
-        """log |det dx/dz|, what a log density in the units of the process loses in the data's."""
-        if self.units is None or self.shape is None:
-            return 0.0
-        return self.units.log_volume(self.shape)
+    def log_volume(self, shape: Sequence[int]) -> float:
+        """log |det dx/dz| for samples of this shape: what a log density in the units of the
+        process loses in the data's."""
+        return 0.0 if self.units is None else self.units.log_volume(shape)
 
     def of_another_law(self) -> Facts:
         """What still holds for a score made of this one (guided, conditioned, added to others):

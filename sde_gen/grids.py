@@ -17,13 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import as_real, check_count, check_kind, check_number
+from .ops import as_real, check_count, check_finite, check_kind, check_number
 from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
 _SIGNAL = 1e-4
 _NO_SIGNAL = 1e3
 """The ratio that a grid is spaced from where the process starts with none of the data left."""
+
+
+def as_times(times: Tensor | Sequence[float]) -> Tensor:
+    """A grid as float64 (N + 1,) on the CPU; raises for what is no grid, or not finite."""
+    grid = as_real(times, "times").cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times must be a 1-D grid of two or more, got shape {(*grid.shape,)}")
+    check_finite(grid, "times")
+    return grid
 
 
 def default_end(sde: SDE) -> float:

@@ -40,7 +40,7 @@ from .ops import (
     shown,
     sum_rest,
 )
-from .sampling import as_times, enter, solve
+from .sampling import enter, solve
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse, ScoreFunction
 from .solvers import Adaptive, Solver
@@ -57,29 +57,43 @@ _PARTS = 8
 """Steps that are made at least where the state alone chooses them: it may be at rest."""
 
 
+class _Stepped(NamedTuple):
+    """A flow and its grid in the variables in which a solver steps it.
+
+    x is ``first`` times the state at the start of the grid, ``last`` times that at its end; the
+    divergence is counted in ``unit``.
+    """
+
+    flow: SDE
+    times: Tensor
+    first: float = 1.0
+    last: float = 1.0
+    unit: float = 1.0
+
+
 class _Augmented(SDE):
     """The flow of (x, l / unit) with dl/dt = div v(x, t), as one process on (B, n + 1)."""
 
     direction = 0
 
     def __init__(
-        self, flow: SDE, T: float, shape: tuple[int, ...], signs: Tensor | None, singular: bool
+        self, way: _Stepped, shape: tuple[int, ...], signs: Tensor | None, singular: bool
     ) -> None:
-        self.flow, self.T, self.shape, self.signs, self.singular = flow, T, shape, signs, singular
-        self.unit = 1.0 if signs is None else _UNIT
+        self.way, self.shape, self.signs, self.singular = way, shape, signs, singular
+        self.T = float(way.times[-1])
 
     def diffusion(self, t: Time) -> Tensor:
         return torch.zeros_like(as_time(t))
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         state = x[:, :-1].reshape(-1, *self.shape)
-        v, pull, *_ = torch.func.vjp(lambda y: self.flow.drift(y, t), state)
+        v, pull, *_ = torch.func.vjp(lambda y: self.way.flow.drift(y, t), state)
         if self.signs is None:
             div = _trace(pull, state)
         else:
             rows = torch.func.vmap(lambda e: sum_rest(pull(e)[0] * e))(self.signs.to(x.dtype))
             div = rows.mean(0)
-        slope = torch.cat([v.flatten(1), div.unsqueeze(1) / self.unit], 1)
+        slope = torch.cat([v.flatten(1), div.unsqueeze(1) / self.way.unit], 1)
         bad = torch.isfinite(x).all(1) & ~torch.isfinite(slope).all(1)
         if bool(bad.any()):
             raise FloatingPointError(
@@ -90,7 +104,8 @@ class _Augmented(SDE):
 
     def rows(self, index: slice | Tensor) -> _Augmented:
         signs = None if self.signs is None else self.signs[:, index]
-        return _Augmented(self.flow.rows(index), self.T, self.shape, signs, self.singular)
+        way = self.way._replace(flow=self.way.flow.rows(index))
+        return _Augmented(way, self.shape, signs, self.singular)
 
 
 def _trace(pull: Callable[[Tensor], tuple[Tensor, ...]], state: Tensor) -> Tensor:
@@ -131,8 +146,9 @@ def log_prob(
             Hutchinson probes, drawn once a sample from ``seed`` and the sample's number.
         solver: an ODE solver; by default ``Adaptive`` to 1e-5, with probes to 1e-4, which is
             far below their own spread. Under it, and in fixed steps, a sample does not depend on
-            its batch; ``SciPy`` takes one step for the whole batch, and what it returns depends,
-            within its tolerance, on the batch and on ``chunk``.
+            its batch (but for rounding, which may turn a step at the edge of the tolerance);
+            ``SciPy`` chooses one step for the whole batch and its probes, and what it returns
+            depends, within its tolerance, on the batch and on ``chunk``.
         times: a rising grid that ends at T, where the law is known; two times by default.
         progress, chunk: as in ``solve``.
 
@@ -152,17 +168,19 @@ def log_prob(
         solver = Adaptive(1e-5, 1e-5) if signs is None else Adaptive(1e-4, 1e-4)
     check_kind(solver, Solver, "solver", "a Solver, such as Adaptive()")
     reverse = sde.probability_flow(model)
-    way = _stepped(reverse, grid, solver, blind=signs is not None)
+    way = _stepped(reverse, grid, solver, signs is not None)
     moved, volume = _carry(sde, enter(model, x), grid[0])
-    volume -= model.facts.log_volume()
-    joint = _Augmented(way.flow, float(way.times[-1]), tuple(x.shape[1:]), signs, reverse.singular)
+    # Units are those of the data alone, not of what a process adds to them.
+    data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
+    volume -= model.facts.log_volume(data.shape[1:])
+    joint = _Augmented(way, tuple(x.shape[1:]), signs, reverse.singular)
     state = torch.cat([(moved / way.first).flatten(1), x.new_zeros(len(x), 1)], 1)
     end = solve(joint, state, way.times, solver, 0, progress=progress, chunk=chunk)
     x_end = way.last * end[:, :-1].reshape(x.shape)
     volume += x[0].numel() * math.log(way.last / way.first)
     known = getattr(model, "log_prob", None)
     terminal = known(x_end, grid[-1]) if known else sde.prior_log_prob(x_end)
-    return terminal.to(x.dtype) + joint.unit * end[:, -1] + volume
+    return terminal.to(x.dtype) + way.unit * end[:, -1] + volume
 
 
 def _check(model: Score, x: Tensor) -> KernelSDE:
@@ -187,8 +205,8 @@ def _grid(sde: KernelSDE, score: ScoreFunction, times: Tensor | Sequence[float] 
     if times is None:
         start = _default_start(sde) if getattr(score, "singular", True) else 0.0
         times = [start, sde.T]
-    grid = as_times(times)
-    rises = 0 <= float(grid[0]) < float(grid[-1])
+    grid = grids.as_times(times)
+    rises = grid[0] >= 0 and bool((grid.diff() > 0).all())
     if not (rises and abs(float(grid[-1]) - sde.T) <= 1e-9 * sde.T):
         raise ValueError(
             f"times must rise from the data to T = {sde.T}, where the law is known, got"
@@ -214,31 +232,21 @@ def _carry(sde: KernelSDE, x: Tensor, t: Tensor) -> tuple[Tensor, float]:
     return alpha * x, x[0].numel() * math.log(alpha)
 
 
-class _Stepped(NamedTuple):
-    """A flow and its grid in the variables in which a solver steps it.
-
-    x is ``first`` times the state at the start of the grid, ``last`` times that at its end.
-    """
-
-    flow: SDE
-    times: Tensor
-    first: float = 1.0
-    last: float = 1.0
-
-
-def _stepped(flow: Reverse, grid: Tensor, solver: Solver, blind: bool) -> _Stepped:
-    """``blind``: the solver does not see the divergence when it chooses its steps."""
+def _stepped(flow: Reverse, grid: Tensor, solver: Solver, probed: bool) -> _Stepped:
+    if not isinstance(solver, Adaptive):
+        return _Stepped(flow, grid)
     start, end = float(grid[0]), float(grid[-1])
-    tame = standard(flow, Step(start, end, None)) if isinstance(solver, Adaptive) else None
-    way = _Stepped(flow, grid)
+    tame, way = standard(flow, Step(start, end, None)), _Stepped(flow, grid)
     if tame is not None:
         clock = torch.tensor([tame.clock(t) for t in grid.tolist()], dtype=torch.float64)
         way = _Stepped(tame, clock, tame.scale(start), tame.scale(end))
-    if blind and solver.own_steps and len(grid) == 2:
+    if not probed:
+        return way
+    if len(grid) == 2:
         even = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64)
-        share = even**4 if tame is None else even
-        return way._replace(times=torch.lerp(way.times[0], way.times[-1], share))
-    return way
+        share = even**2 if tame is None else even
+        way = way._replace(times=torch.lerp(way.times[0], way.times[-1], share))
+    return way._replace(unit=_UNIT)
 
 
 def _signs(x: Tensor, probes: int, seed: int) -> Tensor:

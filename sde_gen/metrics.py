@@ -131,7 +131,6 @@ def frechet_distance(
         TypeError, ValueError: as ``energy_distance``, or features that are not (N, k).
     """
     if features is not None:
-        check_callable(features, "features", "features(x)")
         x, y = (_features(features, as_numbers(z, name)) for name, z in (("x", x), ("y", y)))
     x, y = _prepare(x, y, least=2)
     mean = (x.mean(0) - y.mean(0)).square().sum()
@@ -230,7 +229,8 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _features(features: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    f = torch.as_tensor(features(x))
+    check_callable(features, "features", "features(x)")
+    f = as_numbers(features(x), "features(x)")
     if f.ndim != 2 or len(f) != len(x):
         raise ValueError(f"features must be ({len(x)}, k), got {tuple(f.shape)}")
     return f

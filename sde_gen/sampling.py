@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import grids
+from .facts import facts_of
 from .moments import Moments, isotropic
 from .noise import Noise, Streams, on_host
 from .ops import (
@@ -25,17 +27,18 @@ from .ops import (
     act,
     as_device,
     as_integer,
-    as_real,
     check_count,
     check_finite,
     check_kind,
     check_number,
     check_state,
+    lasting,
 )
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import check_drift, describe
+from .solvers.stability import too_long
 
 _T = TypeVar("_T")
 
@@ -78,20 +81,24 @@ def solve(
             the solver read a score where it is singular.
         FloatingPointError: a score or state is not finite; at once on the CPU, at the end on
             other devices, which are not asked before.
+
+    Warns:
+        UserWarning: before the first step, that the steps are too long for the eta of a reversal
+            (``solvers.stability``): the run would explode.
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
-    _check_solver(solver)
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
     solver.check(process)
     _check_diffusion(process, grid, solver)
-    noise = _as_noise(noise)
+    noise = as_noise(noise)
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-        plan = solver.plan(process, grid)
+        plan = _planned(process, solver, grid, x)
         runs = [
             _run(
                 process.rows(part) if len(parts) > 1 else process,
@@ -113,6 +120,32 @@ def solve(
             " not finite"
         )
     return result
+
+
+_plans: WeakKeyDictionary[Solver, tuple[list[object], list[Step[Any]], str]] = WeakKeyDictionary()
+"""The last plan of each solver, what it was made for, and what there is to warn of."""
+
+
+def _planned(process: SDE, solver: Solver, grid: Tensor, x: Tensor) -> list[Step[Any]]:
+    """The plan of a reversal, made and tried once for as long as all that it rests on is the
+    same: a grid is mostly run again and again."""
+    if not isinstance(process, Reverse) or type(solver).__hash__ is None:
+        return solver.plan(process, grid)
+    made_for: list[object] = [process.sde, process.eta, facts_of(process.score).std]
+    made_for += [grid.numpy().tobytes(), x.shape[1:], *vars(solver).values()]
+    known, plan, warning = _plans.get(solver, ([], [], ""))
+    same = len(known) == len(made_for) and all(
+        a is b or (isinstance(a, bytes | float | tuple) and a == b)
+        for a, b in zip(known, made_for, strict=True)
+    )
+    if not same:
+        with lasting():
+            plan = solver.plan(process, grid)
+            warning = too_long(process, solver, plan, x)
+        _plans[solver] = made_for, plan, warning
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return plan
 
 
 def _blame(
@@ -153,7 +186,8 @@ def _run(
     for step in _bar(plan, progress):
         before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
-        if host and not torch.isfinite(x).all():
+        # One pass over the state; a sum that overflows is looked at again.
+        if host and not math.isfinite(float(x.detach().sum())) and not torch.isfinite(x).all():
             _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)
@@ -208,8 +242,8 @@ def sample(
         (n, *D): of a state with more than the data in it, the data.
 
     Raises:
-        TypeError, ValueError: the model does not know its process or shape, n < 1, and whatever
-            ``solve`` raises.
+        TypeError, ValueError: the model does not know its process or shape, n < 1, a dtype that
+            is not floating point, and whatever ``solve`` raises (and warns of).
     """
     sde, shape = known(model, "sample")
     n, first = check_count(n, "n"), check_count(first, "first", 0)
@@ -219,15 +253,15 @@ def sample(
     if solver is None:
         tuned = tuned_to(model) if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
-    _check_solver(solver)
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
-    times = as_times(times)
+    times = grids.as_times(times)
     if not float(times[0]) > float(times[-1]):
         raise ValueError(f"times must fall from the noise to the data, got {times.tolist()}")
-    noise = _as_noise(seed, "seed", first)
+    noise = as_noise(seed, "seed", first)
     device = as_device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
@@ -333,12 +367,12 @@ def starting(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Te
     return x + alpha * moments.mean.to(x).reshape(x.shape[1:])
 
 
-def _check_solver(solver: object) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
+def as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+    """Streams of a seed from sample ``first`` on, or the noise itself; None draws a seed.
 
-
-def _as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
+    Raises:
+        TypeError: what is neither, under ``name``. ValueError: ``first`` of a noise.
+    """
     if isinstance(noise, Noise):
         if first:
             raise ValueError("first numbers the samples of a seed; a Noise has its own numbers")
@@ -376,17 +410,8 @@ def _check_diffusion(process: SDE, times: Tensor, solver: Solver) -> None:
         )
 
 
-def as_times(times: Tensor | Sequence[float]) -> Tensor:
-    """A grid as float64 (N + 1,) on the CPU; raises for what is no grid, or not finite."""
-    grid = as_real(times, "times").cpu()
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"times must be a 1-D grid of two or more, got shape {(*grid.shape,)}")
-    check_finite(grid, "times")
-    return grid
-
-
 def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -> Tensor:
-    grid = as_times(times)
+    grid = grids.as_times(times)
     steps = grid.diff()
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError(f"times must rise or fall strictly, got {grid.tolist()}")

@@ -96,7 +96,7 @@ def test_a_path_has_ends_for_each_sample(t: float) -> None:
 def test_paths_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, times = torch.zeros(4, 5), torch.rand(4, dtype=F64)
     whole = BrownianPath(1).at(x, times)
-    monkeypatch.setattr("sde_gen.noise._BUDGET", 50)
+    monkeypatch.setattr("sde_gen.noise.path._BUDGET", 50)
     assert torch.equal(BrownianPath(1).at(x, times), whole)
 
 

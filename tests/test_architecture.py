@@ -44,6 +44,7 @@ THEY_USE = {"ops", "levels", "moments", "noise"}
 
 MAX_FILE = 450
 MAX_FUNCTION = 50
+MAX_NAMES = 75
 # Context (a label, an observation) passes through a score to whichever term knows it.
 MAY_PASS_CONTEXT = {"given", "__call__", "forward", "evaluate", "read"}
 
@@ -101,6 +102,17 @@ def arrows_up(source: str, room: str, package: tuple[str, ...]) -> Iterator[str]
             yield f"line {line}: {room} imports {target}; it may use {sorted(THEY_USE)} alone"
 
 
+def private_imports(source: str, room: str, package: tuple[str, ...]) -> Iterator[str]:
+    """What a module takes from another room although its name begins with an underscore."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        base += tuple(node.module.split(".")) if node.module else ()
+        if base[:1] == ("sde_gen",) and base[1:2] != (room,):
+            yield from (a.name for a in node.names if a.name.startswith("_"))
+
+
 def functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -123,6 +135,20 @@ def swallows_typos(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return not named and not (kwarg.arg == "context" and name in MAY_PASS_CONTEXT)
 
 
+def undocumented(node: ast.Module | ast.ClassDef, where: str = "") -> Iterator[str]:
+    """Public classes, functions, methods and properties without a docstring, ``__call__`` too."""
+    for child in node.body:
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        is_overload = any(ast.unparse(d).endswith("overload") for d in child.decorator_list)
+        if is_overload or (child.name.startswith("_") and child.name != "__call__"):
+            continue
+        if not ast.get_docstring(child):
+            yield f"line {child.lineno}: {where}{child.name}"
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child, f"{where}{child.name}.")
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
 def test_imports_point_down(file: Path) -> None:
     room = room_of(file)
@@ -133,6 +159,17 @@ def test_imports_point_down(file: Path) -> None:
     package = ("sde_gen", *file.relative_to(HOUSE).parts[:-1])
     wrong = list(arrows_up(file.read_text(encoding="utf-8"), room, package))
     assert not wrong, f"{file.relative_to(HOUSE.parent)}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_nothing_private_crosses_a_wall(file: Path) -> None:
+    package = ("sde_gen", *file.relative_to(HOUSE).parts[:-1])
+    assert not list(private_imports(file.read_text(encoding="utf-8"), room_of(file), package))
+
+
+def test_a_private_import_is_seen() -> None:
+    source = "from ..sampling import _bar\nfrom .run import _own\nfrom .. import _hidden"
+    assert list(private_imports(source, "mcmc", ("sde_gen", "mcmc"))) == ["_bar", "_hidden"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
@@ -149,6 +186,22 @@ def test_sizes_and_signatures(file: Path) -> None:
         assert not swallows_typos(function), (
             f"{where} takes keywords that it does not name: a misspelt one would pass unseen"
         )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_all_that_is_public_says_what_it_is(file: Path) -> None:
+    silent = list(undocumented(ast.parse(file.read_text(encoding="utf-8"))))
+    assert not silent, f"{file.relative_to(HOUSE.parent)}: no docstring at {', '.join(silent)}"
+
+
+def test_the_top_level_holds_at_most_75_names() -> None:
+    import sde_gen
+
+    assert len(sde_gen.__all__) <= MAX_NAMES
+    assert len(set(sde_gen.__all__)) == len(sde_gen.__all__)
+    # What else is there are the rooms.
+    others = {n for n in vars(sde_gen) if not n.startswith("_")} - set(sde_gen.__all__)
+    assert others <= ROOMS | {"annotations"}, sorted(others - ROOMS)
 
 
 def test_every_room_is_there() -> None:
@@ -198,6 +251,25 @@ def test_an_arrow_up_from_a_folder_is_seen() -> None:
 )
 def test_a_swallowed_typo_is_seen(source: str, swallows: bool) -> None:
     assert [swallows_typos(f) for f in functions(source)] == [swallows]
+
+
+@pytest.mark.parametrize(
+    ("source", "silent"),
+    [
+        ("def f(): ...", ["line 1: f"]),
+        ('def f():\n    """Says."""', []),
+        ("def _f(): ...\nclass _C:\n    def f(self): ...", []),
+        ("class C:\n    'Says.'\n    def f(self): ...\n    def __call__(self): ...", [3, 4]),
+        ("class C:\n    'Says.'\n    def __init__(self): ...\n    def _f(self): ...", []),
+        ("class C:\n    'Says.'\n    @property\n    def f(self): ...", [4]),
+        ("@overload\ndef f(x: int): ...\n@typing.overload\ndef f(x: str): ...", []),
+    ],
+)
+def test_silence_is_heard(source: str, silent: list[object]) -> None:
+    found = list(undocumented(ast.parse(source)))
+    assert len(found) == len(silent)
+    for line, wanted in zip(found, silent, strict=True):
+        assert line == wanted or line.startswith(f"line {wanted}: C.")
 
 
 def test_length_counts_code_alone() -> None:

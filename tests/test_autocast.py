@@ -125,7 +125,7 @@ def test_the_network_runs_in_the_precision_that_was_asked_for(
 def test_a_damped_network_too() -> None:
     net = Recording()
     with torch.autocast("cpu", torch.bfloat16):
-        x = sg.sample(sg.ScoreNetwork(net, CLD), 3, 6, seed=0, eta=1.0)
+        x = sg.sample(sg.ScoreNetwork(net, CLD, facts=sg.Facts((2,))), 3, 6, seed=0, eta=1.0)
     assert x.dtype == torch.float32
     assert net.seen == {torch.bfloat16}
 

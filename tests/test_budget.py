@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, gaussian, mixture, ring
@@ -207,6 +208,18 @@ def test_labels_follow_the_data() -> None:
         error_budget(model.given(y=y), data[:5], 4, real=data)
 
 
+def test_what_is_given_is_named_where_it_is_wrong() -> None:
+    data, law = torch.zeros(9, 2), data_law()
+    with pytest.raises(TypeError, match=r"law .* must be real, got torch\.complex64"):
+        error_budget(law, data * 1j)
+    with pytest.raises(TypeError, match=r"real must be real, got torch\.complex64"):
+        error_budget(law, data, real=data * 1j)
+    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
+        error_budget(law, law, 4, n=0)
+    with pytest.raises(ValueError, match="fine must be an integer >= 1, got 0"):
+        error_budget(law, law, 4, fine=0)
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bare": (lambda: error_budget(sg.Score(), data_law()), TypeError, "knows its linear process"),
     "process": (
@@ -236,3 +249,24 @@ def test_a_distance_of_ones_own() -> None:
     data = torch.randn(40, 2)
     error_budget(blind(data_law()), data, 4, real=torch.randn(50, 2), distance=counted, fine=16)
     assert set(seen) == {40, 36}
+
+
+def test_arrays_and_numpys_integers_are_taken_and_no_global_generator_is_read() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data, real = (torch.randn(n, 2, generator=generator) for n in (20, 30))
+    model, before = blind(data_law()), torch.get_rng_state()
+    expected = error_budget(model, data, 4, real=real, fine=16, seed=3)
+    four, fine, seed, n = np.int64(4), np.int32(16), np.int64(3), np.int64(20)
+    found = error_budget(model, data.numpy(), four, real=real.numpy(), fine=fine, seed=seed)  # type: ignore[arg-type]
+    assert found == expected
+    exact = error_budget(model, data_law(), 4, n=n, fine=16)  # type: ignore[arg-type]
+    assert exact == error_budget(model, data_law(), 4, n=20, fine=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_solver_that_draws_noise_draws_it_from_the_seed() -> None:
+    runs = [
+        error_budget(data_law(), data_law(), 6, n=20, fine=16, seed=s, solver=sg.Churn(sg.Heun()))
+        for s in (1, 1, 2)
+    ]
+    assert runs[0] == runs[1] != runs[2]

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,14 @@ from torch.optim.swa_utils import AveragedModel
 
 import sde_gen as sg
 from sde_gen import networks, schedules, sdes
+from sde_gen.facts import Units
 from sde_gen.networks import MLP, Network, UNet
-from sde_gen.training import CheckpointError, load, register, save
+from sde_gen.sampling import tuned_to
+from sde_gen.training import CheckpointError, Classification, load, register, save
 from sde_gen.training.checkpoints import CONFIG, WEIGHTS, describe, write
 from sde_gen.training.registry import TABLE
+from sde_gen.tuning import Tuned
+from sde_gen.tuning.tuned import Choice
 
 SDES = [
     sg.VP(),
@@ -66,16 +71,16 @@ def same(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 def test_process_comes_back(sde, tmp_path):
-    save(model(sde, prediction="velocity", data_std=0.1 + 0.2), tmp_path)
+    save(model(sde, prediction="velocity", facts=sg.Facts(std=0.1 + 0.2)), tmp_path)
     found = load(tmp_path)
     assert found.sde == sde
     assert type(found.sde) is type(sde)
-    assert (found.prediction, found.data_std, found.shape) == ("velocity", 0.1 + 0.2, (3,))
+    assert (found.prediction, found.facts.std, found.shape) == ("velocity", 0.1 + 0.2, (3,))
 
 
 @pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(20.0)], ids=repr)
 def test_loaded_model_samples_the_same(sde, tmp_path):
-    before = model(sde, data_std=0.4)
+    before = model(sde, facts=sg.Facts(std=0.4))
     save(before, tmp_path / "deep" / "folder")
     after = load(tmp_path / "deep" / "folder")
     y = torch.tensor([0, 1, 2, 3])
@@ -140,8 +145,8 @@ MOMENTS = {
 
 @pytest.mark.parametrize("kind", MOMENTS)
 def test_moments_come_back(kind, tmp_path):
-    before = sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP())
-    before.facts.moments = MOMENTS[kind]
+    facts = sg.Facts(moments=MOMENTS[kind])
+    before = sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP(), facts=facts)
     save(before, tmp_path)
     after = load(tmp_path)
     assert after.facts.moments is not None
@@ -150,8 +155,121 @@ def test_moments_come_back(kind, tmp_path):
         assert (a is None and b is None) or (a.dtype == b.dtype and torch.equal(a, b))
     a, b = (sg.sample(m, 4, 5, seed=0) for m in (before.eval(), after))
     assert torch.equal(a, b)
-    after.facts.moments = None
+    after.facts = replace(after.facts, moments=None)
     assert not torch.equal(a, sg.sample(after, 4, 5, seed=0))
+
+
+UNITS = {
+    "one": Units(torch.tensor(3.0), torch.tensor(0.1 + 0.2, dtype=torch.float64)),
+    "columns": Units.of(torch.randn(50, 3, dtype=torch.float64) * 1e6 + 7e8, "column"),
+    "a shift": Units(torch.tensor([1.0, 2.0, 1 / 3], dtype=torch.float64), torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_units_come_back(kind, tmp_path):
+    before = model(facts=sg.Facts((3,), units=UNITS[kind]))
+    save(before, tmp_path)
+    after = load(tmp_path)
+    assert after.facts.units is not None
+    for name in ("shift", "scale"):
+        a, b = getattr(UNITS[kind], name), getattr(after.facts.units, name)
+        assert a.dtype == b.dtype == torch.float64
+        assert torch.equal(a, b)
+        assert a.shape == b.shape
+    y = torch.tensor([0, 1, 2, 3])
+    a, b = (sg.sample(m.given(y=y), 4, 5, seed=0) for m in (before.eval(), after))
+    assert torch.equal(a, b)
+    after.facts = replace(after.facts, units=None)
+    assert not torch.equal(a, sg.sample(after.given(y=y), 4, 5, seed=0))
+
+
+@pytest.mark.parametrize("classes", [None, ("cat", "dog", "", "été")])
+@pytest.mark.parametrize("levels", [None, 2, 256])
+def test_names_and_levels_come_back(classes, levels, tmp_path):
+    save(model(facts=sg.Facts(classes=classes, levels=levels)), tmp_path)
+    facts = load(tmp_path).facts
+    assert (facts.classes, facts.levels) == (classes, levels)
+    assert facts.units is facts.moments is None
+
+
+def all_known() -> sg.Facts:
+    """Every field told, none at its default."""
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(3)) * 4 + 1
+    return replace(sg.Facts.of(x, "column", 1, ["a", "b", "c", "d"], 16), std=0.5)
+
+
+def test_every_fact_comes_back(tmp_path):
+    facts = all_known()
+    default = sg.Facts()
+    assert all(getattr(facts, f.name) != getattr(default, f.name) for f in fields(sg.Facts))
+    save(model(facts=facts), tmp_path)
+    found = load(tmp_path).facts
+    for f in fields(sg.Facts):
+        before, after = getattr(facts, f.name), getattr(found, f.name)
+        parts = {"moments": ("values", "mean", "basis"), "units": ("shift", "scale")}
+        if f.name in parts:
+            for part in parts[f.name]:
+                assert torch.equal(getattr(before, part), getattr(after, part)), part
+        else:
+            assert before == after, f.name
+
+
+def tuned_model() -> sg.ScoreNetwork:
+    found = sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP())
+    choice = Choice(5, sg.Exponential(1), bend=(1.5,))
+    found.tuned = Tuned([choice], weights=found.fingerprint())
+    return found
+
+
+def test_what_it_was_tuned_to_comes_back_with_the_weights(tmp_path):
+    before = tuned_model()
+    save(before, tmp_path)
+    after = load(tmp_path)
+    assert after.tuned.weights == before.tuned.weights == after.fingerprint()
+    assert tuned_to(after) is after.tuned
+    a, b = (sg.sample(m, 4, 5, seed=0) for m in (before, after))
+    assert torch.equal(a, b)
+    after.tuned = None
+    assert not torch.equal(a, sg.sample(after, 4, 5, seed=0))
+
+
+def nudge(found: sg.ScoreNetwork) -> None:
+    """The smallest change that there is, of one number."""
+    with torch.no_grad():
+        bias = found.net.output.bias
+        bias[0] = torch.nextafter(bias[0], torch.tensor(torch.inf))
+
+
+@pytest.mark.parametrize("way", ["in place", "on disk"])
+def test_what_was_tuned_to_other_weights_is_not_used(way, tmp_path):
+    found = tuned_model()
+    if way == "in place":
+        nudge(found)
+    else:
+        old = found.tuned
+        nudge(found)
+        found.tuned = old
+        save(found, tmp_path)
+        found = load(tmp_path)
+    with pytest.warns(UserWarning, match="tuned with other weights.*tune it again"):
+        assert tuned_to(found) is None
+    with pytest.warns(UserWarning, match="tuned with other weights"):
+        x = sg.sample(found, 4, 5, seed=0)
+    with pytest.warns(UserWarning, match="tuned with other weights"):
+        assert tuned_to(found.given()) is None
+    found.tuned = None
+    assert torch.equal(x, sg.sample(found, 4, 5, seed=0))
+
+
+def test_a_fingerprint_is_of_the_weights_alone():
+    a = model().fingerprint()
+    assert a == model(sg.EDM(), facts=sg.Facts(std=0.3)).fingerprint()
+    other = model()
+    nudge(other)
+    assert other.fingerprint() != a
+    assert model().given(y=1).fingerprint() == a
+    assert (model() + model()).fingerprint() is None  # nothing was tuned to a sum
 
 
 def compiled(module: nn.Module) -> nn.Module:
@@ -269,6 +387,19 @@ def test_own_network_is_passed(tmp_path):
     assert kept.weight.dtype == torch.float64  # nothing was filled
 
 
+class Shapeless(Own):
+    shape = None
+
+
+@pytest.mark.parametrize("shape", [[], [0], [-3]])
+def test_a_shape_has_sizes(shape, tmp_path):
+    save(sg.ScoreNetwork(Shapeless(), sg.VP(), facts=sg.Facts((3,))), tmp_path)
+    assert load(tmp_path, net=Shapeless()).shape == (3,)
+    change("facts", "shape", shape)(tmp_path)
+    with pytest.raises(CheckpointError, match="shape is"):
+        load(tmp_path, net=Shapeless())
+
+
 class Waves(Own):
     """An own network with a buffer that the file does not hold."""
 
@@ -302,6 +433,19 @@ class Steady(sg.schedules.Schedule):
 
 
 @register
+@dataclass(frozen=True)
+class Slower(sg.schedules.Schedule):
+    """A clock of a clock."""
+
+    inner: sg.schedules.Schedule
+
+    T = 1.0
+
+    def beta(self, t):
+        return self.inner.beta(t) / 2
+
+
+@register
 class Tied(Network):
     """Two layers of one weight, and a table that ``state_dict`` leaves out."""
 
@@ -329,7 +473,7 @@ class Scaled(nn.Module):
 
 
 def test_own_classes_come_back_where_they_were_registered(tmp_path):
-    before = sg.ScoreNetwork(drawn(Scaled(Tied((3,)), 2.0)), sg.VP(Steady(0.3)), shape=(3,))
+    before = sg.ScoreNetwork(drawn(Scaled(Tied((3,)), 2.0)), sg.VP(Steady(0.3)))
     save(before, tmp_path)
     after = load(tmp_path)
     assert after.sde == sg.VP(Steady(0.3))
@@ -337,6 +481,20 @@ def test_own_classes_come_back_where_they_were_registered(tmp_path):
     assert torch.equal(after.net.gain, before.net.gain)
     x = torch.randn(5, 3)
     assert torch.equal(after(x, 0.5), before(x, 0.5))
+
+
+def test_what_is_nested_too_deep_is_told(tmp_path):
+    clock = sg.schedules.Linear()
+    for _ in range(10):
+        clock = Slower(clock)
+    save(model(sg.VP(clock)), tmp_path)
+    assert load(tmp_path).sde == sg.VP(clock)
+    node = {"class": "Linear"}
+    for _ in range(300):
+        node = {"class": "Slower", "inner": node}
+    change("sde", "schedule", node)(tmp_path)
+    with pytest.raises(CheckpointError, match=r"sde.schedule(.inner)* is nested too deep"):
+        load(tmp_path)
 
 
 def test_a_name_means_one_class():
@@ -401,20 +559,52 @@ def cut_off(found: sg.ScoreNetwork) -> sg.ScoreNetwork:
     return found
 
 
-def knows(found: sg.ScoreNetwork, moments: sg.Moments) -> sg.ScoreNetwork:
-    found.facts.moments = moments
+def knows(found: sg.ScoreNetwork, **facts: Any) -> sg.ScoreNetwork:
+    found.facts = replace(found.facts, **facts)
+    return found
+
+
+def told(found: sg.ScoreNetwork, **facts: Any) -> sg.ScoreNetwork:
+    """What no constructor would let pass."""
+    for name, value in facts.items():
+        object.__setattr__(found.facts, name, value)
+    return found
+
+
+def tuned(found: sg.ScoreNetwork, **choice: Any) -> sg.ScoreNetwork:
+    found.tuned = Tuned([Choice(4, sg.Exponential(2), **choice)])
+    return found
+
+
+def tuned_on(moments: sg.Moments) -> sg.ScoreNetwork:
+    found = model()
+    found.tuned = Tuned([Choice(4, sg.Exponential(2, moments))])
     return found
 
 
 LOST = {
     "another layer": (lambda: cut_off(model()), r"net.output.weight"),
-    "moments of another size": (lambda: knows(model(), sg.data_moments(torch.randn(9, 2))), "mom"),
-    "half a mean": (
-        lambda: knows(model(), sg.Moments(torch.ones(3), torch.ones(3).half())),
-        "mom",
+    "reference of another size": (lambda: tuned_on(sg.data_moments(torch.randn(9, 2))), "refer"),
+    "moments of another size": (
+        lambda: knows(model(), moments=sg.data_moments(torch.randn(9, 2))),
+        r"facts.moments are of",
     ),
-    "another shape": (lambda: model(shape=(4,)), r"shape is \(4,\)"),
-    "infinite": (lambda: sg.ScoreNetwork(Own(), sg.VP(), facts=sg.Facts(std=math.inf)), "JSON"),
+    "half a mean": (
+        lambda: knows(model(), moments=sg.Moments(torch.ones(3), torch.ones(3).half())),
+        "facts.moments must be float32 or float64",
+    ),
+    "another shape": (lambda: knows(model(), shape=(4,)), r"shape \(4,\), the network \(3,\)"),
+    "units of another shape": (
+        lambda: told(model(), units=Units(torch.zeros(4), torch.ones(4))),
+        r"units of shapes \(4,\) and \(4,\) are not those of samples \(3,\)",
+    ),
+    "names that are no text": (
+        lambda: knows(model(), classes=(1, 2)),
+        r"facts.classes\[0\] must be text, got 1",
+    ),
+    "half a level": (lambda: knows(model(), levels=2.5), "facts.levels must be an integer"),
+    "an infinite scale": (lambda: told(model(), std=math.inf), "JSON"),
+    "infinite": (lambda: tuned(model(), ratio=math.inf), "JSON"),
     "a tensor beside": (lambda: sg.ScoreNetwork(Stray((3,)), sg.VP()), "net.table is a tensor"),
     "reads numbers": (lambda: sg.ScoreNetwork(Counts((3,)), sg.VP()), "net is no Counts"),
     "not registered": (lambda: nn.Linear(3, 3), "must be a ScoreNetwork.*Linear"),
@@ -507,6 +697,8 @@ def doubled(found):
     found["net.input.weight"] = torch.cat(2 * [found["net.input.weight"]])
 
 
+NOTHING = dict.fromkeys(f.name for f in fields(sg.Facts)) | {"std": 1.0}
+
 DAMAGES = {
     "truncated weights": (cut(WEIGHTS, -100), "truncated or cannot be read"),
     "header cut": (cut(WEIGHTS, 20), "truncated or cannot be read"),
@@ -535,7 +727,11 @@ DAMAGES = {
     "text for a number": (change("sde", "schedule", "T", "1"), "sde.schedule.T must be a finite"),
     "infinite": (change("sde", "schedule", "T", 10**400), "sde.schedule.T must be a finite num"),
     "out of range": (change("sde", "schedule", "T", -1.0), "sde.schedule is no Linear: .*T > 0"),
-    "truth for a number": (change("data_std", True), "data_std must be a finite number, got True"),
+    "truth for a count": (change("net", "depth", True), "net.depth must be an integer, got True"),
+    "truth for a number": (
+        change("facts", "std", True),
+        "facts.std must be a finite number, got True",
+    ),
     "half a layer": (change("net", "depth", 1.5), "net.depth must be an integer, got 1.5"),
     "wrong sizes": (
         change("net", "width", 24),
@@ -550,12 +746,30 @@ DAMAGES = {
         change("prediction", "guess"),
         "prediction must be one of 'noise'.*'guess'",
     ),
-    "bad scale": (change("data_std", 0), "data_std must be positive"),
-    "no scale": (change("data_std", ...), "data_std is missing"),
+    "bad scale": (change("facts", "std", 0), "facts is no Facts: std must be a positive number"),
+    "no scale": (change("facts", "std", ...), "facts.std is missing"),
+    "no facts": (change("facts", ...), "facts is missing: ScoreNetwork needs it"),
+    "null facts": (change("facts", None), "facts must be Facts, got None"),
+    "facts of another class": (change("facts", {"class": "Moments"}), "facts must be Facts, got"),
+    "unknown fact": (change("facts", "mean", 1.0), "facts.'mean' is unknown: Facts takes shape"),
     "network is text": (change("net", "MLP"), "net must be MLP or"),
-    "another shape": (change("shape", [4]), r"shape is \(4,\), that of the network is \(3,\)"),
-    "shapes": (change("shape", 0, -3), r"shape is \(-3,\)"),
-    "no shape": (change("shape", "3"), "shape must be a list or null, got '3'"),
+    "another shape": (
+        change("facts", {"class": "Facts", **NOTHING, "shape": [4]}),
+        r"the data have shape \(4,\), the network \(3,\)",
+    ),
+    "no shape at all": (
+        change("facts", {"class": "Facts", **NOTHING, "shape": [-3]}),
+        r"facts.shape is \(-3,\)",
+    ),
+    "another shape than the units": (
+        change("facts", "shape", [4]),
+        r"facts is no Facts: units of shapes \(3,\) and \(3,\) .* not those of samples \(4,\)",
+    ),
+    "shapes": (
+        change("facts", "shape", 0, -3),
+        r"facts is no Facts: units .* not those of samples \(-3,\)",
+    ),
+    "no shape": (change("facts", "shape", "3"), "facts.shape must be a list or null, got '3'"),
     "both shapes": (change("net", "shape", [4]), "shape"),
     "tensor gone": (tensors(lambda t: t.pop("net.norm.bias")), "net.norm.bias is missing"),
     "tensor more": (tensors(lambda t: t.update(x=torch.ones(1))), "nothing is called 'x'"),
@@ -564,18 +778,61 @@ DAMAGES = {
         tensors(lambda t: t.update({k: v.int() for k, v in t.items() if k[:3] == "net"})),
         "int32 .*, not floating",
     ),
-    "moments lost": (change("moments", "mean", "tensor", "mean"), "moments.mean names 'mean'"),
-    "moments of text": (change("moments", "mean", "mean"), "moments.mean must be the name of a"),
+    "moments lost": (
+        change("facts", "moments", "mean", "tensor", "mean"),
+        "facts.moments.mean names 'mean'",
+    ),
+    "moments of text": (
+        change("facts", "moments", "mean", "mean"),
+        "facts.moments.mean must be the name of a",
+    ),
     "weights for moments": (
-        change("moments", "mean", "tensor", "net.output.weight"),
-        "the parts of moments are of",
+        change("facts", "moments", "mean", "tensor", "net.output.weight"),
+        "the parts of facts.moments are of",
+    ),
+    "units lost": (
+        change("facts", "units", "scale", "tensor", "scale"),
+        "facts.units.scale names 'scale', which .*safetensors lacks",
+    ),
+    "half of the units": (change("facts", "units", "shift", ...), "facts.units.shift is missing"),
+    "units of numbers": (
+        change("facts", "units", "scale", 2.0),
+        "facts.units.scale must be the name of a tensor, got 2.0",
+    ),
+    "weights for units": (
+        change("facts", "units", "shift", "tensor", "net.output.weight"),
+        "not those of samples",
+    ),
+    "units for moments": (
+        change("facts", "moments", {"class": "Units"}),
+        "facts.moments must be Moments or null",
+    ),
+    "units of nothing": (
+        tensors(lambda t: t.update({"facts.units.scale": torch.zeros(3).double()})),
+        "facts.units is no Units: scale must be positive",
+    ),
+    "units without end": (
+        tensors(lambda t: t["facts.units.shift"].fill_(math.nan)),
+        "facts.units is no Units: shift",
+    ),
+    "names of text": (change("facts", "classes", "abcd"), "facts.classes must be a list or null"),
+    "a number for a name": (
+        change("facts", "classes", 2, 3),
+        r"facts.classes\[2\] must be text, got 3",
+    ),
+    "one level": (change("facts", "levels", 1), "facts is no Facts: levels must be at least 2"),
+    "truth for levels": (change("facts", "levels", True), "facts.levels must be an integer or"),
+    "half a level": (change("facts", "levels", 2.5), "facts.levels must be an integer or null"),
+    "weights of a number": (
+        change("tuned", {"class": "Tuned", "choices": [], "weights": 3}),
+        "tuned.weights must be text or null, got 3",
     ),
     "tuned to nothing": (change("tuned", {"class": "Tuned", "choices": []}), "tuned is no Tuned"),
 }
 
 
 def damaged(how, folder):
-    save(knows(model(), sg.data_moments(torch.randn(9, 3), rank=1)), folder)
+    save(model(facts=all_known()), folder)
     damage, message = DAMAGES[how]
     damage(folder)
     return message
@@ -637,7 +894,7 @@ def test_nothing_is_built_that_the_file_does_not_hold(how, tmp_path):
 
 
 def test_a_flipped_byte_is_told(tmp_path):
-    save(knows(model(), MOMENTS["directions"]), tmp_path)
+    save(knows(model(), moments=MOMENTS["directions"]), tmp_path)
     data = (tmp_path / WEIGHTS).read_bytes()
     start, chance = 8 + int.from_bytes(data[:8], "little"), random.Random(0)
     for i in [start, len(data) - 1, *(chance.randrange(start, len(data)) for _ in range(50))]:
@@ -648,15 +905,26 @@ def test_a_flipped_byte_is_told(tmp_path):
             load(tmp_path)
 
 
+def test_a_file_that_changes_later_changes_no_model(tmp_path):
+    before = knows(model(), moments=MOMENTS["directions"])
+    save(before, tmp_path)
+    after = load(tmp_path)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.write(bytes((tmp_path / WEIGHTS).stat().st_size))
+    assert torch.equal(after.facts.moments.basis, before.facts.moments.basis)
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_changed_number_is_told(tmp_path):
-    save(model(data_std=0.5), tmp_path)
-    text('"data_std": 0.5', '"data_std": 0.6')(tmp_path)
+    save(model(facts=sg.Facts(std=0.5)), tmp_path)
+    text('"std": 0.5', '"std": 0.6')(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"config.json is not what was saved with model.safe"
     ):
         load(tmp_path)
-    text('"data_std": 0.6', '"data_std":  0.5')(tmp_path)  # space is free
-    assert load(tmp_path).data_std == 0.5
+    text('"std": 0.6', '"std":  0.5')(tmp_path)  # space is free
+    assert load(tmp_path).facts.std == 0.5
 
 
 def test_the_checksum_is_that_of_the_bytes(tmp_path):
@@ -716,3 +984,16 @@ def test_the_compiler_is_not_loaded(tmp_path):
 def test_what_describe_says_is_what_is_written(tmp_path):
     save(model(), tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text()) == describe(model())
+
+
+def test_a_run_saves_whatever_can_be_built_again(tmp_path):
+    x, recipe = torch.randn(64, 3), sg.Recipe(steps=3, batch=16)
+    options = {"recipe": recipe, "progress": False, "device": "cpu"}
+    score = compiled(sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP()))
+    kept = sg.train(score, x, folder=tmp_path / "score", **options)
+    same(kept, load(tmp_path / "score"))
+    labels = torch.arange(64) % 3
+    net, objective = drawn(MLP((3,), 16, 1, outputs=3)), Classification(sg.VP())
+    kept = sg.train(net, x, labels, objective=objective, folder=tmp_path / "classes", **options)
+    found = load(tmp_path / "classes", kind=MLP)
+    assert torch.equal(found(x, torch.zeros(())), kept(x, torch.zeros(())))

@@ -45,7 +45,6 @@ from sde_gen import (
     Solver,
     Streams,
     SubVP,
-    Tuned,
     grids,
     solve,
 )
@@ -53,7 +52,7 @@ from sde_gen.ops import Time
 from sde_gen.schedules import Geometric
 from sde_gen.solvers import Step
 from sde_gen.solvers.base import Memory
-from sde_gen.tuning import Choice
+from sde_gen.tuning import Choice, Tuned
 
 
 def marginal(score: Gaussian, t: float) -> tuple[Tensor, Tensor]:
@@ -217,22 +216,29 @@ def test_what_churn_refuses() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.5])
-@pytest.mark.parametrize("kind", ["churn", "corrector"])
-def test_fine_steps_are_the_reversal_of_that_noise_level(kind: str, eta: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "corrections"), [("churn", 1), ("corrector", 1), ("corrector", 3)]
+)
+def test_fine_steps_are_the_reversal_of_that_noise_level(
+    kind: str, corrections: int, eta: float
+) -> None:
     """Not the law at one time alone but what joins two: the gain from x_t to x_s."""
+    draws = corrections
     sde, t, s = VP(), 0.6, 0.2
     score = gaussian(sde)
     if kind == "churn":
         solver, process = Churn(RungeKutta(4)), sde.reverse(score, eta)
     else:
-        solver = PredictorCorrector(RungeKutta(4), eta, reference=score.facts.moments)
+        solver = PredictorCorrector(RungeKutta(4), eta, corrections, score.facts.moments)
         process = sde.probability_flow(score)
     exact, *_ = gaussian_reversal(score, t, s, eta)
     errors = []
     for n in (50, 100, 200):
         times = grids.log_snr(sde, n, t, s)
         runs = [
-            solve(process, torch.full((n + 1, 3), v, dtype=F64), times, solver, Impulses())[-1]
+            solve(
+                process, torch.full((draws * n + 1, 3), v, dtype=F64), times, solver, Impulses()
+            )[-1]
             for v in (0.0, 1.0)
         ]
         errors.append(float((runs[1] - runs[0] - exact).norm()))
@@ -287,7 +293,7 @@ def test_corrections_keep_the_law_of_gaussian_data_exactly(
 def test_nested_corrections_draw_their_own_numbers(nest: Callable[..., Solver]) -> None:
     """The exact law again, by Monte Carlo; a normal that is used twice adds up to twice itself."""
     score, n = gaussian(VP()), 20_000
-    solver = nest(Exponential(1, score.moments), score.moments)
+    solver = nest(Exponential(1, score.facts.moments), score.facts.moments)
     drawn = list[tuple[float, float, int]]()
 
     class Noting(Streams):

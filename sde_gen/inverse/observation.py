@@ -101,6 +101,21 @@ class Observation:
         z = torch.linalg.solve_triangular(self._root.to(r), _column(r), upper=False)
         return z.reshape(z.shape[0], *r.shape[1:])
 
+    def whiten_adjoint(self, v: Tensor) -> Tensor:
+        """W^T v: (B, *M) -> (B, *M)."""
+        if self._root is None:
+            return v / self._std(v)
+        z = torch.linalg.solve_triangular(self._root.to(v).mT, _column(v), upper=True)
+        return z.reshape(z.shape[0], *v.shape[1:])
+
+    def whitened(self, a: Tensor) -> Tensor:
+        """W a for the matrix a (m, n) of A, float64: (1, m, n), or (R, m, n) where each row has
+        its own noise."""
+        if self._root is None:
+            std = _lines(self._std(a), self.operator.measured, None)
+            return a / std.expand(*std.shape[:-1], len(a)).reshape(-1, len(a), 1)
+        return torch.linalg.solve_triangular(self._root.to(a), a.unsqueeze(0), upper=False)
+
     def precision(self, r: Tensor) -> Tensor:
         """S^-1 r: (B, *M) -> (B, *M). The likelihood's gradient is J^T S^-1 (y - A(x))."""
         if self._root is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..noise import Noise, Streams
 from ..ops import Time, as_real, check_count, check_finite, check_state, full_precision
-from ..sampling import _as_noise as as_noise
+from ..sampling import as_noise
 from ..scores import Score
 from ..sdes import LinearSDE
 from .chains import Chains

@@ -43,6 +43,7 @@ class BrownianPath(Numbered):
         self._path: list[tuple[float, float, Tensor, Tensor]] = []
 
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        """(W_s - W_t) / sqrt(|s - t|), with the sign of s - t; k is 0."""
         if k:
             raise ValueError("a Brownian path drives one increment an interval (k = 0)")
         self.check_step(t, s)

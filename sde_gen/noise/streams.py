@@ -63,9 +63,11 @@ class Numbered(Noise):
 
     @property
     def batch(self) -> int | None:  # type: ignore[override]
+        """As many as there are sample numbers, None where they count on from the first."""
         return len(self.samples) if isinstance(self.samples, Tensor) else None
 
     def numbers(self, x: Tensor) -> Tensor | range:
+        """The number of each sample of the state x (B, *D)."""
         if isinstance(self.samples, Tensor):
             if len(self.samples) != len(x):
                 raise ValueError(f"noise for {len(self.samples)} samples, state of {len(x)}")
@@ -80,9 +82,11 @@ class Numbered(Noise):
         return z.reshape(x.shape).to(x.dtype)
 
     def start(self, x: Tensor) -> Tensor:
+        """Normals of a name of their own, like x."""
         return self._normal(x, math.inf)
 
     def rows(self: _N, index: slice | Tensor) -> _N:
+        """The same samples, by their numbers."""
         if isinstance(self.samples, Tensor):
             return type(self)(self.seed, self.samples[index])
         if isinstance(index, Tensor):
@@ -117,6 +121,7 @@ class Streams(Numbered):
     """
 
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        """A normal for (seed, sample, t, s, k), shaped like x."""
         return self._normal(x, t, s, k)
 
     def normal(self, x: Tensor, name: str) -> Tensor:
@@ -167,6 +172,7 @@ class Impulses(Noise):
         self.draws = 0
 
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        """1 in the next row, 0 in the others."""
         if self.draws >= len(x):
             raise ValueError(f"more draws than rows: {len(x)} rows were given")
         z = torch.zeros_like(x)
@@ -175,7 +181,9 @@ class Impulses(Noise):
         return z
 
     def start(self, x: Tensor) -> Tensor:
+        """Zeros."""
         return torch.zeros_like(x)
 
     def rows(self, index: slice | Tensor) -> Impulses:
+        """Refused: TypeError."""
         raise TypeError("impulses number the draws by the rows of one batch; do not chunk it")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..facts import Facts
+from ..facts import Facts, Units
 from ..ops import Time, as_real, as_time, match
 from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 
@@ -280,9 +280,10 @@ def inherit(
 ) -> None:
     """What is known of a score made of others, and of what is bound to it.
 
-    The facts are those of the first that has any, without the moments: a sum, or a score given
-    its label, is the score of another law. All must agree on process, shape, device and batch. A
-    tuned solver is passed on to a score given its label alone: that is what it was tuned for.
+    The facts are those of the first that tells units, or else a shape, without the moments: a
+    sum, or a score given its label, is the score of another law. All must agree on process, shape,
+    units, device and batch. A tuned solver is passed on to a score given its label alone: that is
+    what it was tuned for.
 
     Raises:
         ValueError: what two of them know differs.
@@ -290,13 +291,15 @@ def inherit(
     known = [(type(s).__name__, s) for s in parents if isinstance(s, Score)]
     rows = [(n, len(v)) for n, v in (bound or {}).items() if isinstance(v, Tensor) and v.ndim]
     child.sde = _shared("process", [(n, s.sde) for n, s in known], _same_process)
-    _shared("shape", [(n, s.facts.shape) for n, s in known])
+    shape = _shared("shape", [(n, s.facts.shape) for n, s in known])
+    _shared("system of units", [(n, s.facts.units) for n, s in known], Units.agrees)
     child.batch = _shared("batch size", [*((n, s.batch) for n, s in known), *rows])
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
     child.eta = max((s.eta for _, s in known), default=0.0)
-    told = [s.facts for _, s in known if s.facts.shape is not None] or [s.facts for _, s in known]
-    child.facts = told[0].of_another_law() if told else Facts()
+    facts = [s.facts for _, s in known]
+    told = min(facts, key=lambda f: (f.units is None, f.shape is None), default=Facts())
+    child.facts = replace(told.of_another_law(), shape=shape)
 
 
 def _shared(

@@ -9,6 +9,8 @@ covariance, which any linear process keeps a mixture.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ class Lifted(Score):
             )
         self.score, self.inner, self.sde = score, inner, sde
         self.facts, self.singular = score.facts.of_another_law(), score.singular
-        self.batch = score.batch
+        self.batch, self.eta = score.batch, score.eta
 
     @property
     def device(self) -> torch.device:
@@ -86,14 +88,18 @@ class Lifted(Score):
         alpha = match(alpha, y)
         return self.sde.state_score(x, alpha * read(self.score, alpha * y, time), c)
 
-    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
-        """log p_t of the state in nats, (B, k, *rest) -> (B,), for a score with a ``log_prob``.
+    @property
+    def log_prob(self) -> Callable[..., Tensor]:
+        """(x, t = 0) -> log p_t of the state in nats, (B, k, *rest) -> (B,).
 
         log p_t(x) = log p(y) - 1/2 x . rest x - n/2 [log det Sigma - log W + (k - 1) log 2 pi].
+
+        Raises:
+            AttributeError: the lifted score has no ``log_prob``, so neither has this.
         """
-        known = getattr(self.score, "log_prob", None)
-        if known is None:
-            raise TypeError(f"{type(self.score).__name__} has no log_prob: only exact scores do")
+        return partial(self._log_prob, self.score.log_prob)  # type: ignore[attr-defined]
+
+    def _log_prob(self, known: Callable[..., Tensor], x: Tensor, t: Time = 0.0) -> Tensor:
         t = as_time(t)
         c = self.sde.channel(t)
         time, alpha = self._at(t, c.noise)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,10 +45,9 @@ class Standard(SDE):
         self.direction = process.direction
 
     def clock(self, t: float) -> float:
-        if t == 0:
-            return 0.0
-        level = -float(self.sde.log_snr(t)) - math.log(self.variance)  # log(w / C)
-        return (math.log1p(math.exp(level)) if level < 700 else level) ** 0.25
+        """u at the time t, from 0 at t = 0."""
+        log_w = -float(self.sde.log_snr(t)) if t else -math.inf
+        return float(np.logaddexp(0, log_w - math.log(self.variance))) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""
@@ -55,10 +55,11 @@ class Standard(SDE):
         return math.sqrt(alpha**2 * self.variance + sigma**2)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
+        """dz/du, (B, *D), in the new variables."""
         u = as_time(t)
-        # log w, where w itself may be too large a number: there are clocks that long.
-        level = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
-        time = self.sde.time_at(-level).clamp(min(self.ends), max(self.ends))
+        # w = C (exp(u^4) - 1) overflows where hardly any signal is left.
+        log_w = math.log(self.variance) + u**4 + torch.log(-torch.expm1(-(u**4)))
+        time = self.sde.time_at(-log_w).clamp(min(self.ends), max(self.ends))
         scale = torch.sqrt(self.sde.alpha(time) ** 2 * self.variance + self.sde.sigma(time) ** 2)
         state = match(scale, x) * x
         score = self.process.evaluate(state, time).score
@@ -68,9 +69,11 @@ class Standard(SDE):
         return match(-2 * u**3, x) * (x + match(kappa * scale, x) * score)
 
     def diffusion(self, t: Time) -> Tensor:
+        """dz/dW, the root of the variance that z gains per unit of u."""
         return 2 * self.process.eta * as_time(t) ** 1.5
 
     def rows(self, index: slice | Tensor) -> Standard:
+        """The same of these rows."""
         return Standard(self.process.rows(index), self.variance, *self.ends)
 
 
@@ -229,6 +232,7 @@ class Adaptive(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """From t to s in as many steps as each sample needs."""
         tame = standard(process, step)
         if tame is None:
             return self._run(process, x, step.t, step.s, noise, memory)

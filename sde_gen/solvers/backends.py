@@ -65,11 +65,13 @@ class SciPy(Solver):
         self.order = _SCIPY_ORDERS[method]
 
     def check(self, process: SDE) -> None:
+        """ODEs."""
         require_ode(self, process)
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """From t to s by ``scipy.integrate.solve_ivp``, one step size for the batch."""
         from scipy.integrate import solve_ivp
 
         if torch.is_grad_enabled() and x.requires_grad:
@@ -125,6 +127,7 @@ class TorchSDE(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """One step of torchsde from t to s, on the increments of ``noise``."""
         import torchsde
 
         h, srk = abs(step.h), self.method == "srk"

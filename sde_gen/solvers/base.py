@@ -148,7 +148,7 @@ def check_drift(process: SDE, b: Tensor, x: Tensor, t: Time) -> None:
         raise FloatingPointError(
             f"the {'score' if hasattr(process, 'score') else 'drift'} is not finite at"
             f" t = {float(time[i] if time.ndim else time):.6g}, first in row {i} of the state,"
-            f" whose numbers are at most {float(x[i].abs().max()):.3g}"
+            f" whose numbers are at most {float(x[i].detach().abs().max()):.3g}"
         )
 
 

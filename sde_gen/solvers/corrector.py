@@ -96,6 +96,7 @@ class Churn(Solver):
         self.draws = self.solver.draws
 
     def check(self, process: SDE) -> None:
+        """Reversals of linear processes; with an amount, their flows alone."""
         reversal(self, process)
         if self.amount is not None and process.direction != 0:
             raise TypeError(
@@ -105,6 +106,7 @@ class Churn(Solver):
         self.solver.check(_flow(process))
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """Of each step: how far up it is noised, and the step of the flow from there."""
         reverse, sde = reversal(self, process)
         _falling(self, times)
         steps, flow = [], _flow(process)
@@ -134,6 +136,7 @@ class Churn(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """Fresh noise, then the flow."""
         k: _Kick = step.numbers
         if k.std:
             x = (x * k.scale).add(noise(x, step.t, step.s), alpha=k.std)
@@ -208,10 +211,12 @@ class PredictorCorrector(Solver):
         self.draws = self.predictor.draws + corrections
 
     def check(self, process: SDE) -> None:
+        """Reversals that the predictor steps."""
         reversal(self, process)
         self.predictor.check(process)
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
+        """The predictor's steps, and the numbers of the corrections at their ends."""
         _, sde = reversal(self, process)
         _falling(self, times)
         alpha, sigma = sde.alpha(times).tolist(), sde.sigma(times).tolist()
@@ -232,6 +237,7 @@ class PredictorCorrector(Solver):
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
+        """The predictor's step, then the corrections at its end."""
         assert isinstance(process, Reverse)
         k: _Kept = step.numbers
         x, _ = self.predictor.step(process, x, k.predictor, noise, ())

@@ -61,7 +61,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..ops import check_count, check_kind, check_number
 from ..sdes import SDE
 from .base import Memory, Step, reversal
-from .multistep import Multistep
+from .multistep import Multistep, Spread
 from .weights import Polynomial, Weights
 
 
@@ -130,6 +130,8 @@ class Exponential(Multistep):
             ``Moments``. 0 is data prediction, infinity noise prediction (Q is then the noise).
         corrector: correct each state with the score at it, at no extra call; one order more.
         weights: the rule of interpolation; ``Polynomial()`` by default.
+        spread: what the normals of a step are multiplied by, where that depends on the state, for
+            eta > 0; the right spread of Gaussian data by default.
 
     ``order`` (the attribute) is the measured order of convergence for eta = 0: that of the
     interpolation, and one more with the corrector. The first steps of a run have fewer past
@@ -151,6 +153,7 @@ class Exponential(Multistep):
         reference: float | Moments = 0.0,
         corrector: bool = False,
         weights: Weights | None = None,
+        spread: Spread | None = None,
     ) -> None:
         order = check_count(order, "order", 1, 4)
         check_kind(corrector, (bool, np.bool_), "corrector", "True or False")
@@ -162,6 +165,7 @@ class Exponential(Multistep):
         self.kept = order if corrector else order - 1
         self.reference = reference if isinstance(reference, Moments) else isotropic(reference)
         self.weights = Polynomial() if weights is None else weights
+        self.spread = spread
         self.order = order + corrector
         self.weak = min(self.order, 2)
         self.multistep = order > 1 or corrector
@@ -182,7 +186,7 @@ class Exponential(Multistep):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
-        if -math.inf < levels.lam[0] < -300:
+        if -math.inf < levels.lam[0] < -300 or levels.lam[1] == -math.inf:
             raise ValueError(
                 f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
                 " 1e-130): start at grids.default_start(sde)"

@@ -7,12 +7,13 @@ gives the next state and the value of Q here by one linear map, whose coefficien
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from ..noise import Noise
-from ..sdes import SDE, Reverse
+from ..sdes import SDE, Evaluation, Reverse
 from .base import Memory, Solver, Step
 
 
@@ -39,10 +40,20 @@ class Linear(Protocol):
         """
 
 
+Spread = Callable[[Evaluation, float, float], Tensor]
+"""(evaluation at t, t, s) -> standard deviations (B, *state) of the noise in the step to s."""
+
+
 class Multistep(Solver):
-    """Steps that are linear in state, score and the past values of Q; one call each."""
+    """Steps that are linear in state, score and the past values of Q; one call each.
+
+    Attributes:
+        spread: how far the noise of a step spreads, where that depends on the state (a learned
+            variance, read off ``evaluation.head``); None is the spread that the grid gives.
+    """
 
     strong = 1.0
+    spread: Spread | None = None
 
     def step(
         self, process: SDE, x: Tensor, step: Step[Linear], noise: Noise, memory: Memory
@@ -51,4 +62,8 @@ class Multistep(Solver):
         assert isinstance(process, Reverse)
         k, e = step.numbers, process.evaluate(x, step.t)
         z = noise(x, step.t, step.s) if k.noisy else None
-        return k(x, e.denoised if k.reads_data else e.score, memory, z)
+        value = e.denoised if k.reads_data else e.score
+        if z is None or self.spread is None:
+            return k(x, value, memory, z)
+        x_s, memory = k(x, value, memory, None)
+        return x_s + self.spread(e, step.t, step.s).to(x.dtype) * z, memory

@@ -190,6 +190,8 @@ def _same(a: Any, b: Any) -> bool:
     # The last digit of a deviation computed from the data depends on the number of threads.
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-6)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
     return repr(a) == repr(b)
 
 
@@ -224,7 +226,7 @@ def about(
         known |= {"sde": _plain(model.sde), "prediction": model.prediction}
         facts, units = model.facts, model.facts.units
         known |= {"std": facts.std, "shape": facts.shape, "levels": facts.levels}
-        known |= {"units": None if units is None else repr((units.shift, units.scale))}
+        known["units"] = units and [units.shift.tolist(), units.scale.tolist()]
         known |= {"net": f"{type(model.net).__name__} {getattr(model.net, 'config', '')}"}
     options = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in MAY_CHANGE}
     return {

@@ -21,7 +21,7 @@ class Interrupts:
         pending: the number of the signal that came, if one did.
     """
 
-    def __init__(self, hold: bool = True) -> None:
+    def __init__(self, hold: bool) -> None:
         self.hold = hold and threading.current_thread() is threading.main_thread()
         self.pending: int | None = None
         self._before: dict[int, Any] = {}

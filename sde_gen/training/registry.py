@@ -78,11 +78,14 @@ def register(kind: type[C], arguments: Arguments | None = None) -> type[C]:
     return kind
 
 
-def _add(kind: type, arguments: Arguments, build: Callable[..., Any] | None = None) -> None:
+def _add(
+    kind: type, arguments: Arguments, build: Callable[..., Any] | None = None, all_of: bool = False
+) -> None:
+    """``all_of``: none of the arguments may be missing, whatever its default."""
     hints = get_type_hints(build or kind.__init__)  # type: ignore[misc]
     parameters = inspect.signature(build or kind).parameters
     fields = {name: hints.get(name) for name in parameters}
-    required = frozenset(name for name, p in parameters.items() if p.default is p.empty)
+    required = frozenset(n for n, p in parameters.items() if all_of or p.default is p.empty)
     TABLE[kind.__name__] = Entry(kind, build or kind, fields, required, arguments)
 
 
@@ -118,15 +121,13 @@ def _score_network(
     tuned: Tuned | None,
 ) -> ScoreNetwork:
     """A ``ScoreNetwork`` and what it knows, all of one shape."""
-    if facts.shape is not None and min(facts.shape, default=1) < 1:
+    if facts.shape is not None and min(facts.shape, default=0) < 1:
         raise ValueError(f"facts.shape is {facts.shape}")
     model = ScoreNetwork(net, sde, prediction, facts)
     model.tuned = tuned
     n = None if model.shape is None else math.prod(model.shape)
     if facts.moments is not None:
         _check_moments(facts.moments, n, "facts.moments")
-    if facts.units is not None and model.shape is not None:
-        facts.units.check(model.shape)
     for i, choice in enumerate(() if tuned is None else tuned.choices):
         _check_moments(choice.solver.reference, n, f"tuned.choices[{i}].solver.reference")
     return model
@@ -151,9 +152,10 @@ for _kind in (
     *(sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
     *(schedules.Cosine, schedules.Geometric, schedules.Linear, schedules.Power),
     *(schedules.Quadratic, schedules.Sigmoid, schedules.Tabulated),
-    *(Facts, Units, Moments, Choice),
+    *(Units, Moments, Choice),
 ):
     _add(_kind, _given)
+_add(Facts, _given, all_of=True)
 _add(Tuned, _named("choices", "data_std", "end", "weights"))
 _add(Exponential, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))

@@ -32,7 +32,9 @@ from .folder import STATE, about, alone, as_os_error, check_free, read_state, wr
 from .inputs import Transform, check_data, check_kinds
 from .interrupts import Interrupts
 from .losses import Denoising, Objective
+from .packing import bare
 from .recipe import Recipe, learning_rate
+from .registry import known
 from .rows import remember
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class Trainer(Generic[M]):
         )
         self._about: dict[str, Any] = {}
         if folder is not None:
-            if isinstance(model, ScoreNetwork):
+            if isinstance(bare(model), ScoreNetwork) or known(bare(model)):
                 describe(model)
             self._about = about(model, data, labels, recipe, self.objective)
         self.model = model.to(self.device)
@@ -193,10 +195,10 @@ class Trainer(Generic[M]):
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.step = self.average.steps = state["step"]
         self.elapsed, self._owns_folder = state["elapsed"], True
-        if isinstance(self.average.module, ScoreNetwork):
+        average = bare(self.average.module)
+        if isinstance(average, ScoreNetwork):
             with suppress(CheckpointError):  # the model may be damaged: it is written anew
-                saved = load(self.folder, net=copy.deepcopy(self.average.module.net))
-                self.average.module.tuned = saved.tuned
+                average.tuned = load(self.folder, net=copy.deepcopy(average.net)).tuned
 
     def _train(self, bar: Any, interrupts: Interrupts) -> None:
         model = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
@@ -345,7 +347,7 @@ class Trainer(Generic[M]):
     def _begin(self, folder: Path | None) -> None:
         """What must be so before the first step: an outdated tuning gone, a folder that takes
         what will be written."""
-        for module in (self.model, self.average.module):
+        for module in map(bare, (self.model, self.average.module)):
             if isinstance(module, ScoreNetwork):
                 module.tuned = None
         if folder is not None:
@@ -371,7 +373,7 @@ class Trainer(Generic[M]):
             write_state(folder, self._state())
 
     def _save_average(self, folder: Path) -> None:
-        if isinstance(self.average.module, ScoreNetwork):
+        if known(bare(self.average.module)):
             with as_os_error(folder):
                 save(self.average.module, folder)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import grids
 from ..moments import isotropic
 from ..noise import Noise
-from ..sdes import SDE, LinearSDE, Reverse
+from ..sdes import SDE, LinearSDE
 from ..solvers import Exponential, Solver, Step
-from ..solvers.base import Memory, require_ode
+from ..solvers.base import Memory, require_ode, reversal
 
 Numbers = tuple[tuple[float, ...], ...]
 """Fitted coefficients: a row a step, a number for each direction of ``directions``."""
@@ -197,15 +197,14 @@ class Tuned(Solver):
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
         """The nearest choice's steps, with its numbers where they were fitted on these times."""
-        assert isinstance(process, Reverse)
-        assert isinstance(process.sde, LinearSDE)
+        _, sde = reversal(self, process)
         positive = times[times > 0] if float(times[-1]) == 0 else times
         choice = self.choice(len(positive) - 1) if len(positive) > 1 else self.choices[0]
         steps = choice.solver.plan(process, times)
         rows: Numbers = ()
-        if choice.numbers is not None and choice.fits(process.sde, positive):
+        if choice.numbers is not None and choice.fits(sde, positive):
             rows = choice.numbers
-        scales = process.sde.alpha(times[1:]).tolist()
+        scales = sde.alpha(times[1:]).tolist()
         mixes = [combination(row, alpha) for row, alpha in zip(rows, scales, strict=False)]
         mixes += [()] * (len(steps) - len(rows))
         return [

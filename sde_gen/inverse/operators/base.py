@@ -243,25 +243,30 @@ class Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, f: Map, g: Map) -> Tensor:
+        """f(x)."""
         return f(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps both maps."""
         ctx.maps = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The transpose of f, which is g."""
         f, g = ctx.maps
         return apply_pair(grad, g, f), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        """f is linear: its derivative is f."""
         return apply_pair(tangent, *ctx.maps)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int, None, None], x: Tensor, f: Map, g: Map
     ) -> tuple[Tensor, int]:
+        """One call for all: the axis joins the batch."""
         x = x.movedim(in_dims[0], 0)
         return apply_pair(x.flatten(0, 1), f, g).unflatten(0, x.shape[:2]), 0
 

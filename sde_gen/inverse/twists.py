@@ -1,0 +1,178 @@
+"""What is expected of an observation while its particles are on their way, and their next step.
+
+The formulas are those of ``sde_gen.inverse.particles``; matrices are of the measurements' size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..moments import Moments
+from ..noise import Noise
+from .whitened import Local, Whitened, apply
+
+
+class Level(NamedTuple):
+    """A step's start and end, t and s, and their w; at the start of a run t and w are infinite."""
+
+    t: float
+    s: float
+    w_t: float
+    w_s: float
+
+    @property
+    def r(self) -> float:
+        """w_s / w_t, 0 where the step starts without signal."""
+        return 0.0 if math.isinf(self.w_t) else self.w_s / self.w_t
+
+
+class Twist(Protocol):
+    """What is expected of the observation."""
+
+    moments: Moments
+
+    def at(self, d: Tensor, w: float) -> Expected:
+        """psi at states whose denoised states are d, (B, *D)."""
+
+    def move(
+        self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """The next states, and log phi there (B,)."""
+
+    def end(self, x: Tensor) -> Tensor:
+        """log of the true likelihood, (B,)."""
+
+
+class Expected(NamedTuple):
+    """psi (B,) as its log, and what a step given o needs: G = 1, R or B of each matrix."""
+
+    log_psi: Tensor
+    r: Tensor
+    """W (o - A D), (B, m)."""
+    b: Tensor
+    """B = W A, (G, m, n)."""
+    low: Tensor
+    """The lower Cholesky factor of B C_t B^T + I, (G, m, m), float64."""
+
+    def rows(self, index: Tensor) -> Expected:
+        """The same of these states; what is one for all stays."""
+        n = len(index)
+        return Expected(*(x[index] if len(x) == n else x for x in self))
+
+
+class GaussianTwist:
+    """psi = N(o; A D, A C_t A^T + S)."""
+
+    def __init__(self, seen: Whitened, count: int, moments: Moments) -> None:
+        self.moments, self.whitened = moments, seen
+        self.seen = seen
+        if seen.batch is not None:
+            self.seen = seen.rows(torch.arange(seen.batch).repeat_interleave(count))
+        self.volume = self.seen.observation.log_volume
+
+    def at(self, d: Tensor, w: float) -> Expected:
+        """psi at states whose denoised states are d, (B, *D)."""
+        local = self.seen.at(d)
+        b = self.whitened.b if self.seen.observation.operator.linear else _jacobian(local)
+        low = _factor(self.moments, b, w)
+        r = local.r
+        z = _solve(low, r.double())
+        log_psi = -0.5 * z.square().sum(1) - _log_det(low, len(r)) - self.volume.to(z)
+        return Expected(log_psi, r, b, low)
+
+    def move(
+        self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """The next states, drawn given o, and log phi there (B,)."""
+        c, r = self.moments.values, level.r
+        c_t = c if math.isinf(level.w_t) else c * level.w_t / (c + level.w_t)
+        jitter, mean = _prior_step(self.moments, y, d, level, noise)
+        b, low_t = here.b, here.low
+        low_s = _factor(self.moments, b, level.w_s)
+        # How the observation is foretold after the step: B D' = B D + B C_s / w_s jitter.
+        j_s = torch.where(c + level.w_s > 0, c / (c + level.w_s), 1.0)
+        seen = _rows(self.moments, j_s, b)
+        foretold = here.r - _times(seen, jitter.flatten(1))
+        z = noise(here.r, level.t, level.s, 1).to(here.r)
+        off = foretold - _times(low_s, z)
+        gain = (1 - r) * torch.cholesky_solve(_rows(self.moments, c_t, b), low_t).mT
+        y = mean + jitter + _times(gain, off).reshape(y.shape)
+        u = torch.cholesky_solve(low_s, low_t).mT
+        z = (z + _times(u, off)).double()
+        return y, -0.5 * z.square().sum(1) - _log_det(low_s, len(z)) - self.volume.to(z)
+
+    def end(self, x: Tensor) -> Tensor:
+        """log N(o; A x, S), (B,)."""
+        z = self.seen.at(x.double()).r
+        return -0.5 * z.square().sum(1) - self.volume.to(z)
+
+
+class Steered:
+    """psi = exp l(D), and the prior's own steps."""
+
+    def __init__(self, log_likelihood: Callable[[Tensor], Tensor], moments: Moments) -> None:
+        self.end, self.moments = log_likelihood, moments
+
+    def at(self, d: Tensor, w: float) -> Expected:
+        """psi = exp l(d)."""
+        log_psi = self.end(d)
+        return Expected(log_psi, log_psi, log_psi, log_psi)
+
+    def move(
+        self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """The prior's own step; log phi is the log psi that it starts with."""
+        jitter, mean = _prior_step(self.moments, y, d, level, noise)
+        return mean + jitter, here.log_psi
+
+
+def _prior_step(
+    moments: Moments, y: Tensor, d: Tensor, level: Level, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """The random part and the mean of a step of ``Exponential(1, C)`` at eta = 1."""
+    c, r = moments.values, level.r
+    c_t = c if math.isinf(level.w_t) else c * level.w_t / (c + level.w_t)
+    spread = (level.w_s * (1 - r) + (1 - r) ** 2 * c_t).sqrt()
+    z = noise(y, level.t, level.s)
+    return apply(moments, spread.reshape(1, -1), z), torch.lerp(d, y, r)
+
+
+def _factor(moments: Moments, b: Tensor, w: float) -> Tensor:
+    """The Cholesky factor of B C_w B^T + I, C_w = C w / (C + w)."""
+    c = moments.values
+    c = c if math.isinf(w) else torch.where(c > 0, c * w / (c + w).clamp_min(1e-300), 0.0)
+    k = _rows(moments, c, b) @ b.mT
+    return torch.linalg.cholesky(k + torch.eye(k.shape[-1]).to(k))
+
+
+def _rows(moments: Moments, f: Tensor, b: Tensor) -> Tensor:
+    """B f(C) for B (G, m, n)."""
+    return apply(moments, f.reshape(1, -1), b.flatten(0, 1)).reshape(b.shape)
+
+
+def _times(a: Tensor, v: Tensor) -> Tensor:
+    """a v for matrices a (G, i, j) and v (B, j), G a divisor of B: (B, i), in the dtype of v."""
+    return (v.reshape(len(a), -1, v.shape[1]) @ a.to(v).mT).reshape(len(v), -1)
+
+
+def _solve(low: Tensor, v: Tensor) -> Tensor:
+    """L^-1 v for (G, m, m) and (B, m)."""
+    columns = v.reshape(len(low), -1, v.shape[1]).mT
+    return torch.linalg.solve_triangular(low, columns, upper=False).mT.reshape(v.shape)
+
+
+def _log_det(low: Tensor, n: int) -> Tensor:
+    """log det L for each of n rows."""
+    return low.diagonal(dim1=-2, dim2=-1).log().sum(-1).repeat_interleave(n // len(low))
+
+
+def _jacobian(local: Local) -> Tensor:
+    """B of each row, (B, m, n), float64: a backward pass of A for each measurement."""
+    one = torch.eye(local.r.shape[1]).to(local.r)
+    rows = [local.pull(e.expand_as(local.r)).flatten(1) for e in one]
+    return torch.stack(rows, 1).double()
