@@ -9,7 +9,6 @@ gives and takes data in their own units and cannot forget a factor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .moments import Moments, data_moments
-from .ops import check_finite, check_state
+from .ops import check_count, check_finite, check_state, set_number
 
 Each = Literal["all", "column", "channel"]
 """What has a shift and a scale of its own: nothing, each column (N, D), each channel (axis 1)."""
@@ -127,10 +126,9 @@ class Facts:
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"std must be a positive number, got {self.std}")
-        if self.levels is not None and self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        set_number(self, "std", above=0)
+        if self.levels is not None:
+            object.__setattr__(self, "levels", check_count(self.levels, "levels", 2))
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
             if self.units is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import check_count
+from .ops import as_real, check_count, check_finite, check_kind, check_number
 from .sdes import SDE, KernelSDE
 
 _END_RATIO = 0.005
@@ -26,8 +26,18 @@ _NO_SIGNAL = 1e3
 """The ratio that a grid is spaced from where the process starts with none of the data left."""
 
 
+def as_times(times: Tensor | Sequence[float]) -> Tensor:
+    """A grid as float64 (N + 1,) on the CPU; raises for what is no grid, or not finite."""
+    grid = as_real(times, "times").cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times must be a 1-D grid of two or more, got shape {(*grid.shape,)}")
+    check_finite(grid, "times")
+    return grid
+
+
 def default_end(sde: SDE) -> float:
     """Where a grid stops by default: sigma / alpha = 0.005, or T / 1000 without a kernel."""
+    check_kind(sde, SDE, "sde", "an SDE, such as VP()")
     if isinstance(sde, KernelSDE):
         return float(sde.time_at(-2 * math.log(_END_RATIO)))
     return sde.T / 1000
@@ -47,10 +57,10 @@ def _limits(
     sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
 ) -> tuple[float, float, int]:
     steps = check_count(steps, "steps", 1 + to_zero)
-    start = default_start(sde) if start is None else float(start)
-    end = default_end(sde) if end is None else float(end)
-    if not 0 <= end < start <= sde.T:
-        raise ValueError(f"need 0 <= end < start <= T = {sde.T}, got end {end}, start {start}")
+    check_kind(sde, SDE, "sde", "an SDE, such as VP()")
+    start = default_start(sde) if start is None else start
+    start = check_number(start, "start", above=0, most=sde.T)
+    end = check_number(default_end(sde) if end is None else end, "end", least=0, below=start)
     return start, end, steps - to_zero
 
 
@@ -63,17 +73,12 @@ def _finish(times: Tensor, start: float, end: float, to_zero: bool) -> Tensor:
 def _ratio(sde: SDE, t: float) -> float:
     if not isinstance(sde, KernelSDE):
         raise TypeError(
-            f"this grid needs a LinearSDE or MatrixSDE (it has a noise level), got {sde!r}"
+            f"sde must be a LinearSDE or MatrixSDE here, which has a noise level, got {sde!r}"
         )
     if t <= 0:
         raise ValueError("this grid cannot end at t = 0, where the log noise level is infinite")
     # Ratios that float64 cannot hold are beyond all that a grid resolves.
     return math.exp(min(-0.5 * float(sde.log_snr(t)), 300.0))
-
-
-def _check_positive(value: float, name: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def uniform(
@@ -91,7 +96,7 @@ def uniform(
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     start, end, n = _limits(sde, steps, start, end, to_zero)
-    _check_positive(power, "power")
+    power = check_number(power, "power", above=0)
     u = torch.linspace(start ** (1 / power), end ** (1 / power), n + 1, dtype=torch.float64)
     return _finish(u**power, start, end, to_zero)
 
@@ -132,7 +137,7 @@ def karras(
     to_zero: bool = False,
 ) -> Tensor:
     """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5)."""
-    _check_positive(rho, "rho")
+    rho = check_number(rho, "rho", above=0)
     return _even(sde, steps, start, end, to_zero, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 
@@ -190,7 +195,7 @@ def default(
     noise: so the power, and with it the share of steps at low noise, rises with their number.
     data_std enters by its root, because data of twice the spread are rarely twice as rough.
     """
-    _check_positive(data_std, "data_std")
+    data_std = check_number(data_std, "data_std", above=0)
     n = check_count(steps, "steps", 1 + to_zero) - to_zero
     p, unit = 1.8 + math.log2(n / 5) / 4, math.sqrt(0.7 / data_std)
     return _even(
@@ -256,9 +261,10 @@ def from_table(
     Raises:
         ValueError: ratios that do not fall strictly, are negative, or lie above that of T.
     """
-    r = torch.as_tensor(ratios, dtype=torch.float64)
+    r = as_real(ratios, "ratios").cpu()
     if r.ndim != 1 or len(r) < 2 or not bool((r.diff() < 0).all()) or float(r[-1]) < 0:
         raise ValueError(f"ratios must be two or more numbers >= 0 that fall strictly: {r}")
+    check_kind(sde, KernelSDE, "sde", "a LinearSDE or MatrixSDE")
     top = _ratio(sde, sde.T)
     if float(r[0]) > top * (1 + 1e-9):
         raise ValueError(f"the process reaches sigma / alpha = {top:.6g}, asked {float(r[0]):.6g}")

@@ -21,7 +21,17 @@ from torch.nn.functional import cross_entropy
 
 from .facts import Facts
 from .noise import Source
-from .ops import Time, as_labels, as_time, full_precision, user_precision
+from .ops import (
+    Time,
+    as_labels,
+    as_time,
+    check_callable,
+    check_kind,
+    check_number,
+    check_state,
+    full_precision,
+    user_precision,
+)
 from .scores import Given, Score
 from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
 from .scores.network import network_input, shaped
@@ -53,6 +63,7 @@ class Classifier(Score):
     def __init__(
         self, net: nn.Module, y: Labels, sde: KernelSDE, facts: Facts | None = None
     ) -> None:
+        check_kind(facts, (Facts, type(None)), "facts", "Facts")
         self.net, self.sde = net, sde
         self.y = as_labels(y)
         self.batch = len(self.y) if self.y.ndim else None
@@ -74,6 +85,7 @@ class Classifier(Score):
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The gradient by x of ``log_prob``, (B, *D)."""
+        check_state(x)
         return torch.func.grad(lambda x: self.log_prob(x, t).sum())(x)
 
     def given(self, **context: Any) -> Score:
@@ -104,6 +116,10 @@ def classifier_loss(
         t: times (B,), positive.
         noise: of the noisy data, as in ``sde.perturb``.
     """
+    check_callable(net, "net", "net(x, c_noise)")
+    check_kind(sde, KernelSDE, "sde", "a LinearSDE, such as VP()")
+    check_state(x)
+    data_std = check_number(data_std, "data_std", above=0)
     half = user_precision(x.device.type)
     with full_precision(x.device.type):
         x_t = sde.perturb(x, t, noise).x
@@ -132,6 +148,7 @@ class ClassifierFree(Score):
     """
 
     def __init__(self, score: Score, y: Labels, weight: Weight = 1.0) -> None:
+        check_kind(score, Score, "score", "a Score that takes labels y")
         self.score, self.weight = score, as_weight(weight)
         self.y = as_labels(y)
         inherit(self, [score], {"y": self.y, "weight": self.weight})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .noise import Source, Streams
-from .ops import as_numbers, check_count
+from .ops import as_numbers, check_count, shown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -42,7 +42,7 @@ def dequantise(
         TypeError, ValueError: as ``centre``.
     """
     k, n_levels = check_levels(levels, n_levels)
-    return place(k, _inside_cell(k, generator), n_levels)
+    return place(k, _inside_cell(k, generator, "generator"), n_levels)
 
 
 def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
@@ -75,11 +75,13 @@ class Dequantise:
         """x (B, *D) with each value redrawn in its cell, float32."""
         x = _floats(x)
         k = _cell(x, self.n_levels).float()
-        return place(k, _inside_cell(x, noise), self.n_levels)
+        return place(k, _inside_cell(x, noise, "noise"), self.n_levels)
 
 
 def start_generator(
-    generator: torch.Generator | None, device: torch.device | None = None, name: str = "generator"
+    generator: torch.Generator | None,
+    device: torch.device | None = None,
+    name: str = "generator",
 ) -> torch.Generator:
     """The generator itself; where it is None, one from seed 0.
 
@@ -89,7 +91,7 @@ def start_generator(
     if generator is None:
         return torch.Generator(device or "cpu").manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"{name} must be a torch.Generator or None, got {generator!r}")
+        raise TypeError(f"{name} must be a torch.Generator or None, got {shown(generator)}")
     return generator
 
 
@@ -104,11 +106,11 @@ def _cell(x: Tensor, n_levels: int) -> Tensor:
     return ((x + 1) * (n_levels / 2)).floor().clamp(0, n_levels - 1)
 
 
-def _inside_cell(like: Tensor, source: Source) -> Tensor:
+def _inside_cell(like: Tensor, source: Source, name: str) -> Tensor:
     if isinstance(source, Streams):
         u = source.uniform(like.float(), "dequantise")
     else:
-        generator = start_generator(source, like.device, "noise")
+        generator = start_generator(source, like.device, name)
         u = torch.rand(like.shape, generator=generator, device=like.device)
     return 2**-16 + (1 - 2**-15) * u
 

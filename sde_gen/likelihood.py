@@ -31,12 +31,13 @@ from .noise import Streams
 from .ops import (
     Time,
     act,
-    as_real,
     as_time,
     batch_of,
     check_count,
     check_finite,
+    check_kind,
     check_state,
+    shown,
     sum_rest,
 )
 from .sampling import enter, solve
@@ -165,6 +166,7 @@ def log_prob(
     signs = None if probes is None else _signs(x, check_count(probes, "probes"), seed)
     if solver is None:
         solver = Adaptive(1e-5, 1e-5) if signs is None else Adaptive(1e-4, 1e-4)
+    check_kind(solver, Solver, "solver", "a Solver, such as Adaptive()")
     reverse = sde.probability_flow(model)
     way = _stepped(reverse, grid, solver, signs is not None)
     moved, volume = _carry(sde, enter(model, x), grid[0])
@@ -203,8 +205,8 @@ def _grid(sde: KernelSDE, score: ScoreFunction, times: Tensor | Sequence[float] 
     if times is None:
         start = _default_start(sde) if getattr(score, "singular", True) else 0.0
         times = [start, sde.T]
-    grid = as_real(times, "times", torch.device("cpu"))
-    rises = grid.ndim == 1 and len(grid) > 1 and grid[0] >= 0 and bool((grid.diff() > 0).all())
+    grid = grids.as_times(times)
+    rises = grid[0] >= 0 and bool((grid.diff() > 0).all())
     if not (rises and abs(float(grid[-1]) - sde.T) <= 1e-9 * sde.T):
         raise ValueError(
             f"times must rise from the data to T = {sde.T}, where the law is known, got"
@@ -287,7 +289,7 @@ def bits_per_dim(
     sde, draws = getattr(model, "sde", None), check_count(draws, "draws")
     if not isinstance(sde, KernelSDE):
         raise TypeError(
-            f"model must be a score that knows its linear process (.sde), got {model!r}"
+            f"model must be a score that knows its linear process (.sde), got {shown(model)}"
         )
     if draws > 1 and probes is not None:
         raise ValueError(

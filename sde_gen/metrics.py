@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .ops import as_numbers, check_count
+from .levels import start_generator
+from .ops import as_numbers, check_callable, check_count, check_number
 
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
@@ -64,9 +64,7 @@ def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> floa
     Raises:
         TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
     """
-    h: object = bandwidth
-    if not (isinstance(h, Real) and 0 < float(h) < math.inf):
-        raise ValueError(f"bandwidth must be a positive number, got {bandwidth!r}")
+    bandwidth = check_number(bandwidth, "bandwidth", above=0)
 
     def kernel(squared: Tensor) -> Tensor:
         return squared.mul_(-0.5 / bandwidth**2).exp_()
@@ -98,7 +96,7 @@ def sliced_wasserstein(
     x, y = _prepare(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
     projections = check_count(projections, "projections")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = start_generator(generator)
     theta = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     theta = (theta / theta.norm(dim=1, keepdim=True)).to(x.device)
     i, j, weight = _couple(len(x), len(y), x.device)
@@ -231,8 +229,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _features(features: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    if not callable(features):
-        raise TypeError(f"features must be a function of samples, got {features!r}")
+    check_callable(features, "features", "features(x)")
     f = as_numbers(features(x), "features(x)")
     if f.ndim != 2 or len(f) != len(x):
         raise ValueError(f"features must be ({len(x)}, k), got {tuple(f.shape)}")

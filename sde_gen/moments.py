@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import as_real, check_finite, check_state, full_precision, lasting
+from .ops import (
+    as_real,
+    check_count,
+    check_finite,
+    check_state,
+    check_tensor,
+    full_precision,
+    lasting,
+)
 
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
@@ -43,6 +51,9 @@ class Moments:
     )
 
     def __post_init__(self) -> None:
+        check_tensor(self.values, "values")
+        if self.basis is not None:
+            check_tensor(self.basis, "basis")
         real = self.values.is_floating_point()
         shaped = real and self.values.ndim == 1 and len(self.values) > 0
         if not shaped or not bool((self.values >= 0).all()):
@@ -151,7 +162,7 @@ def data_moments(x: Tensor, rank: int | None = None, diagonal: bool = False) -> 
     check_state(x)
     check_finite(x)
     if len(x) < 2:
-        raise ValueError(f"moments need at least 2 samples, got {len(x)}")
+        raise ValueError(f"x must hold at least 2 samples, got {len(x)}")
     y = x.flatten(1).double()
     mean = y.mean(0)
     y = y - mean
@@ -160,9 +171,7 @@ def data_moments(x: Tensor, rank: int | None = None, diagonal: bool = False) -> 
         return Moments(total.cpu(), mean)
     n = y.shape[1]
     most = min(len(y) - 1, n, 512)
-    r = most if rank is None else min(rank, most)
-    if r < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    r = most if rank is None else min(check_count(rank, "rank"), most)
     if n <= 4096:
         values, vectors = torch.linalg.eigh(y.T @ y / len(y))
         values, basis = values.flip(0)[:r].clamp_min(0), vectors.flip(1)[:, :r]

@@ -7,21 +7,32 @@ coefficient is a number, () or (B,), or a matrix, (k, k) or (B, k, k), that acts
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Time = float | Tensor
 """A time: a number, a tensor () for the whole batch, or a tensor (B,), one for each sample."""
 
 
-def as_time(t: Time) -> Tensor:
+def as_time(t: Time, name: str = "t") -> Tensor:
     """Return ``t`` as a float64 tensor; a number becomes a tensor on the CPU.
+
+    Raises:
+        TypeError: no real numbers.
 
     >>> as_time(0.5)
     tensor(0.5000, dtype=torch.float64)
@@ -30,10 +41,10 @@ def as_time(t: Time) -> Tensor:
         if t.dtype == torch.float64:
             return t
         if t.is_complex():
-            raise TypeError(f"a time must be real, got {t.dtype}")
+            raise TypeError(f"{name} must be real, got {t.dtype}")
         # MPS has no float64: there the clock runs on the host.
         return (t.cpu() if t.device.type == "mps" else t).to(torch.float64)
-    return torch.tensor(t, dtype=torch.float64)
+    return torch.tensor(t, dtype=torch.float64) if type(t) is float else as_real(t, name)
 
 
 def match(c: Tensor, x: Tensor) -> Tensor:
@@ -47,8 +58,8 @@ def match(c: Tensor, x: Tensor) -> Tensor:
         return c.to(x.dtype)
     if c.shape != x.shape[:1]:
         raise ValueError(
-            f"a time or coefficient must be a number or have shape ({x.shape[0]},), one for each"
-            f" sample of the state {tuple(x.shape)}; got {tuple(c.shape)}"
+            f"a time or coefficient must be a number or have shape {tuple(x.shape[:1])}, one for"
+            f" each sample of the state {tuple(x.shape)}; got {tuple(c.shape)}"
         )
     return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
@@ -99,12 +110,12 @@ def act(c: Tensor, x: Tensor) -> Tensor:
     """
     if c.ndim < 2:
         return match(c, x) * x
+    _check_real(x)
     if x.ndim < 2 or c.shape[-1] != x.shape[1] or c.shape[:-2] not in ((), x.shape[:1]):
         raise ValueError(
             f"a matrix must be (j, k) or ({len(x)}, j, k) for a state (B, k, *rest), here"
-            f" {tuple(x.shape)}; got {tuple(c.shape)}"
+            f" {tuple(x.shape)}, and t () or ({len(x)},); got {tuple(c.shape)}"
         )
-    _check_real(x)
     c = c.to(device=x.device, dtype=x.dtype)
     with full_precision(x.device.type):
         if x.ndim == 2:
@@ -120,8 +131,8 @@ def as_real(value: object, name: str, device: torch.device | None = None) -> Ten
     """
     try:
         c = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be real numbers, got {value!r}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be real numbers, got {shown(value)}") from error
     if c.is_complex():
         raise TypeError(f"{name} must be real, got {c.dtype}")
     device = c.device if device is None else device
@@ -130,6 +141,7 @@ def as_real(value: object, name: str, device: torch.device | None = None) -> Ten
 
 def _check_real(x: Tensor, name: str = "x") -> None:
     # A coefficient takes the dtype of the state: cast to an integer it would be 0.
+    check_tensor(x, name)
     if not x.is_floating_point():
         cure = (
             "split it into real and imaginary parts, two channels"
@@ -177,12 +189,124 @@ def as_integer(value: object) -> int | None:
         return None
 
 
-def check_count(value: object, name: str, least: int = 1) -> int:
-    """``value`` as an int; raise ``ValueError`` unless it is an integer >= ``least``."""
+def shown(value: object) -> str:
+    """A value as messages show it: tensors and arrays by their shape, anything long cut short.
+
+    >>> shown(torch.zeros(3, 2)), shown("abc")
+    ('a Tensor of shape (3, 2)', "'abc'")
+    """
+    shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
+    if shape:
+        return f"a {type(value).__name__} of shape {shape}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_count(value: object, name: str, least: int = 1, most: int | None = None) -> int:
+    """``value`` as an int; raise ``ValueError`` unless it is an integer in ``least .. most``."""
     n = as_integer(value)
-    if n is None or n < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    if n is None or n < least or (most is not None and n > most):
+        wanted = f">= {least}" if most is None else f"in {least} .. {most}"
+        raise ValueError(f"{name} must be an integer {wanted}, got {shown(value)}")
     return n
+
+
+def check_number(
+    value: object,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    infinite: bool = False,
+) -> float:
+    """``value`` as a float: a real number of Python, numpy, or a tensor or array () of one.
+
+    Args:
+        least, above, most, below: value >= least, > above, <= most and < below.
+        infinite: whether infinity will do.
+
+    Raises:
+        TypeError: no real number. ValueError: out of the range, NaN, infinite.
+
+    >>> check_number(np.float32(0.5), "eta", least=0)
+    0.5
+    """
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    try:
+        x = float(value)  # type: ignore[arg-type]
+    except OverflowError:  # of Python's integers
+        x = math.inf
+    inside = least <= x <= most and not (x <= above or x >= below)
+    if (inside and math.isfinite(x)) or (infinite and x == math.inf):
+        return x
+    raise ValueError(f"{name} must be {_range(least, above, most, below)}, got {x:g}")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iuf"
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+class Range(TypedDict, total=False):
+    """The keywords of ``check_number``."""
+
+    least: float
+    above: float
+    most: float
+    below: float
+    infinite: bool
+
+
+def set_number(frozen: object, name: str, **within: Unpack[Range]) -> None:
+    """Check a field of a frozen dataclass by ``check_number``, and keep it as a float."""
+    object.__setattr__(frozen, name, check_number(getattr(frozen, name), name, **within))
+
+
+def _range(least: float, above: float, most: float, below: float) -> str:
+    """What a number must be, in words."""
+    low = f">= {least:g}" if least > -math.inf else f"> {above:g}" if above > -math.inf else ""
+    high = f"<= {most:g}" if most < math.inf else f"< {below:g}" if below < math.inf else ""
+    return f"a number {' and '.join(filter(None, (low, high)))}" if low or high else "finite"
+
+
+def check_callable(f: object, name: str, call: str) -> None:
+    """Raise ``TypeError`` unless ``f`` can be called, as ``call`` shows."""
+    if not callable(f):
+        raise TypeError(f"{name} must be callable as {call}, got {shown(f)}")
+
+
+def check_kind(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a kind; ``wanted`` says of which."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def check_choice(value: object, choices: Collection[str], name: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the names."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {sorted(choices)}, got {shown(value)}")
+
+
+def as_device(device: object, name: str = "device") -> torch.device:
+    """The device of a name; raises ``ValueError`` for what names none."""
+    try:
+        return torch.device(device)  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} {shown(device)} is no device: take cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
+def as_path(path: object, name: str = "path") -> Path:
+    """A path; raises ``TypeError`` for what is none."""
+    check_kind(path, (str, os.PathLike), name, "a path")
+    return Path(path)  # type: ignore[arg-type]
 
 
 def as_labels(y: object) -> Tensor:
@@ -229,17 +353,6 @@ def as_numbers(x: object, name: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32 if single else kinds[array.dtype.kind]))
 
 
-def check_order(value: object, least: int, most: int) -> int:
-    """The order of a solver as an int; raise ``ValueError`` unless it is one of these."""
-    order = as_integer(value)
-    if order is None or not least <= order <= most:
-        choices = [str(k) for k in range(least, most + 1)]
-        raise ValueError(
-            f"order must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}"
-        )
-    return order
-
-
 def check_tensor(x: object, name: str) -> None:
     """Raise TypeError unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):
@@ -261,7 +374,6 @@ def check_state(x: Tensor, name: str = "x") -> None:
         TypeError: not a tensor, or an integer or complex one.
         ValueError: no batch dimension, or an empty batch.
     """
-    check_tensor(x, name)
     _check_real(x, name)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (B, *D), got a scalar")

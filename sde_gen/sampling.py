@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,14 +22,23 @@ from . import grids
 from .facts import facts_of
 from .moments import Moments, isotropic
 from .noise import Noise, Streams, on_host
-from .ops import Time, act, as_integer, check_count, check_finite, check_state, lasting
+from .ops import (
+    Time,
+    act,
+    as_device,
+    as_integer,
+    check_count,
+    check_finite,
+    check_kind,
+    check_number,
+    check_state,
+    lasting,
+)
+from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse
 from .solvers import Exponential, Propagator, Solver, Spectral, Step
 from .solvers.base import check_drift, describe
 from .solvers.stability import too_long
-
-if TYPE_CHECKING:
-    from .scores import Score
 
 _T = TypeVar("_T")
 
@@ -79,7 +88,7 @@ def solve(
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
-    _check_solver(solver)
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
@@ -240,19 +249,20 @@ def sample(
     n, first = check_count(n, "n"), check_count(first, "first", 0)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise TypeError(f"dtype must be floating point, such as torch.float32, got {dtype!r}")
-    eta = model.eta if eta is None else eta
+    eta = check_number(model.eta if eta is None else eta, "eta", least=0)
     if solver is None:
         tuned = tuned_to(model) if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
-    _check_solver(solver)
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
+    times = grids.as_times(times)
     if not float(times[0]) > float(times[-1]):
-        raise ValueError(f"times must fall from the noise to the data, got {times}")
+        raise ValueError(f"times must fall from the noise to the data, got {times.tolist()}")
     noise = as_noise(seed, "seed", first)
-    device = torch.device(model.device if device is None else device)
+    device = as_device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
     blank = torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device)
@@ -331,7 +341,8 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     probability flow of order 4 with ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a
     matrix process ``Propagator``, of order 3 or 2.
     """
-    facts = model.facts
+    check_kind(model, Score, "model", "a Score")
+    facts, eta = model.facts, check_number(eta, "eta", least=0)
     if isinstance(model.sde, MatrixSDE):
         return Propagator(3 if eta == 0 else 2, facts.std**2)
     reference = isotropic(facts.variance) if facts.moments is None else facts.moments
@@ -354,11 +365,6 @@ def starting(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Te
     if moments.mean is None:
         return x
     return x + alpha * moments.mean.to(x).reshape(x.shape[1:])
-
-
-def _check_solver(solver: object) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as EulerMaruyama(), got {solver!r}")
 
 
 def as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> Noise:
@@ -405,10 +411,7 @@ def _check_diffusion(process: SDE, times: Tensor, solver: Solver) -> None:
 
 
 def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -> Tensor:
-    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"times must be a 1-D grid of two or more, got shape {(*grid.shape,)}")
-    check_finite(grid, "times")
+    grid = grids.as_times(times)
     steps = grid.diff()
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError(f"times must rise or fall strictly, got {grid.tolist()}")

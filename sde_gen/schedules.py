@@ -19,7 +19,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .ops import Time, as_time, bisect, integrate, lasting
+from .ops import (
+    Time,
+    as_real,
+    as_time,
+    bisect,
+    check_number,
+    integrate,
+    lasting,
+    set_number,
+    shown,
+)
 
 
 class Schedule(ABC):
@@ -40,7 +50,7 @@ class Schedule(ABC):
 
     def time_at(self, integral: Time) -> Tensor:
         """The time t at which B(t) equals ``integral``."""
-        return bisect(self.integral, as_time(integral), 0.0, self.T)
+        return bisect(self.integral, as_time(integral, "integral"), 0.0, self.T)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Linear(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_rates(self.beta_min, self.beta_max, self.T)
+        _check_rates(self)
 
     def beta(self, t: Time) -> Tensor:
         """beta_min + (beta_max - beta_min) t / T."""
@@ -65,7 +75,7 @@ class Linear(Schedule):
 
     def time_at(self, integral: Time) -> Tensor:
         """The root of the quadratic, without cancellation."""
-        b = as_time(integral)
+        b = as_time(integral, "integral")
         slope = (self.beta_max - self.beta_min) / self.T
         # The root of the quadratic that does not cancel for small b.
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
@@ -80,7 +90,7 @@ class Quadratic(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_rates(self.beta_min, self.beta_max, self.T)
+        _check_rates(self)
 
     def _root(self, t: Time) -> Tensor:
         a, b = math.sqrt(self.beta_min), math.sqrt(self.beta_max)
@@ -100,10 +110,10 @@ class Quadratic(Schedule):
         """The cubic inverted, without cancellation."""
         a, b = math.sqrt(self.beta_min), math.sqrt(self.beta_max)
         if a == b:
-            return as_time(integral) / self.beta_min
-        c = 3 * (b - a) / self.T * as_time(integral)
+            return as_time(integral, "integral") / self.beta_min
+        c = 3 * (b - a) / self.T * as_time(integral, "integral")
         r = (a**3 + c) ** (1 / 3)
-        return as_time(integral) * 3 / (r * r + r * a + a * a)
+        return as_time(integral, "integral") * 3 / (r * r + r * a + a * a)
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,8 @@ class Sigmoid(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_rates(self.beta_min, self.beta_max, self.T)
-        if not self.steepness > 0:
-            raise ValueError(f"steepness must be positive, got {self.steepness}")
+        _check_rates(self)
+        set_number(self, "steepness", above=0)
 
     def beta(self, t: Time) -> Tensor:
         """beta_min + (beta_max - beta_min) S(k (2 t / T - 1))."""
@@ -150,9 +159,9 @@ class Cosine(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        # At exp(-total / 2) = 1e-300 float64 ends.
-        if not (0 <= self.offset < 1 and 0 < self.total <= 1380 and self.T > 0):
-            raise ValueError(f"need 0 <= offset < 1, 0 < total <= 1380 and T > 0, got {self}")
+        set_number(self, "offset", least=0, below=1)
+        set_number(self, "total", above=0, most=1380)  # at exp(-total / 2) = 1e-300 float64 ends
+        set_number(self, "T", above=0)
 
     @cached_property
     def _angles(self) -> tuple[float, float, float]:
@@ -182,7 +191,7 @@ class Cosine(Schedule):
     def time_at(self, integral: Time) -> Tensor:
         """By the inverse of the cosine, from whichever end keeps its digits."""
         start, slope, left = self._angles
-        b = as_time(integral)
+        b = as_time(integral, "integral")
         # The difference of the two tangents factored, so that small times do not cancel.
         rise = torch.expm1(b.clamp_max(1.0)) / math.cos(start) ** 2
         low = math.tan(start)
@@ -204,8 +213,9 @@ class Geometric(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.sigma_min < self.sigma_max and self.T > 0):
-            raise ValueError(f"need 0 < sigma_min < sigma_max and T > 0, got {self}")
+        set_number(self, "sigma_min", above=0)
+        set_number(self, "sigma_max", above=self.sigma_min)
+        set_number(self, "T", above=0)
 
     @property
     def _rate(self) -> float:
@@ -221,7 +231,7 @@ class Geometric(Schedule):
 
     def time_at(self, integral: Time) -> Tensor:
         """By a logarithm."""
-        return torch.log1p(as_time(integral) / self.sigma_min**2) / self._rate
+        return torch.log1p(as_time(integral, "integral") / self.sigma_min**2) / self._rate
 
 
 @dataclass(frozen=True)
@@ -232,8 +242,8 @@ class Power(Schedule):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.p >= 1 and self.T > 0):
-            raise ValueError(f"need p >= 1 and T > 0, got {self}")
+        set_number(self, "p", least=1)
+        set_number(self, "T", above=0)
 
     def beta(self, t: Time) -> Tensor:
         """p t^(p - 1)."""
@@ -245,7 +255,7 @@ class Power(Schedule):
 
     def time_at(self, integral: Time) -> Tensor:
         """B^(1 / p)."""
-        return as_time(integral) ** (1 / self.p)
+        return as_time(integral, "integral") ** (1 / self.p)
 
 
 @dataclass(frozen=True)
@@ -260,11 +270,11 @@ class Tabulated(Schedule):
     T: float = 1.0
 
     def __init__(self, betas: Sequence[float] | Tensor, T: float = 1.0) -> None:
-        values = tuple(float(b) for b in betas)
-        if not values or not all(0 < b < 1 for b in values) or not T > 0:
-            raise ValueError("betas must be numbers in (0, 1), at least one of them, and T > 0")
-        object.__setattr__(self, "betas", values)
-        object.__setattr__(self, "T", float(T))
+        values = as_real(betas, "betas").cpu()
+        if values.ndim != 1 or len(values) == 0 or not bool(((values > 0) & (values < 1)).all()):
+            raise ValueError(f"betas must be one or more numbers in (0, 1), got {shown(betas)}")
+        object.__setattr__(self, "betas", tuple(values.tolist()))
+        object.__setattr__(self, "T", check_number(T, "T", above=0))
 
     @cached_property
     def _table(self) -> Tensor:
@@ -292,15 +302,14 @@ class Tabulated(Schedule):
 
     def time_at(self, integral: Time) -> Tensor:
         """The interpolation inverted."""
-        b = as_time(integral)
+        b = as_time(integral, "integral")
         n, table = len(self.betas), self._table.to(b.device)
         i = (torch.searchsorted(table, b.contiguous(), right=True) - 1).clamp(0, n - 1)
         u = (b - table[i]) / (table[i + 1] - table[i])
         return (i + u) * self.T / n
 
 
-def _check_rates(beta_min: float, beta_max: float, T: float) -> None:
-    if not (0 < beta_min <= beta_max and T > 0):
-        raise ValueError(
-            f"need 0 < beta_min <= beta_max and T > 0, got {beta_min}, {beta_max}, T = {T}"
-        )
+def _check_rates(clock: Linear | Quadratic | Sigmoid) -> None:
+    set_number(clock, "beta_min", above=0)
+    set_number(clock, "beta_max", least=clock.beta_min)
+    set_number(clock, "T", above=0)

@@ -421,17 +421,17 @@ def test_bad_input(build):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": ()}, r"shape must hold positive sizes"),
-        ({"shape": (1, 0, 4)}, r"shape must hold positive sizes.*got \(1, 0, 4\)"),
+        ({"shape": ()}, r"shape must hold one or more sizes"),
+        ({"shape": (1, 0, 4)}, "each of shape must be an integer >= 1, got 0"),
         ({"shape": (4,)}, r"shape must be \(C, \*S\) with 1 to 3 sizes S, got \[4\]"),
         ({"shape": (1, 2, 3, 4, 5)}, r"1 to 3 sizes S"),
-        ({"channels": 0}, "channels must be at least 1, got 0"),
-        ({"multipliers": ()}, "multipliers must be positive"),
-        ({"multipliers": (1, 0)}, "multipliers must be positive"),
-        ({"blocks": -1}, "blocks must be 0 or more, got -1"),
+        ({"channels": 0}, "channels must be an integer >= 1, got 0"),
+        ({"multipliers": ()}, "multipliers must be positive, one for each level, got none"),
+        ({"multipliers": (1, 0)}, "each of multipliers must be an integer >= 1, got 0"),
+        ({"blocks": -1}, "blocks must be an integer >= 0, got -1"),
         ({"attention": (16,)}, r"attention at \[16\]: the levels have the sizes \[8, 4\]"),
         ({"heads": 3}, "16 channels do not divide into 3 heads"),
-        ({"classes": 0}, "classes must be None or at least 1, got 0"),
+        ({"classes": 0}, "classes must be an integer >= 1, got 0"),
         ({"embedding": "wavelet"}, r"one of \['fourier', 'sinusoidal'\], got 'wavelet'"),
     ],
 )
@@ -442,5 +442,5 @@ def test_unet_arguments(arguments, message):
 
 def test_mlp_arguments():
     for name in ("width", "depth", "outputs"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got 0"):
             MLP(**{"shape": (2,), name: 0})

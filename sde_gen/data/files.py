@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from contextlib import suppress
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..levels import centre
-from ..ops import as_integer
+from ..ops import as_integer, as_path
 from .sets import Labelled
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def image_folder(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
     """
     if as_integer(channels) not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
-    folder = _path(path)
+    folder = as_path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of images at {folder}")
     found = visible(folder)
@@ -80,7 +79,7 @@ def class_folders(path: str | Path, channels: Literal[1, 3] = 3) -> Labelled:
         ValueError: as ``image_folder``, images beside the folders, or of different sizes in two
             classes.
     """
-    root = _path(path)
+    root = as_path(path)
     found = visible(root) if root.is_dir() else []
     folders = [f for f in found if f.is_dir()]
     if not folders:
@@ -118,7 +117,7 @@ def load_array(path: str | Path, key: str | None = None, n_levels: int | None = 
         ValueError: an unreadable file, an unknown key, an array without samples, NaN, numbers
             beyond float32, or levels out of range.
     """
-    array = _read_array(path := _path(path), key)
+    array = _read_array(path := as_path(path), key)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{path} holds an array {array.shape}, expected (N, *D) with N >= 1")
     if array.dtype.kind in "iu":
@@ -150,7 +149,7 @@ def load_labels(path: str | Path, key: str) -> Tensor:
         FileNotFoundError: no such file.
         ValueError: an unreadable file, an unknown key, or anything but integers >= 0, (N,).
     """
-    path = _path(path)
+    path = as_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path} holds no labels: they are an array of a .npz file")
     y = _read_array(path, key)
@@ -175,12 +174,6 @@ def check_writable(path: Path) -> None:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _path(path: str | Path) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a str or a Path, got {path!r}")
-    return Path(path)
 
 
 def _is_image(file: Path) -> bool:

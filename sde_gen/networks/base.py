@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import as_labels
+from ..ops import as_labels, check_count, check_tensor, shown
 
 
-def sizes(shape: Sequence[int]) -> list[int]:
-    """The shape of a sample as a list; raises TypeError for a number, (2,) meant as 2."""
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"shape must hold sizes, such as (2,) or (1, 8, 8); got {shape!r}")
-    return list(shape)
+def sizes(values: Sequence[int], name: str) -> list[int]:
+    """Whole numbers >= 1 as a list; raises TypeError for one number, (2,) meant as 2."""
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise TypeError(f"{name} must be sizes, such as (2,) or (1, 8, 8); got {shown(values)}")
+    return [check_count(size, f"each of {name}") for size in values]
 
 
 class Network(nn.Module, ABC):
@@ -40,14 +40,10 @@ class Network(nn.Module, ABC):
         self, shape: Sequence[int], classes: int | None, config: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        if not shape or any(size < 1 for size in shape):
-            raise ValueError(
-                f"shape must hold positive sizes, such as (1, 8, 8); got {tuple(shape)}"
-            )
-        if classes is not None and classes < 1:
-            raise ValueError(f"classes must be None or at least 1, got {classes}")
-        self.shape = tuple(shape)
-        self.classes = classes
+        self.shape = tuple(sizes(shape, "shape"))
+        if not self.shape:
+            raise ValueError("shape must hold one or more sizes, such as (1, 8, 8); got none")
+        self.classes = None if classes is None else check_count(classes, "classes")
         self.config = dict(config)
 
     @abstractmethod
@@ -83,6 +79,8 @@ class Network(nn.Module, ABC):
         return self.compute(x.to(dtype), c, labels).to(x.dtype)
 
     def _check_state(self, x: Tensor, c: Tensor) -> None:
+        check_tensor(x, "x")
+        check_tensor(c, "c")
         if not x.is_floating_point():
             raise TypeError(
                 f"x must be floating, got {x.dtype}: scale integer data to [-1, 1] first"
@@ -91,7 +89,9 @@ class Network(nn.Module, ABC):
             expected = ", ".join(str(size) for size in ("B", *self.shape))
             raise ValueError(f"x must be ({expected}), got {tuple(x.shape)}")
         if c.ndim > 1 or (c.ndim == 1 and len(c) != len(x)):
-            raise ValueError(f"c must be () or ({len(x)},), got {tuple(c.shape)}")
+            raise ValueError(
+                f"c must be () or ({len(x)},), got {tuple(c.shape)} for x {tuple(x.shape)}"
+            )
 
     def _labels(self, given: Tensor | Sequence[int] | int, x: Tensor) -> Tensor:
         if self.classes is None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import check_choice
+
 
 class Sinusoidal(nn.Module):
     """cos(omega_k c) and sin(omega_k c), omega_k geometric from 1/2 to 64.
@@ -68,8 +70,7 @@ class Embedding(nn.Module):
 
     def __init__(self, kind: str, features: int, width: int, classes: int | None) -> None:
         super().__init__()
-        if kind not in WAVES:
-            raise ValueError(f"embedding must be one of {sorted(WAVES)}, got {kind!r}")
+        check_choice(kind, WAVES, "embedding")
         features += features % 2
         self.waves = WAVES[kind](features)
         self.linear_1 = nn.Linear(features, width)

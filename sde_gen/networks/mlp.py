@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import check_count, check_number
 from .base import Network, sizes
 from .embeddings import Embedding
 
@@ -63,8 +64,11 @@ class MLP(Network):
         embedding: str = "sinusoidal",
         outputs: int | None = None,
     ) -> None:
+        width, depth = check_count(width, "width"), check_count(depth, "depth")
+        outputs = None if outputs is None else check_count(outputs, "outputs")
+        dropout = check_number(dropout, "dropout", least=0, most=1)
         config = {
-            "shape": sizes(shape),
+            "shape": sizes(shape, "shape"),
             "width": width,
             "depth": depth,
             "classes": classes,
@@ -73,11 +77,8 @@ class MLP(Network):
             "outputs": outputs,
         }
         super().__init__(shape, classes, config)
-        for name, value in (("width", width), ("depth", depth), ("outputs", outputs)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        size = math.prod(shape)
-        self.embedding = Embedding(embedding, width, width, classes)
+        size = math.prod(self.shape)
+        self.embedding = Embedding(embedding, width, width, self.classes)
         self.input = nn.Linear(size, width)
         self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import check_count, check_number
 from .base import Network, sizes
 from .embeddings import Embedding
 
@@ -154,13 +155,13 @@ class UNet(Network):
         scale_shift: bool = True,
     ) -> None:
         config = {
-            "shape": sizes(shape),
-            "channels": channels,
-            "multipliers": list(multipliers),
-            "blocks": blocks,
-            "attention": list(attention),
-            "heads": heads,
-            "dropout": dropout,
+            "shape": sizes(shape, "shape"),
+            "channels": (channels := check_count(channels, "channels")),
+            "multipliers": (multipliers := sizes(multipliers, "multipliers")),
+            "blocks": (blocks := check_count(blocks, "blocks", 0)),
+            "attention": sizes(attention, "attention"),
+            "heads": (heads := check_count(heads, "heads")),
+            "dropout": (dropout := check_number(dropout, "dropout", least=0, most=1)),
             "classes": classes,
             "embedding": embedding,
             "width": width,
@@ -168,7 +169,10 @@ class UNet(Network):
         }
         super().__init__(shape, classes, config)
         attends = _check(self.config)
-        rank, width = len(self.shape) - 1, width or 4 * channels
+        rank, width = (
+            len(self.shape) - 1,
+            4 * channels if width is None else check_count(width, "width"),
+        )
 
         def block(n_in: int, n_out: int, attention: bool) -> Block:
             return Block(rank, n_in, n_out, dropout, scale_shift, heads if attention else 0)
@@ -253,13 +257,8 @@ def _check(config: Mapping[str, Any]) -> list[bool]:
     multipliers, heads = config["multipliers"], config["heads"]
     if len(size) not in (1, 2, 3):
         raise ValueError(f"shape must be (C, *S) with 1 to 3 sizes S, got {config['shape']}")
-    for name in ("channels", "heads"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {config[name]}")
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"multipliers must be positive, one for each level, got {multipliers}")
-    if config["blocks"] < 0:
-        raise ValueError(f"blocks must be 0 or more, got {config['blocks']}")
+    if not multipliers:
+        raise ValueError("multipliers must be positive, one for each level, got none")
     sizes = [max(-(-s // 2**level) for s in size) for level in range(len(multipliers))]
     if missing := [s for s in config["attention"] if s not in sizes]:
         raise ValueError(f"attention at {missing}: the levels have the sizes {sizes}")

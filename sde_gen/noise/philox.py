@@ -143,7 +143,10 @@ def hashed(name: bytes) -> int:
 
 def name_of(*parts: float) -> int:
     """A 64-bit name for a tuple of numbers."""
-    return hashed(struct.pack(f"<{len(parts)}d", *parts))
+    try:
+        return hashed(struct.pack(f"<{len(parts)}d", *parts))
+    except struct.error as error:
+        raise TypeError(f"t, s and k must be numbers, got {parts}") from error
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler.

@@ -9,7 +9,7 @@ from typing import TypeVar, Union
 import torch
 from torch import Tensor
 
-from ..ops import as_integer
+from ..ops import as_device, as_integer, check_count, check_kind, check_state, shown
 from .philox import hashed, name_of, on_host, philox_normal, philox_words, signed, size_of
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -24,6 +24,8 @@ def normal_like(x: Tensor, source: Source, name: str) -> Tensor:
     """Standard normals of the shape, dtype and device of x; streams draw them by ``name``."""
     if isinstance(source, Streams):
         return source.normal(x, name)
+    if source is not None:
+        check_kind(source, torch.Generator, "noise", "a torch.Generator, Streams or None")
     return torch.randn(x.shape, generator=source, dtype=x.dtype, device=x.device)
 
 
@@ -57,7 +59,7 @@ class Numbered(Noise):
         number = as_integer(seed)
         if number is None:
             raise TypeError(f"seed must be an integer, got {seed!r}")
-        self.seed, self.samples = number, samples
+        self.seed, self.samples = number, _numbers(samples)
 
     @property
     def batch(self) -> int | None:  # type: ignore[override]
@@ -75,6 +77,7 @@ class Numbered(Noise):
         return torch.arange(self.samples, self.samples + len(x), device=x.device)
 
     def _normal(self, x: Tensor, *name: float) -> Tensor:
+        check_state(x)
         z = philox_normal(self.seed, self.numbers(x), name_of(*name), x[0].numel())
         return z.reshape(x.shape).to(x.dtype)
 
@@ -97,6 +100,17 @@ class Numbered(Noise):
 _N = TypeVar("_N", bound="Numbered")
 
 
+def _numbers(samples: Tensor | int) -> Tensor | int:
+    if isinstance(samples, Tensor) and samples.ndim == 1:
+        if samples.is_floating_point() or samples.is_complex() or samples.dtype == torch.bool:
+            raise TypeError(f"samples must be integers, got {samples.dtype}")
+        return samples
+    number = as_integer(samples)
+    if number is None:
+        raise TypeError(f"samples must be an integer, or (B,) of them, got {shown(samples)}")
+    return number
+
+
 class Streams(Numbered):
     """Independent normals, named by (seed, sample, t, s, k).
 
@@ -108,7 +122,7 @@ class Streams(Numbered):
 
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
         """A normal for (seed, sample, t, s, k), shaped like x."""
-        return self._normal(x, t, s, float(k))
+        return self._normal(x, t, s, k)
 
     def normal(self, x: Tensor, name: str) -> Tensor:
         """Normals shaped like x, a function of (seed, sample, name)."""
@@ -136,7 +150,8 @@ class Streams(Numbered):
         >>> bool((u.diff() < 0.25).all())
         True
         """
-        m = torch.as_tensor(self.numbers(torch.empty(n, device=device)))
+        blank = torch.empty(check_count(n, "n"), device=as_device(device))
+        m = torch.as_tensor(self.numbers(blank))
         u = philox_words(self.seed, range(1), hashed(b"spread"), 1)
         # In integers modulo 2^64: no digit is lost, however long the run.
         turns = m * signed(_GOLDEN) + u.to(m.device).flatten()

@@ -124,10 +124,10 @@ class Gaussian(_Exact):
         self._know(sde, mean.shape)
         self.mean = self._where = _precise(mean).flatten()
         if covariance is not None:
-            n = self.mean.numel()
+            n, covariance = self.mean.numel(), as_real(covariance, "covariance")
             if covariance.shape != (n, n):
                 raise ValueError(f"covariance must be {(n, n)}, got {(*covariance.shape,)}")
-            moments = Moments.of(as_real(covariance, "covariance"), self.mean)
+            moments = Moments.of(covariance, self.mean)
             self.variance = moments.values[1:].to(self.mean)
         else:
             scale = as_real(std, "std", self.mean.device)
@@ -197,13 +197,13 @@ class GaussianMixture(_Exact):
         self._know(sde, means.shape[1:])
         weights = as_real(weights, "weights", means.device)
         if weights.shape != (len(means),) or not (weights > 0).all():
-            raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
+            raise ValueError(f"weights must be {len(means)} positive numbers, as many as means")
         self.log_weights = torch.log(weights / weights.sum())
         self.means = self._where = means.flatten(1)
         scale = as_real(std, "std", means.device)
-        if scale.ndim > 1:
-            scale = scale.expand(means.shape).flatten(1)
-        elif scale.ndim == 1 and len(scale) != len(means):
+        if scale.ndim > 1 and scale.shape == means.shape:
+            scale = scale.flatten(1)
+        elif scale.shape not in ((), means.shape[:1]):
             raise ValueError(
                 f"std must be a number, ({len(means)},) or {(*means.shape,)}; for one value a"
                 f" coordinate repeat it for each mean; got {tuple(scale.shape)}"
@@ -329,5 +329,6 @@ class Empirical(GaussianMixture):
 
     def __init__(self, sde: LinearSDE, data: Tensor) -> None:
         check_state(data, "data")
+        check_finite(data, "data")
         weights = torch.ones(len(data), dtype=torch.float64, device=data.device)
         super().__init__(sde, weights, data, 0.0)

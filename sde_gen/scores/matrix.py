@@ -155,13 +155,14 @@ class CorrelatedMixture(Score):
         self.sde, self._shape = sde, tuple(means.shape[1:])
         weights = as_real(weights, "weights", means.device)
         if weights.shape != (len(means),) or not bool((weights > 0).all()):
-            raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean")
+            raise ValueError(f"weights must be {len(means)} positive numbers, as many as means")
         self.log_weights = torch.log(weights / weights.sum())
         self.means = means.double().flatten(1)
         k, n = self.means.shape
+        covariances = as_real(covariances, "covariances", means.device)
         if covariances.shape not in ((n, n), (k, n, n)):
             raise ValueError(f"covariances must be {(n, n)} or {(k, n, n)}: {covariances.shape}")
-        self.covariances = as_real(covariances, "covariances", means.device).expand(k, n, n)
+        self.covariances = covariances.expand(k, n, n)
         values, vectors = torch.linalg.eigh(self.covariances)
         if not torch.allclose(self.covariances, self.covariances.mT) or bool(
             (values < -1e-9).any()

@@ -17,13 +17,23 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..facts import Facts
-from ..ops import Time, as_time, batch_of, check_state, check_time, match
+from ..ops import (
+    Time,
+    as_time,
+    batch_of,
+    check_callable,
+    check_choice,
+    check_kind,
+    check_state,
+    check_time,
+    match,
+)
 from ..sdes import (
     Channel,
     Evaluation,
@@ -124,8 +134,9 @@ class ScoreNetwork(nn.Module, Score):
         facts: Facts | None = None,
     ) -> None:
         super().__init__()
-        if prediction not in _TABLE:
-            raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}")
+        check_callable(net, "net", "net(x, c_noise)")
+        check_choice(prediction, _TABLE, "prediction")
+        check_kind(facts, (Facts, type(None)), "facts", "Facts")
         check_one_component(sde)
         self.net, self.sde, self.prediction = net, sde, prediction
         self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
@@ -182,7 +193,7 @@ def shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
     if shape is None or facts.shape == tuple(shape):
         return facts
     if facts.shape is not None:
-        raise ValueError(f"the data have shape {facts.shape}, the network {tuple(shape)}")
+        raise ValueError(f"facts are of data {facts.shape}, the network is for {tuple(shape)}")
     return replace(facts, shape=tuple(shape))
 
 

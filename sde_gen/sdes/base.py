@@ -13,7 +13,6 @@ reads g g^T.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +21,18 @@ import torch
 from torch import Tensor
 
 from ..noise import Source, normal_like
-from ..ops import Time, act, as_time, bisect, check_state, check_time, match, square
+from ..ops import (
+    Time,
+    act,
+    as_time,
+    bisect,
+    check_callable,
+    check_state,
+    check_time,
+    match,
+    set_number,
+    square,
+)
 from ..schedules import Schedule
 from .evaluation import Evaluation, ScoreFunction, evaluate
 
@@ -131,10 +141,8 @@ class Reverse(SDE):
     def __post_init__(self) -> None:
         if isinstance(self.sde, Reverse):
             raise TypeError("the process is already a Reverse; reverse its .sde instead")
-        if not callable(self.score):
-            raise TypeError(f"score must be callable as score(x, t), got {self.score!r}")
-        if not (math.isfinite(self.eta) and self.eta >= 0):
-            raise ValueError(f"eta must be a finite number >= 0, got {self.eta}")
+        check_callable(self.score, "score", "score(x, t)")
+        set_number(self, "eta", least=0)
         sde, of = self.sde, getattr(self.score, "sde", None)
         if isinstance(sde, KernelSDE) and isinstance(of, KernelSDE) and not sde.agrees(of):
             raise ValueError(
@@ -208,7 +216,7 @@ class KernelSDE(SDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         """The time at which the log signal-to-noise ratio has the given value."""
-        return bisect(lambda t: -self.log_snr(t), -as_time(log_snr), 0.0, self.T)
+        return bisect(lambda t: -self.log_snr(t), -as_time(log_snr, "log_snr"), 0.0, self.T)
 
     @abstractmethod
     def tweedie(self, x: Tensor, t: Time, s: Tensor, mean: Tensor | None = None) -> Tensor:

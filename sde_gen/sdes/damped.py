@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..ops import Time
+from ..ops import Time, set_number
 from ..schedules import Linear, Schedule
 from .matrix import MatrixOrnsteinUhlenbeck, Rows
 
@@ -48,8 +48,8 @@ class CriticallyDamped(MatrixOrnsteinUhlenbeck):
     start: float = 0.04
 
     def __post_init__(self) -> None:
-        if not (self.mass > 0 and self.start > 0):
-            raise ValueError(f"need mass > 0 and start > 0, got {self.mass} and {self.start}")
+        set_number(self, "mass", above=0)
+        set_number(self, "start", above=0)
         m, gamma = self.mass, self.friction
         object.__setattr__(self, "a", ((0.0, 1 / m), (-1.0, -gamma / m)))
         object.__setattr__(self, "g", ((0.0, 0.0), (0.0, math.sqrt(2 * gamma))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..ops import Time, as_time, match
+from ..ops import Time, as_time, check_callable, match, set_number
 from ..schedules import Power, Schedule
 from .base import Clocked, rows_of
 from .evaluation import ScoreFunction, read, resting
@@ -35,6 +35,8 @@ class Langevin(Clocked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_callable(self.score, "score", "score(x, t)")
+        set_number(self, "at", least=0)
         if self.at == 0 and getattr(self.score, "singular", False):
             raise ValueError(
                 "the score is singular at t = 0: give Langevin a small positive time, at=..."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Source, normal_like
-from ..ops import Time, as_time, integrate, match, sum_rest
+from ..ops import Time, as_time, check_state, check_tensor, integrate, match, set_number, sum_rest
 from ..schedules import Geometric, Linear, Power, Schedule
 from .base import Clocked, KernelSDE, Perturbed, check_input
 
@@ -68,13 +68,18 @@ class LinearSDE(KernelSDE):
         Raises:
             ValueError: alpha = 0 at t, and no ``mean`` of the data to answer with.
         """
+        check_state(x)
+        check_tensor(s, "s")
+        if s.shape != x.shape:
+            raise ValueError(f"s must have the shape of x, {tuple(x.shape)}, got {tuple(s.shape)}")
         t = as_time(t)
         alpha, up = self.alpha(t), x + match(self.sigma(t) ** 2, x) * s
         if mean is None:
             if alpha.device.type == "cpu" and bool((alpha == 0).any()):
                 raise ValueError(
-                    "where alpha = 0 a score says nothing of the data: ask one that denoises by"
-                    " itself (a ScoreNetwork that predicts data or velocity, an exact score)"
+                    "at a time t where alpha = 0 a score says nothing of the data: ask one that"
+                    " denoises by itself (a ScoreNetwork that predicts data or velocity, an"
+                    " exact score)"
                 )
             return up / match(alpha, x)
         alpha = match(alpha, x)
@@ -93,6 +98,7 @@ class LinearSDE(KernelSDE):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log N(x; 0, sigma_T^2 I) in nats, (B, *D) -> (B,)."""
+        check_state(x)
         std = float(self.sigma(self.T))
         constant = math.log(std) + 0.5 * math.log(2 * math.pi)
         return -0.5 * sum_rest((x / std) ** 2) - constant * x[0].numel()
@@ -126,7 +132,7 @@ class VP(Clocked, LinearSDE):
     def time_at(self, log_snr: Time) -> Tensor:
         """By exp(-log_snr) = exp(B) - 1."""
         # exp(-log_snr) = exp(B) - 1
-        level = -as_time(log_snr)
+        level = -as_time(log_snr, "log_snr")
         return self.schedule.time_at(torch.logaddexp(level, torch.zeros_like(level)))
 
 
@@ -159,7 +165,7 @@ class SubVP(Clocked, LinearSDE):
     def time_at(self, log_snr: Time) -> Tensor:
         """By exp(-log_snr / 2) = 2 sinh(B / 2)."""
         # exp(-log_snr / 2) = 2 sinh(B / 2), which for large B is exp(B / 2)
-        level = -as_time(log_snr)
+        level = -as_time(log_snr, "log_snr")
         root = 2 * torch.asinh(torch.exp(level.clamp_max(100.0) / 2) / 2)
         return self.schedule.time_at(root + (level - 100.0).clamp_min(0.0))
 
@@ -191,7 +197,7 @@ class VE(Clocked, LinearSDE):
 
     def time_at(self, log_snr: Time) -> Tensor:
         """By exp(-log_snr) = B."""
-        return self.schedule.time_at(torch.exp(-as_time(log_snr)))
+        return self.schedule.time_at(torch.exp(-as_time(log_snr, "log_snr")))
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ class EDM(VE):
     schedule: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        set_number(self, "sigma_max", above=0)
         object.__setattr__(self, "schedule", Power(2.0, T=self.sigma_max))
 
 
@@ -213,6 +220,7 @@ class Wiener(VE):
     schedule: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        set_number(self, "end", above=0)
         object.__setattr__(self, "schedule", Power(1.0, T=self.end))
 
 
@@ -228,8 +236,9 @@ class OrnsteinUhlenbeck(LinearSDE):
     end: float = 5.0
 
     def __post_init__(self) -> None:
-        if not (self.a < 0 < self.g and self.end > 0):
-            raise ValueError(f"need a < 0, g > 0 and end > 0, got {self}")
+        set_number(self, "a", below=0)
+        set_number(self, "g", above=0)
+        set_number(self, "end", above=0)
 
     @property
     def T(self) -> float:  # type: ignore[override]
@@ -255,5 +264,5 @@ class OrnsteinUhlenbeck(LinearSDE):
     def time_at(self, log_snr: Time) -> Tensor:
         """By a logarithm."""
         # exp(-log_snr) = g^2 (exp(-2 a t) - 1) / (-2 a)
-        level = math.log(-2 * self.a / self.g**2) - as_time(log_snr)
+        level = math.log(-2 * self.a / self.g**2) - as_time(log_snr, "log_snr")
         return torch.logaddexp(level, torch.zeros_like(level)) / (-2 * self.a)

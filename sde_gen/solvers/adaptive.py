@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..facts import facts_of
 from ..noise import BrownianPath, Noise, Streams, on_host
-from ..ops import Time, act, as_time, check_count, match
+from ..ops import Time, act, as_time, check_count, check_number, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, check_drift, drift
 from .runge_kutta import DORMAND_PRINCE, slope
@@ -225,10 +225,8 @@ class Adaptive(Solver):
     own_steps = True
 
     def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_steps: int = 10_000) -> None:
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {value}")
-        self.rtol, self.atol = rtol, atol
+        self.rtol = check_number(rtol, "rtol", above=0)
+        self.atol = check_number(atol, "atol", above=0)
         self.max_steps = check_count(max_steps, "max_steps")
 
     def step(

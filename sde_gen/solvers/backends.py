@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import check_count, full_precision, user_precision
+from ..ops import check_choice, check_count, check_number, full_precision, user_precision
 from ..sdes import SDE
 from .base import Memory, Solver, Step, check_drift, require_ode
 
@@ -59,11 +59,9 @@ class SciPy(Solver):
     own_steps = True
 
     def __init__(self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-6) -> None:
-        if method not in _SCIPY_ORDERS:
-            raise ValueError(f"method must be one of {sorted(_SCIPY_ORDERS)}, got {method!r}")
-        if not (rtol > 0 and atol >= 0):
-            raise ValueError(f"need rtol > 0 and atol >= 0, got {rtol} and {atol}")
-        self.method, self.rtol, self.atol = method, rtol, atol
+        check_choice(method, _SCIPY_ORDERS, "method")
+        self.method, self.rtol = method, check_number(rtol, "rtol", above=0)
+        self.atol = check_number(atol, "atol", least=0)
         self.order = _SCIPY_ORDERS[method]
 
     def check(self, process: SDE) -> None:
@@ -119,8 +117,7 @@ class TorchSDE(Solver):
     """
 
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:
-        if method not in _TORCHSDE:
-            raise ValueError(f"method must be one of {sorted(_TORCHSDE)}, got {method!r}")
+        check_choice(method, _TORCHSDE, "method")
         self.method, self.substeps = method, check_count(substeps, "substeps")
         known = _TORCHSDE[method]
         self.order, self.weak, self.strong = known.order, known.weak, known.strong

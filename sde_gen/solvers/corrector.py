@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
 from ..noise import Noise
-from ..ops import check_count, match
+from ..ops import check_count, check_kind, check_number, match
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, describe, reversal
 from .runge_kutta import Heun
@@ -26,9 +26,8 @@ from .runge_kutta import Heun
 _MOST = math.sqrt(2) - 1
 
 
-def _require_one_step(outer: str, solver: Solver) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"{outer} needs a Solver such as Heun(), got {solver!r}")
+def _require_one_step(outer: str, solver: Solver, name: str) -> None:
+    check_kind(solver, Solver, name, "a Solver, such as Heun()")
     if solver.multistep:
         raise TypeError(
             f"{outer} needs a one-step solver (Heun(), RungeKutta(), Exponential(1)), got"
@@ -87,12 +86,11 @@ class Churn(Solver):
         inflate: float = 1.0,
     ) -> None:
         self.solver = Heun() if solver is None else solver
-        _require_one_step("Churn", self.solver)
-        if amount is not None and not amount >= 0:
-            raise ValueError(f"amount must be a number >= 0 or None, got {amount}")
-        if not (0 <= low < high and inflate > 0):
-            raise ValueError(f"need 0 <= low < high and inflate > 0: {low}, {high}, {inflate}")
-        self.amount, self.low, self.high, self.inflate = amount, low, high, inflate
+        _require_one_step("Churn", self.solver, "solver")
+        self.amount = None if amount is None else check_number(amount, "amount", least=0)
+        self.low = check_number(low, "low", least=0)
+        self.high = check_number(high, "high", above=self.low, infinite=True)
+        self.inflate = check_number(inflate, "inflate", above=0)
         self.order = self.weak = self.solver.order
         self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
         self.draws = self.solver.draws
@@ -202,14 +200,11 @@ class PredictorCorrector(Solver):
         reference: float | Moments | None = None,
     ) -> None:
         self.predictor = Heun() if predictor is None else predictor
-        _require_one_step("PredictorCorrector", self.predictor)
-        if not (math.isfinite(eta) and eta > 0):
-            raise ValueError(f"eta must be a finite number > 0, got {eta}")
+        _require_one_step("PredictorCorrector", self.predictor, "predictor")
+        eta = check_number(eta, "eta", above=0)
         corrections = check_count(corrections, "corrections")
-        if isinstance(reference, float | int):
-            if not (math.isfinite(reference) and reference >= 0):
-                raise ValueError(f"reference must be a finite variance >= 0, got {reference}")
-            reference = isotropic(float(reference))
+        if reference is not None and not isinstance(reference, Moments):
+            reference = isotropic(check_number(reference, "reference", least=0))
         self.eta, self.corrections, self.reference = eta, corrections, reference
         self.order = self.predictor.order
         self.calls = self.predictor.calls + corrections

@@ -58,7 +58,7 @@ import numpy as np
 from torch import Tensor
 
 from ..moments import Coefficient, Moments, isotropic
-from ..ops import check_order
+from ..ops import check_count, check_kind, check_number
 from ..sdes import SDE
 from .base import Memory, Step, reversal
 from .multistep import Multistep, Spread
@@ -155,9 +155,12 @@ class Exponential(Multistep):
         weights: Weights | None = None,
         spread: Spread | None = None,
     ) -> None:
-        order = check_order(order, 1, 4)
-        if not isinstance(reference, Moments) and not reference >= 0:
-            raise ValueError(f"reference must be a variance >= 0 or Moments, got {reference}")
+        order = check_count(order, "order", 1, 4)
+        check_kind(corrector, (bool, np.bool_), "corrector", "True or False")
+        if weights is not None:
+            check_kind(weights, Weights, "weights", "Weights, such as Polynomial()")
+        if not isinstance(reference, Moments):
+            reference = check_number(reference, "reference", least=0, infinite=True)
         self.nodes, self.corrector = order, corrector
         self.kept = order if corrector else order - 1
         self.reference = reference if isinstance(reference, Moments) else isotropic(reference)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import act, check_order, cholesky
+from ..ops import act, check_count, check_number, cholesky
 from ..sdes import SDE, MatrixSDE, Reverse
 from .base import Memory, Step, describe
 from .multistep import Multistep
@@ -81,10 +81,8 @@ class Propagator(Multistep):
     """
 
     def __init__(self, order: int = 3, reference: float = 1.0) -> None:
-        order = check_order(order, 1, 4)
-        if not (math.isfinite(reference) and reference > 0):
-            raise ValueError(f"reference must be a positive variance, got {reference}")
-        self.order, self.reference = order, float(reference)
+        self.order = order = check_count(order, "order", 1, 4)
+        self.reference = check_number(reference, "reference", above=0)
         self.weak, self.multistep = min(order, 2), order > 1
 
     def check(self, process: SDE) -> None:

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from ..ops import as_integer, check_number
 from ..sdes import SDE
 from .base import describe, reversal
 from .exponential import Exponential
@@ -66,9 +67,7 @@ def ddim(eta: float = 0.0) -> Exponential:
     Raises:
         ValueError: eta outside [0, 1]; when solved: another eta than the process has.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"DDIM's eta lies in [0, 1], got {eta}")
-    return _DDIM(eta)
+    return _DDIM(check_number(eta, "eta", least=0, most=1))
 
 
 def dpm_solver(order: int = 3) -> Exponential:
@@ -82,7 +81,7 @@ def dpm_solver_pp(order: int = 2) -> Exponential:
     Order 3 integrates the quadratic through three values exactly: the (3M) that libraries ship
     scales its second difference by a half and is of order 2.
     """
-    return Exponential(order, weights=Midpoint() if order == 2 else None)
+    return Exponential(order, weights=Midpoint() if as_integer(order) == 2 else None)
 
 
 def deis(order: int = 3) -> Exponential:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..noise import Noise
-from ..ops import act, check_order
+from ..ops import act, check_count
 from ..sdes import SDE
 from .base import Memory, Solver, Step, require_ode
 from .euler import trapezoid_noise
@@ -109,7 +109,7 @@ class RungeKutta(Solver):
     evaluates_end = True
 
     def __init__(self, order: int = 4) -> None:
-        self.order = check_order(order, 4, 5)
+        self.order = check_count(order, "order", 4, 5)
         self.calls = len(self._table.c)
 
     @property

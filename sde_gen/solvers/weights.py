@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..ops import check_count
+from ..ops import check_count, check_number
 
 _NODES, _GAUSS = np.polynomial.legendre.leggauss(24)
 
@@ -128,8 +128,7 @@ class Spectral(Weights):
     _RIDGE = 0.02
 
     def __init__(self, variance: float, dimensions: int) -> None:
-        if not (math.isfinite(variance) and variance > 0):
-            raise ValueError(f"variance must be positive, got {variance}")
+        variance = check_number(variance, "variance", above=0)
         dimensions = check_count(dimensions, "dimensions")
         self.variance, self.dimensions = variance, dimensions
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)

@@ -19,6 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from ..ops import as_path
 from ..scores import ScoreNetwork
 from .devices import pick_device
 from .packing import CheckpointError as CheckpointError
@@ -85,7 +86,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     }
     sums = {"tensors": _sum_of_tensors(tensors), "config": _sum_of_config(config)}
     text = json.dumps(config, indent=2) + "\n"
-    folder = Path(path)
+    folder = as_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _write_all(
         {
@@ -121,7 +122,7 @@ def load(
             names an unknown class, has a field of a wrong kind, or does not fit the other file.
         RuntimeError: a device that is not there.
     """
-    place, folder = pick_device(device), Path(path)
+    place, folder = pick_device(device), as_path(path)
     config = _read_config(folder / CONFIG)
     tensors, sums = _read_tensors(folder / WEIGHTS)
     reader = Reader(tensors, net, str(folder / CONFIG), str(folder / WEIGHTS))

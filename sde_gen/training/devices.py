@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..ops import as_device
+
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:
     """The device asked for, or the fastest kind that is there: CUDA, then MPS, then the CPU.
@@ -17,13 +19,10 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
         ValueError: the name of no device.
         RuntimeError: a device that this machine, or this build of PyTorch, does not have.
     """
-    if device is None or device == "auto":
+    if device is None or (isinstance(device, str) and device == "auto"):
         kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"{device!r} is no device: use cpu, cuda, cuda:1, mps or auto") from error
+    found = as_device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise RuntimeError(
             f"device {device} was asked for, but PyTorch {torch.__version__} sees"

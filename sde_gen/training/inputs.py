@@ -9,12 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import Streams
-from ..ops import batch_of, check_finite, check_state, check_tensor
+from ..ops import batch_of, check_callable, check_finite, check_kind, check_state, check_tensor
 from ..scores import ScoreNetwork
 from .devices import globals_kept
+from .recipe import Recipe
 
 Transform = Callable[[Tensor, Streams], Tensor]
 """(x (B, *D), noise) -> (B, *D): dequantisation, augmentation, drawn sample by sample."""
+
+
+def check_kinds(model: object, recipe: object, objective: object, transform: object) -> None:
+    """Raise ``TypeError`` unless these are a module, a recipe and functions."""
+    check_kind(model, nn.Module, "model", "a torch.nn.Module, such as a ScoreNetwork")
+    check_kind(recipe, Recipe, "recipe", "a Recipe")
+    if objective is not None:
+        check_callable(objective, "objective", "objective(model, x, y, noise)")
+    if transform is not None:
+        check_callable(transform, "transform", "transform(x, noise)")
 
 
 def check_data(

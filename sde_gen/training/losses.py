@@ -19,7 +19,6 @@ of a run are functions of its seed and m, whoever computes them and beside whom.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,7 +30,19 @@ from ..facts import Facts
 from ..grids import default_end
 from ..guidance import classifier_loss
 from ..noise import Source, Streams
-from ..ops import as_time, check_state, check_tensor, full_precision, match, user_precision
+from ..ops import (
+    as_labels,
+    as_time,
+    check_callable,
+    check_kind,
+    check_state,
+    check_tensor,
+    full_precision,
+    match,
+    set_number,
+    shown,
+    user_precision,
+)
 from ..sdes import SDE, KernelSDE, LinearSDE, MatrixSDE, ScoreFunction
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -81,8 +92,7 @@ class KarrasWeight:
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.data_std > 0:
-            raise ValueError(f"data_std must be positive, got {self.data_std}")
+        set_number(self, "data_std", above=0)
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """1 + (r / c)^2 at times t, (B,)."""
@@ -100,8 +110,7 @@ class MinSNRWeight:
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be positive, got {self.gamma}")
+        set_number(self, "gamma", above=0)
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """min(1, gamma r^2) at times t, (B,)."""
@@ -125,7 +134,7 @@ def _kernel(sde: SDE, name: str) -> KernelSDE:
 
 def uniform_times(sde: SDE, u: Tensor) -> Tensor:
     """Times uniform from where grids end (sigma / alpha = 0.005) to T."""
-    start = default_end(sde)
+    start, u = default_end(sde), as_time(u, "u")
     return start + (sde.T - start) * u
 
 
@@ -142,8 +151,8 @@ class LogNormalTimes:
     log_std: float = 1.8
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.log_mean) and self.log_std > 0):
-            raise ValueError(f"need a finite log_mean and log_std > 0, got {self}")
+        set_number(self, "log_mean")
+        set_number(self, "log_std", above=0)
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         """Times (B,) for uniform numbers u (B,)."""
@@ -186,6 +195,8 @@ def dsm_loss(
         TypeError: integer data; a weighting that needs a LinearSDE.
         ValueError: the score's shape is not that of the state.
     """
+    check_callable(score, "score", "score(x, t)")
+    check_kind(sde, SDE, "sde", "an SDE, such as VP()")
     check_state(x)
     t, half = as_time(t), user_precision(x.device.type)
     with full_precision(x.device.type):
@@ -225,16 +236,22 @@ class Denoising:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
+        set_number(self, "label_dropout", least=0, most=1)
 
     def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
         """``dsm_loss`` of the batch in the units of the process, (B,)."""
         inner = getattr(model, "module", model)
+        if not isinstance(getattr(inner, "facts", None), Facts):
+            raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
+        check_state(x)
+        check_kind(noise, Streams, "noise", "Streams")
         x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
         score = model
         if y is not None:
+            y = as_labels(y)
+            if y.shape != x.shape[:1]:
+                raise ValueError(f"labels y must be ({len(x)},), got {tuple(y.shape)}")
             labels = drop_labels(y, self.label_dropout, noise)
 
             def score(x: Tensor, t: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
-from ..ops import as_integer, check_count
+from ..ops import as_integer, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Recipe:
         object.__setattr__(self, "seed", seed)
         for name in ("minutes", "lr", "warmup", "clip", "ema", "save_every"):
             if name != "minutes" or self.minutes is not None:
-                object.__setattr__(self, name, _number(getattr(self, name), name))
+                object.__setattr__(self, name, check_number(getattr(self, name), name))
         for name in ("lr", "clip", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -68,12 +67,6 @@ class Recipe:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         power_of_width(self.ema)
-
-
-def _number(value: object, name: str) -> float:
-    if not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
 
 
 def power_of_width(width: float) -> float:

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import Streams
+from ..ops import as_path
 from ..scores import ScoreNetwork
 from .average import Average
 from .checkpoints import CheckpointError, describe, load, save
 from .devices import accelerator, globals_kept, pick_device, seed_globally
 from .folder import STATE, about, alone, as_os_error, check_free, read_state, write_state
-from .inputs import Transform, check_data
+from .inputs import Transform, check_data, check_kinds
 from .interrupts import Interrupts
 from .losses import Denoising, Objective
 from .packing import bare
@@ -88,15 +89,20 @@ class Trainer(Generic[M]):
         folder: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.recipe = recipe = recipe or Recipe()
+        self.recipe = recipe = Recipe() if recipe is None else recipe
+        check_kinds(model, recipe, objective, transform)
         self.accelerator = accelerator(device)
         self.device = self.accelerator.device if self.accelerator else pick_device(device)
         self.processes = self.accelerator.num_processes if self.accelerator else 1
         if recipe.batch % self.processes:
             raise ValueError(f"batch {recipe.batch} does not divide by {self.processes} processes")
         check_data(model, data, labels, transform)
-        self.objective, self.transform = objective or Denoising(), transform
-        self.folder, self.overwrite = None if folder is None else Path(folder), overwrite
+        self.objective = Denoising() if objective is None else objective
+        self.transform = transform
+        self.folder, self.overwrite = (
+            None if folder is None else as_path(folder, "folder"),
+            overwrite,
+        )
         self._about: dict[str, Any] = {}
         if folder is not None:
             if isinstance(bare(model), ScoreNetwork) or known(bare(model)):

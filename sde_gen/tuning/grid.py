@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
+from ..ops import check_finite, check_number, check_state
 from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
@@ -107,7 +108,10 @@ def tune(
     calls = checked(model, solver, steps, n)
     sde = model.sde
     assert isinstance(sde, LinearSDE)
-    last = grids.default_end(sde) if end is None else end
+    last = grids.default_end(sde) if end is None else check_number(end, "end", above=0)
+    if data is not None:
+        check_state(data, "data")
+        check_finite(data, "data")
     default = base_solver(model) if solver is None else solver
     # The last of ``sample``'s calls leads from the end of the grid to t = 0.
     counts = [k - (end is None) for k in calls]

@@ -57,9 +57,9 @@ def sign_test(wins: int, n: int) -> float:
 def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) -> tuple[int, ...]:
     """The numbers of steps in order; raises as ``tune_grid`` says."""
     if not isinstance(getattr(model, "sde", None), LinearSDE) or model.shape is None:
-        raise TypeError("tuning needs a score that knows its linear process and data shape")
+        raise TypeError("model must be a score that knows its linear process and data shape")
     if solver is not None and not isinstance(solver, Exponential):
-        raise TypeError(f"tuning fits Exponential solvers, got {type(solver).__name__}")
+        raise TypeError(f"solver must be an Exponential, got {type(solver).__name__}")
     check_count(n, "n", 8)  # The sign test needs them.
     bound = getattr(model, "batch", None)
     if bound not in (None, 3 * n):
@@ -72,6 +72,7 @@ def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) ->
 
 def _each(steps: object) -> tuple[object, ...]:
     many = isinstance(steps, Iterable) and as_integer(steps) is None
+    many = many and not isinstance(steps, str | bytes)
     return tuple(steps) if many else (steps,)  # type: ignore[arg-type]
 
 
