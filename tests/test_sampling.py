@@ -44,7 +44,9 @@ from sde_gen import (
     sample,
     solve,
 )
+from sde_gen.moments import isotropic
 from sde_gen.ops import Time, as_time
+from sde_gen.solvers import Spectral
 
 STOCHASTIC: list[Solver] = [
     EulerMaruyama(),
@@ -400,6 +402,38 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
     sample(Counting(), 2, seed=0, times=torch.tensor([0.9, 0.5, 0.1]), solver=Heun())
     assert calls == pytest.approx([0.9, 0.5, 0.5, 0.1])
     assert not sample(Counting(), 2, seed=0).requires_grad
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("known", [False, True], ids=["a number", "moments"])
+def test_sample_is_the_solver_and_the_grid_that_its_docstring_says(
+    known: bool, eta: float
+) -> None:
+    """Written out: default grid, start, order, reference, corrector, weights."""
+    sde = VP()
+    score = correlated(sde)
+    moments = score.moments
+    assert moments is not None
+    score.data_std = 0.7
+    if not known:
+        score.moments = None
+    reference = moments if known else isotropic(0.49)
+    weights = Spectral(moments.variance if known else 0.49, 2) if eta == 0 else None
+    solver = Exponential(2 if eta else 4, reference, corrector=True, weights=weights)
+    times = grids.default(sde, 9, data_std=0.7, to_zero=True)
+    z = Streams(5).start(torch.empty(6, 2, dtype=F64))
+    alpha, sigma = float(sde.alpha(1.0)), float(sde.sigma(1.0))
+    x = sigma * z
+    if known:
+        root = torch.linalg.eigh(
+            alpha**2 * torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=F64)
+            + sigma**2 * torch.eye(2, dtype=F64)
+        )
+        x = z @ (root.eigenvectors * root.eigenvalues.sqrt()) @ root.eigenvectors.T
+        x = x + alpha * torch.tensor([0.4, -0.7], dtype=F64)
+    expected = solve(sde.reverse(score, eta), x, times, solver, Streams(5))
+    found = sample(score, 6, 9, seed=5, eta=eta, dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_sample_from_what_has_no_density() -> None:
