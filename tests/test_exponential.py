@@ -270,6 +270,54 @@ def test_spectral_weights_beat_polynomials_at_few_calls(power: float) -> None:
     assert math.exp(sum(logs) / len(logs)) < 0.8, logs
 
 
+@pytest.mark.parametrize("c", [0.0, 0.3])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_corrector_keeps_what_was_denoised_and_renews_what_is_linear(
+    c: float, eta: float
+) -> None:
+    """Predictor, corrector and memory written out: Q = D + C (D - y) / w with the corrected y.
+
+    Weights by a fine trapezoid rule over each step.
+    """
+    sde, kappa = sg.VP(), 1 + eta**2
+    a, s = sde.alpha(TIMES).numpy(), sde.sigma(TIMES).numpy()
+    w, lam, noise = (s / a) ** 2, np.log(a / s), sg.Streams(2)
+
+    def weights(i: int, at: list[int]) -> list[float]:
+        u = np.linspace(lam[i], lam[i + 1], 20_001)
+        r = np.exp(-2 * u)
+        k = kappa * r / (c + r) * ((c + w[i + 1]) / (c + r)) ** (kappa / 2)
+        basis = [
+            np.prod([(u - lam[m]) / (lam[j] - lam[m]) for m in at if m != j], axis=0) + 0 * u
+            for j in at
+        ]
+        return [float(np.trapezoid(k * b, u)) for b in basis]
+
+    y, denoised_at, q = X / a[0], dict[int, Tensor](), dict[int, Tensor]()
+    plain = y
+    for i, (t, s_) in enumerate(pairwise(TIMES.tolist())):
+        d = denoised(a[i] * y, t) if i == 0 else denoised(a[i] * plain, t)
+        denoised_at[i] = d
+        if i > 0:
+            # The step that led here, once more with the value found here.
+            q[i] = d + c * (d - plain) / w[i]
+            at = [i, *range(i - 1, max(-1, i - 3), -1)]
+            before = dict(zip(at[1:], weights(i - 1, at[1:]), strict=True))
+            y = plain + sum(
+                (v - before.get(j, 0.0)) * q[j]
+                for j, v in zip(at, weights(i - 1, at), strict=True)
+            )
+        q[i] = d + c * (d - y) / w[i]
+        rho = (c + w[i + 1]) / (c + w[i])
+        at = list(range(i, max(-1, i - 2), -1))
+        spread = math.sqrt((c + w[i + 1]) * (1 - rho ** (eta**2)))
+        plain = rho ** (kappa / 2) * y + spread * noise(X, t, s_)
+        plain = plain + sum(v * q[j] for j, v in zip(at, weights(i, at), strict=True))
+    process = sde.reverse(sg.GaussianMixture(sde, [0.2, 0.3, 0.5], MEANS, 0.2), eta)
+    ours = sg.solve(process, X, TIMES, Exponential(2, c, corrector=True), noise)
+    torch.testing.assert_close(ours, a[-1] * plain, rtol=1e-6, atol=1e-6)
+
+
 # --- what is published ---------------------------------------------------------------------
 
 

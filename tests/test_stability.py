@@ -119,6 +119,18 @@ def test_the_spread_is_that_of_the_exact_run(sde: sg.LinearSDE, solver: Solver) 
     assert found == pytest.approx(math.sqrt(max(exact) / scale), rel=4 / math.sqrt(512))
 
 
+def test_the_scale_of_the_data_is_free() -> None:
+    """Noise, data and reference ten times as large: the same run, ten times as large."""
+    found = []
+    for scale in (1.0, 10.0):
+        sde, model = sg.EDM(80 * scale), sg.Score()
+        model.data_std = scale
+        process, solver = sde.reverse(model, 2.0), Exponential(2, (0.5 * scale) ** 2)
+        times = scale * grids.karras(sg.EDM(), 12)
+        found.append(spread(process, solver, solver.plan(process, times), torch.zeros(3, 2)))
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
 def test_matrix_processes_too() -> None:
     """Exact steps have the exact law of wide data, and long ones explode."""
     sde = sg.CriticallyDamped()

@@ -24,7 +24,7 @@ from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import CONFIG, CheckpointError
 from sde_gen.tuning import Choice, Tuned, Warped
 from sde_gen.tuning.solver import _least_squares
-from sde_gen.tuning.trials import checked, sign_test
+from sde_gen.tuning.trials import checked, sign_test, typical_error
 from sde_gen.tuning.tuned import combination, correct, directions
 
 SDE = VP()
@@ -125,6 +125,12 @@ def test_sign_test_is_the_binomial_tail() -> None:
 
     for wins, n in ((0, 8), (5, 8), (40, 64), (64, 64)):
         assert sign_test(wins, n) == pytest.approx(binom.sf(wins - 1, n, 0.5), rel=1e-12)
+
+
+def test_the_typical_error_is_between_two_means() -> None:
+    """Of 1, 1 and 25 the arithmetic mean is 9, the geometric one 25^(1/3)."""
+    exact = (math.log(9) + math.log(25) / 3) / 2
+    assert typical_error(torch.tensor([1.0, 1.0, 25.0], dtype=F64).log()) == pytest.approx(exact)
 
 
 def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
@@ -240,6 +246,17 @@ def test_numbers_serve_their_own_grid_only(tuned: Tuned) -> None:
     other = VP(sg.schedules.Cosine())
     levels = torch.tensor(choice.levels, dtype=F64)
     assert choice.fits(other, other.time_at(-2 * levels))
+
+
+def test_numbers_fit_levels_to_a_hundred_thousandth() -> None:
+    times = grids.quadratic(SDE, 4, end=END)
+    levels = tuple((-0.5 * SDE.log_snr(times)).tolist())
+    choice = Choice(4, Exponential(2), levels=levels, numbers=((0.0,),) * 4)
+    assert choice.fits(SDE, times)
+    for moved, fits in ((3e-6, True), (3e-5, False)):
+        near = SDE.time_at(-2 * torch.tensor([v + moved for v in levels], dtype=F64))
+        assert choice.fits(SDE, near) == fits
+    assert not choice.fits(SDE, times[1:])
 
 
 def test_the_nearest_serves_other_numbers_of_steps(tuned: Tuned) -> None:
