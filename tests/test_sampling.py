@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -421,11 +422,10 @@ def test_sample_is_the_solver_and_the_grid_that_its_docstring_says(
     """Written out: default grid, start, order, reference, corrector, weights."""
     sde = VP()
     score = correlated(sde)
-    moments = score.moments
+    moments = score.facts.moments
     assert moments is not None
-    score.data_std = 0.7
-    if not known:
-        score.moments = None
+    kept = moments if known else None
+    score = score.with_facts(replace(score.facts, moments=kept, std=0.7))
     reference = moments if known else isotropic(0.49)
     weights = Spectral(moments.variance if known else 0.49, 2) if eta == 0 else None
     solver = Exponential(2 if eta else 4, reference, corrector=True, weights=weights)

@@ -124,7 +124,7 @@ def test_the_scale_of_the_data_is_free() -> None:
     found = []
     for scale in (1.0, 10.0):
         sde, model = sg.EDM(80 * scale), sg.Score()
-        model.data_std = scale
+        model.facts = sg.Facts(std=scale)
         process, solver = sde.reverse(model, 2.0), Exponential(2, (0.5 * scale) ** 2)
         times = scale * grids.karras(sg.EDM(), 12)
         found.append(spread(process, solver, solver.plan(process, times), torch.zeros(3, 2)))
