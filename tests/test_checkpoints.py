@@ -602,7 +602,6 @@ LOST = {
         lambda: knows(model(), classes=(1, 2)),
         r"facts.classes\[0\] must be text, got 1",
     ),
-    "half a level": (lambda: knows(model(), levels=2.5), "facts.levels must be an integer"),
     "an infinite scale": (lambda: told(model(), std=math.inf), "JSON"),
     "infinite": (lambda: tuned(model(), ratio=math.inf), "JSON"),
     "a tensor beside": (lambda: sg.ScoreNetwork(Stray((3,)), sg.VP()), "net.table is a tensor"),
@@ -726,7 +725,10 @@ DAMAGES = {
     "unknown argument": (change("sde", "schedule", "beta_top", 1.0), "sde.schedule.'beta_top'"),
     "text for a number": (change("sde", "schedule", "T", "1"), "sde.schedule.T must be a finite"),
     "infinite": (change("sde", "schedule", "T", 10**400), "sde.schedule.T must be a finite num"),
-    "out of range": (change("sde", "schedule", "T", -1.0), "sde.schedule is no Linear: .*T > 0"),
+    "out of range": (
+        change("sde", "schedule", "T", -1.0),
+        "sde.schedule is no Linear: T must be a number > 0",
+    ),
     "truth for a count": (change("net", "depth", True), "net.depth must be an integer, got True"),
     "truth for a number": (
         change("facts", "std", True),
@@ -746,7 +748,7 @@ DAMAGES = {
         change("prediction", "guess"),
         "prediction must be one of 'noise'.*'guess'",
     ),
-    "bad scale": (change("facts", "std", 0), "facts is no Facts: std must be a positive number"),
+    "bad scale": (change("facts", "std", 0), "facts is no Facts: std must be a number > 0"),
     "no scale": (change("facts", "std", ...), "facts.std is missing"),
     "no facts": (change("facts", ...), "facts is missing: ScoreNetwork needs it"),
     "null facts": (change("facts", None), "facts must be Facts, got None"),
@@ -755,7 +757,7 @@ DAMAGES = {
     "network is text": (change("net", "MLP"), "net must be MLP or"),
     "another shape": (
         change("facts", {"class": "Facts", **NOTHING, "shape": [4]}),
-        r"the data have shape \(4,\), the network \(3,\)",
+        r"the data of facts have shape \(4,\), the network \(3,\)",
     ),
     "no shape at all": (
         change("facts", {"class": "Facts", **NOTHING, "shape": [-3]}),
@@ -820,7 +822,10 @@ DAMAGES = {
         change("facts", "classes", 2, 3),
         r"facts.classes\[2\] must be text, got 3",
     ),
-    "one level": (change("facts", "levels", 1), "facts is no Facts: levels must be at least 2"),
+    "one level": (
+        change("facts", "levels", 1),
+        "facts is no Facts: levels must be an integer >= 2",
+    ),
     "truth for levels": (change("facts", "levels", True), "facts.levels must be an integer or"),
     "half a level": (change("facts", "levels", 2.5), "facts.levels must be an integer or null"),
     "weights of a number": (

@@ -193,7 +193,7 @@ def shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
     if shape is None or facts.shape == tuple(shape):
         return facts
     if facts.shape is not None:
-        raise ValueError(f"facts are of data {facts.shape}, the network is for {tuple(shape)}")
+        raise ValueError(f"the data of facts have shape {facts.shape}, the network {tuple(shape)}")
     return replace(facts, shape=tuple(shape))
 
 
