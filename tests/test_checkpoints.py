@@ -727,7 +727,7 @@ DAMAGES = {
     "infinite": (change("sde", "schedule", "T", 10**400), "sde.schedule.T must be a finite num"),
     "out of range": (
         change("sde", "schedule", "T", -1.0),
-        "sde.schedule is no Linear: T must be a number > 0",
+        "schedule is no Linear: T must be a number > 0",
     ),
     "truth for a count": (change("net", "depth", True), "net.depth must be an integer, got True"),
     "truth for a number": (
@@ -824,7 +824,7 @@ DAMAGES = {
     ),
     "one level": (
         change("facts", "levels", 1),
-        "facts is no Facts: levels must be an integer >= 2",
+        "is no Facts: levels must be an integer >= 2",
     ),
     "truth for levels": (change("facts", "levels", True), "facts.levels must be an integer or"),
     "half a level": (change("facts", "levels", 2.5), "facts.levels must be an integer or null"),

@@ -143,10 +143,10 @@ WRONG = {
         lambda: Facts((3,), units=Units(torch.zeros(2, 3), torch.ones(()))),
         r"units of shapes \(2, 3\) and \(\) are not those of samples \(3,\)",
     ),
-    "std 0": (lambda: Facts(std=0.0), "std must be a positive number, got 0.0"),
-    "std infinite": (lambda: Facts(std=math.inf), "std must be a positive number, got inf"),
-    "std NaN": (lambda: Facts(std=math.nan), "std must be a positive number, got nan"),
-    "levels": (lambda: Facts(levels=1), "levels must be at least 2, got 1"),
+    "std 0": (lambda: Facts(std=0.0), "std must be a number > 0, got 0"),
+    "std infinite": (lambda: Facts(std=math.inf), "std must be a number > 0, got inf"),
+    "std NaN": (lambda: Facts(std=math.nan), "std must be a number > 0, got nan"),
+    "levels": (lambda: Facts(levels=1), "levels must be an integer >= 2, got 1"),
     "data": (lambda: Facts.of(torch.tensor([1.0, math.nan])), "x"),
 }
 
