@@ -885,7 +885,7 @@ def test_nothing_is_built_that_the_file_does_not_hold(how, tmp_path):
     save(sg.ScoreNetwork(MLP((3,), 8, 1), sg.VP()), tmp_path)
     BOMBS[how](tmp_path)
     size = (tmp_path / CONFIG).stat().st_size
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         with Largest() as largest, pytest.raises(CheckpointError, match=r"net|shape"):
@@ -895,7 +895,7 @@ def test_nothing_is_built_that_the_file_does_not_hold(how, tmp_path):
         tracemalloc.stop()
     assert largest.bytes <= (tmp_path / WEIGHTS).stat().st_size
     assert peak < 2**20 + 100 * size  # what Python itself makes of the text
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_flipped_byte_is_told(tmp_path):
