@@ -195,7 +195,7 @@ def shown(value: object) -> str:
     >>> shown(torch.zeros(3, 2)), shown("abc")
     ('a Tensor of shape (3, 2)', "'abc'")
     """
-    shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
+    shape: tuple[int, ...] = tuple(getattr(value, "shape", None) or ())
     if shape:
         return f"a {type(value).__name__} of shape {shape}"
     text = repr(value)

@@ -362,8 +362,8 @@ def test_what_cannot_be_a_matrix_process_is_refused() -> None:
     assert float(torch.linalg.eigvalsh(chain.covariance(1.0))[0]) > 0
     with pytest.raises(TypeError, match="a must be real"):
         MatrixOrnsteinUhlenbeck(((-1j,),), ((1.0,),))  # type: ignore[arg-type]
-    for mass, start in ((0.0, 0.1), (1.0, 0.0)):
-        with pytest.raises(ValueError, match="mass"):
+    for mass, start, name in ((0.0, 0.1, "mass"), (1.0, 0.0, "start")):
+        with pytest.raises(ValueError, match=f"{name} must be a number > 0, got 0"):
             CriticallyDamped(mass=mass, start=start)
     assert MatrixOrnsteinUhlenbeck(torch.tensor(A, dtype=F64), G) == MatrixOrnsteinUhlenbeck(A, G)  # type: ignore[arg-type]
     assert hash(CLD) == hash(CriticallyDamped())
