@@ -393,7 +393,7 @@ def test_a_grid_that_does_not_rise_to_the_known_law_is_refused(times):
     for score in (POINT, Own(lambda x, t: POINT(x, t))):
         with pytest.raises(
             ValueError,
-            match="times (must rise from the data to T = 1.0|must be a 1-D grid|has 1 NaN)",
+            match=r"times (must rise from the data to T = 1\.0|must be a 1-D grid|has 1 NaN)",
         ):
             log_prob(score, torch.zeros(2, 2), times=times)
 
