@@ -147,6 +147,7 @@ WRONG = {
     "std infinite": (lambda: Facts(std=math.inf), "std must be a number > 0, got inf"),
     "std NaN": (lambda: Facts(std=math.nan), "std must be a number > 0, got nan"),
     "levels": (lambda: Facts(levels=1), "levels must be an integer >= 2, got 1"),
+    "half a level": (lambda: Facts(levels=2.5), "levels must be an integer >= 2, got 2.5"),
     "data": (lambda: Facts.of(torch.tensor([1.0, math.nan])), "x"),
 }
 

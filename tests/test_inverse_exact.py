@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from problems import F64, correlated, gaussian, line, mixture
+from problems import F64, correlated, draw, gaussian, line, mixture
 from torch import Tensor
 
 from sde_gen import (
@@ -34,10 +34,6 @@ from sde_gen.inverse import (
 from sde_gen.inverse.exact import Prior
 
 SDE = VP()
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def full_mixture() -> CorrelatedMixture:

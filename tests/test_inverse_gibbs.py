@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from problems import F64, correlated, mixture
+from problems import F64, correlated, draw, mixture
 from torch import Tensor
 
 from sde_gen import EDM, VP, Exponential, Facts, Gaussian, LinearSDE, Reverse, Score
@@ -21,10 +21,6 @@ from sde_gen.inverse import (
 )
 
 SDE = VP()
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def assert_law(x: Tensor, exact: Gaussian) -> None:

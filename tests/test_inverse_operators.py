@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import F64, slopes
+from problems import F64, draw, slopes
 from scipy.ndimage import convolve
 from scipy.signal import convolve as full_convolve
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
@@ -86,11 +86,6 @@ OPERATORS: dict[str, Operator] = {
     "stack": Stack([Radon(ANGLES, IMAGE), Fourier(MASK), Mask(MASK)]),
 }
 EACH = pytest.mark.parametrize("name", OPERATORS)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=F64).to(dtype)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import F64, correlated, gaussian, mixture
+from problems import F64, correlated, draw, gaussian, mixture
 from torch import Tensor, nn
 
 from sde_gen import (
@@ -43,10 +43,6 @@ from sde_gen.metrics import sliced_wasserstein
 SDE = VP()
 # The function of that name hides the module.
 inner = sys.modules[particles.__module__]
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def told(prior: GaussianMixture) -> Score:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, correlated, gaussian, mixture
+from problems import F64, Straight, correlated, draw, gaussian, mixture
 from torch import Tensor, nn
 
 from sde_gen import (
@@ -66,10 +66,6 @@ RULES: list[Covariance] = [
     Point(),
 ]
 EXACT: list[Covariance] = [DataCovariance(), DataCovariance(jacobian=True), Tweedie(8, 0.0)]
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def full(sde: LinearSDE, n: int = 4) -> Gaussian:
@@ -481,25 +477,6 @@ def test_gradients_of_the_observation_flow_where_asked_for() -> None:
     e = posterior.linearise(X, 0.3)
     assert e.pull is not None
     assert bool(torch.isfinite(e.pull(X)).all())
-
-
-class Straight(LinearSDE):
-    """x_t = (1 - t) x_0 + t z: alpha = 0 at its end."""
-
-    T = 1.0
-
-    def rate(self, t):
-        return -1 / (1 - torch.as_tensor(t, dtype=F64))
-
-    def diffusion(self, t):
-        t = torch.as_tensor(t, dtype=F64)
-        return torch.sqrt(2 * t / (1 - t))
-
-    def log_alpha(self, t):
-        return torch.log1p(-torch.as_tensor(t, dtype=F64))
-
-    def sigma(self, t):
-        return torch.as_tensor(t, dtype=F64) + 0.0
 
 
 def test_where_no_signal_is_left_the_denoised_state_is_the_posterior_mean() -> None:

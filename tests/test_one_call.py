@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from problems import Straight
 from torch import Tensor, nn
 
 import sde_gen as sg
@@ -149,25 +150,6 @@ def test_what_is_shared_reaches_the_network_as_a_row_a_sample() -> None:
 
 
 # Where no signal is left.
-
-
-class Straight(LinearSDE):
-    """x_t = (1 - t) x_0 + t z: the straight path of flow matching; alpha = 0 at its end."""
-
-    T = 1.0
-
-    def rate(self, t):
-        return -1 / (1 - torch.as_tensor(t, dtype=F64))
-
-    def diffusion(self, t):
-        t = torch.as_tensor(t, dtype=F64)
-        return torch.sqrt(2 * t / (1 - t))
-
-    def log_alpha(self, t):
-        return torch.log1p(-torch.as_tensor(t, dtype=F64))
-
-    def sigma(self, t):
-        return torch.as_tensor(t, dtype=F64) + 0.0
 
 
 class Exact(nn.Module):

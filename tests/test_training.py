@@ -407,10 +407,6 @@ def test_recipe_takes_the_numbers_of_numpy():
         ({"every": True}, "every"),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"seed": None}, "seed must be an integer, got None"),
-        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-        ({"lr": None}, "lr must be a number, got None"),
-        ({"ema": "wide"}, "ema must be a number"),
-        ({"minutes": "1"}, "minutes must be a number, got '1'"),
         ({"minutes": -1.0}, "minutes"),
         ({"batch": 0}, "batch"),
         ({"lr": 0.0}, "lr"),
@@ -421,8 +417,15 @@ def test_recipe_takes_the_numbers_of_numpy():
     ids=str,
 )
 def test_recipe_refuses(options, word):
-    with pytest.raises((TypeError, ValueError), match=word):
+    with pytest.raises(ValueError, match=word):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("name", ["minutes", "lr", "warmup", "clip", "ema", "save_every"])
+@pytest.mark.parametrize("value", ["1", True, 1j, [0.1]])
+def test_recipe_takes_numbers(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+        Recipe(**{name: value})
 
 
 # --- the loop -------------------------------------------------------------------------------

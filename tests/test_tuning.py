@@ -330,6 +330,9 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: tune_grid(Bound(24), n=8), FloatingPointError, "score is not finite at t = 1,"),
     "30 labels": (
         lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
+    "other data": (
+        lambda: tune_grid(ring(SDE), data=torch.zeros(9, 3)), ValueError,
+        r"data must be \(N, 2\), got \(9, 3\)"),
     "few": (lambda: tune_solver(ring(SDE), n=4), ValueError, "n must be an integer >= 8"),
     "no memory": (
         lambda: tune_solver(ring(SDE), Exponential(1)), ValueError, "order 1 without corrector"),

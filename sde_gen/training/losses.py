@@ -251,7 +251,9 @@ class Denoising:
         if y is not None:
             y = as_labels(y)
             if y.shape != x.shape[:1]:
-                raise ValueError(f"labels y must be ({len(x)},), got {tuple(y.shape)}")
+                raise ValueError(
+                    f"labels y must be ({len(x)},), as many as rows of x, got {tuple(y.shape)}"
+                )
             labels = drop_labels(y, self.label_dropout, noise)
 
             def score(x: Tensor, t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..ops import as_integer, check_count, check_number
+from ..ops import as_integer, check_count, set_number
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Recipe:
         seed: of batches, noise, times and dropout.
 
     Raises:
-        ValueError: a number out of its range.
+        TypeError: no number.
+        ValueError: a number out of its range, a count that is none.
     """
 
     steps: int | None = None
@@ -56,16 +57,11 @@ class Recipe:
         if seed is None:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
         object.__setattr__(self, "seed", seed)
-        for name in ("minutes", "lr", "warmup", "clip", "ema", "save_every"):
+        for name in ("minutes", "lr", "clip", "save_every"):
             if name != "minutes" or self.minutes is not None:
-                object.__setattr__(self, name, check_number(getattr(self, name), name))
-        for name in ("lr", "clip", "save_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+                set_number(self, name, above=0)
+        set_number(self, "warmup", least=0, below=1)
+        set_number(self, "ema", above=0)
         power_of_width(self.ema)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..ops import check_finite, check_number, check_state
+from ..ops import batch_of, check_finite, check_number, check_state
 from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
@@ -106,12 +106,15 @@ def tune(
 ) -> Tuned:
     """Fit, choose and judge for each number of steps."""
     calls = checked(model, solver, steps, n)
-    sde = model.sde
+    sde, shape = model.sde, model.shape
     assert isinstance(sde, LinearSDE)
+    assert shape is not None
     last = grids.default_end(sde) if end is None else check_number(end, "end", above=0)
     if data is not None:
         check_state(data, "data")
         check_finite(data, "data")
+        if tuple(data.shape[1:]) != shape:
+            raise ValueError(f"data must be {batch_of(shape, 'N')}, got {tuple(data.shape)}")
     default = base_solver(model) if solver is None else solver
     # The last of ``sample``'s calls leads from the end of the grid to t = 0.
     counts = [k - (end is None) for k in calls]
