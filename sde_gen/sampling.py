@@ -25,6 +25,7 @@ from .noise import Noise, Streams, on_host
 from .ops import (
     Time,
     act,
+    all_finite,
     as_device,
     as_integer,
     check_count,
@@ -113,7 +114,7 @@ def solve(
             for part in parts
         ]
     result = runs[0] if len(runs) == 1 else torch.cat(runs, dim=1 if trajectory else 0)
-    if not torch.isfinite(result).all():
+    if not all_finite(result):
         raise FloatingPointError(
             f"{type(solver).__name__} ended with NaN or infinite values on a grid of"
             f" {len(grid) - 1} steps: the step is too large for the solver, or the score is"
@@ -186,8 +187,7 @@ def _run(
     for step in _bar(plan, progress):
         before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
-        # One pass over the state; a sum that overflows is looked at again.
-        if host and not math.isfinite(float(x.detach().sum())) and not torch.isfinite(x).all():
+        if host and not all_finite(x):
             _blame(process, before, step, solver, noise, remembered)
         if trajectory:
             states.append(x)

@@ -131,3 +131,18 @@ def test_what_is_no_count_is_refused_by_name(value: object) -> None:
     with pytest.raises(ValueError, match="steps must be an integer >= 1, got") as caught:
         ops.check_count(value, "steps")
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_all_finite_sees_through_its_sum(dtype: torch.dtype) -> None:
+    """A sum that overflows or cancels says nothing of the values; one bad value always shows."""
+    largest = torch.finfo(dtype).max
+    assert ops.all_finite(torch.full((8,), largest, dtype=dtype))
+    assert ops.all_finite(torch.tensor([largest, largest, -largest], dtype=dtype))
+    assert ops.all_finite(torch.arange(3))
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in (0, 4, 8):
+            x = torch.ones(9, dtype=dtype)
+            x[place] = bad
+            assert not ops.all_finite(x)
+    assert not ops.all_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
