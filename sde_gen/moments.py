@@ -112,7 +112,7 @@ class Moments:
         basis = self._basis_like(x)
         with full_precision(x.device.type):
             inner = [
-                (y.flatten(1) @ basis) * (f[1:] - f[0]).to(x)
+                (y.flatten(1) @ basis) * alike(f[1:] - f[0], x)
                 for f, y in zip(numbers, tensors, strict=True)
                 if isinstance(f, Tensor)
             ]
@@ -121,8 +121,15 @@ class Moments:
             return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
 
 
+def alike(f: Tensor, x: Tensor) -> Tensor:
+    """f in the dtype and on the device of x; of numbers on the host a GPU need not say that it
+    has them."""
+    given = f.device.type == "cpu" and x.device.type == "cuda"
+    return f.to(x.dtype).to(x.device, non_blocking=given)
+
+
 def _spread(f: Coefficient, x: Tensor) -> Coefficient:
-    return f if isinstance(f, float) else f.to(x).reshape(x.shape[1:])
+    return f if isinstance(f, float) else alike(f, x).reshape(x.shape[1:])
 
 
 def _combine(numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..noise import Streams
+from ..moments import alike
+from ..noise import Streams, on_host
 from ..ops import as_integer
 
 
@@ -23,7 +24,7 @@ class Draws:
     def uniform(self, t: float, device: torch.device) -> Tensor:
         """(R, 1), a function of (seed, system, t)."""
         z = self.streams(torch.empty(self.systems, 1, dtype=torch.float64), t, t, 2)
-        return torch.special.ndtr(z).to(device)
+        return alike(torch.special.ndtr(z), torch.empty(0, dtype=z.dtype, device=device))
 
 
 class Cloud:
@@ -44,7 +45,8 @@ class Cloud:
         self.ess.append(effective(self.log_w))
         n = self.log_w.shape[1]
         uneven = self.ess[-1] < n / 2
-        if not bool(uneven.any()):
+        # A GPU is not asked: it would be waited for, and takes all steps alike.
+        if on_host(uneven.device) and not bool(uneven.any()):
             return None
         self._settle(uneven)
         chosen = systematic(self.log_w, noise.uniform(t, self.log_w.device), n)

@@ -157,6 +157,16 @@ class Observation:
             chosen._root = self._root[index]
         return chosen
 
+    def to(self, device: torch.device) -> Observation:
+        """The same observation with its numbers on a device."""
+        if self.y.device == device:
+            return self
+        moved = copy.copy(self)
+        moved.y = self.y.to(device)
+        moved.std = None if self.std is None else self.std.to(device)
+        moved._root = None if self._root is None else self._root.to(device)
+        return moved
+
     def _std(self, r: Tensor) -> Tensor:
         assert self.std is not None
         return self.std.to(r)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..moments import Moments
 from ..noise import Noise
-from .whitened import Local, Whitened, apply
+from .whitened import Local, Whitened, apply, cholesky_plus_one
 
 
 class Level(NamedTuple):
@@ -147,7 +147,7 @@ def _factor(moments: Moments, b: Tensor, w: float) -> Tensor:
     c = moments.values
     c = c if math.isinf(w) else torch.where(c > 0, c * w / (c + w).clamp_min(1e-300), 0.0)
     k = _rows(moments, c, b) @ b.mT
-    return torch.linalg.cholesky(k + torch.eye(k.shape[-1]).to(k))
+    return cholesky_plus_one(k)
 
 
 def _rows(moments: Moments, f: Tensor, b: Tensor) -> Tensor:

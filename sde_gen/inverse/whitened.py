@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..facts import Facts, Units
-from ..moments import Moments
+from ..moments import Moments, alike
 from ..scores import Score
 from ..sdes import LinearSDE
 from .observation import Observation, joint
@@ -70,7 +70,8 @@ class Whitened:
     def __init__(
         self, prior: Score, observations: Observation | Sequence[Observation], name: str
     ) -> None:
-        self.observation = of_state(_checked(prior, observations, name), prior.facts)
+        seen = of_state(_checked(prior, observations, name), prior.facts)
+        self.observation = seen.to(prior.device)
         self._kept: dict[str, Any] = {}
 
     @property
@@ -109,7 +110,7 @@ class Whitened:
         if "b" not in self._kept:
             operator = self.observation.operator
             m = math.prod(operator.measured)
-            one = torch.eye(m, dtype=torch.float64, device=operator.device)
+            one = torch.eye(m, dtype=torch.float64, device=self.observation.y.device)
             a = operator.adjoint(one.reshape(m, *operator.measured)).reshape(m, -1)
             self._kept["b"] = self.observation.whitened(a)
         return self._kept["b"]
@@ -123,7 +124,7 @@ class Whitened:
 
     def gram(self, moments: Moments, c: Tensor) -> Tensor:
         """B f(C) B^T, (G, m, m), for values c of f, (G or 1, k) like ``moments.values``."""
-        c = c.to(self.b).unsqueeze(-2)
+        c = alike(c, self.b).unsqueeze(-2)
         if moments.basis is None:
             return (self.b * c) @ self.b.mT
         if self._kept.get("gram", (None,))[0] is not moments:
@@ -141,15 +142,22 @@ class Whitened:
             z = (vectors.mT @ r.unsqueeze(-1)).squeeze(-1) / (c.to(r) * values + 1)
             return (vectors @ z.unsqueeze(-1)).squeeze(-1)
         k = self.gram(moments, c)
-        low = torch.linalg.cholesky(k + torch.eye(k.shape[-1]).to(k))
+        low = cholesky_plus_one(k)
         if len(low) == 1:
             return torch.cholesky_solve(r.mT, low[0]).mT
         return torch.cholesky_solve(r.unsqueeze(-1), low).squeeze(-1)
 
 
+def cholesky_plus_one(k: Tensor) -> Tensor:
+    """The lower factor of K + I, (G, m, m)."""
+    one = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+    # Not asked whether it failed: K + I >= I, and a GPU would be waited for.
+    return torch.linalg.cholesky_ex(k + one).L
+
+
 def apply(moments: Moments, f: Tensor, x: Tensor) -> Tensor:
     """f(C) x for values f (1 or B, k) of f: like ``moments.apply``, with a function a sample."""
-    flat, f = x.flatten(1), f.to(x)
+    flat, f = x.flatten(1), alike(f, x)
     if moments.basis is None:
         return (f * flat).reshape(x.shape)
     basis = moments._basis_like(x)

@@ -86,8 +86,11 @@ def philox_normal(
         words = torch.cat(runs) if runs else torch.empty(0, 4, dtype=torch.int64)
     else:
         counter = _counters(samples, blocks)
-        second = torch.as_tensor(name, device=samples.device).expand(len(samples))
-        words = philox(counter, key, second=second.repeat_interleave(blocks))
+        if isinstance(name, int):
+            second = torch.full_like(counter, signed(name))
+        else:
+            second = name.to(samples.device).expand(len(samples)).repeat_interleave(blocks)
+        words = philox(counter, key, second=second)
     halves = words.view(torch.int32).reshape(len(samples), 2, 4 * blocks)
     return _box_muller(halves[:, 0], halves[:, 1]).flatten(1)[:, :size]
 
