@@ -83,8 +83,9 @@ def check(options: argparse.Namespace) -> None:
     for name in ("batch", "channels", "chunk", "draws", "levels", "n", "particles", "steps"):
         given = getattr(options, name, None)
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+            least = 2 if name == "particles" else 1
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 def _command(

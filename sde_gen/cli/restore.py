@@ -51,6 +51,8 @@ def restore(options: argparse.Namespace) -> None:
             f"--noise must be a standard deviation above 0, in the units of --data, got"
             f" {options.noise}: of exact data say how exact they are"
         )
+    if options.method == "term" and options.draws < 2:
+        raise ValueError("--method term needs 2 or more --draws, for their std")
     model = load(options.model, options.device)
     shape = model.shape
     if shape is None:
@@ -230,12 +232,12 @@ def _measured(
     with _of(f"--data {path}"):
         y, levels = _read(path, options.key, operator, model.facts.levels)
         y = _observed(y, operator)
-        scale = 1.0
+        seen = inverse.Observation(operator, y, options.noise)
         if levels is not None:
-            scale = 2 / levels
             one = operator.forward(torch.ones(1, *operator.shape, dtype=torch.float64))
-            y = y + (1 - 1 / levels) * (1 - one[0])
-        return Measured(inverse.Observation(operator, y, scale * options.noise), levels)
+            y = seen.y + (1 - 1 / levels) * (1 - one[0])
+            seen = inverse.Observation(operator, y, 2 / levels * options.noise)
+        return Measured(seen, levels)
 
 
 def _read(
@@ -269,7 +271,7 @@ def _observed(y: Tensor, operator: inverse.Operator) -> Tensor:
     lead = y.shape[: y.ndim - len(last.shape)]
     if y.shape[len(lead) :] != last.shape or last.measured == y.shape:
         return y
-    if y.shape[1:] == last.measured:
+    if not lead and y.shape[1:] == last.measured:
         raise ValueError(
             f"{tuple(y.shape)} is one whole array, or {len(y)} rows of what the mask leaves: give"
             " it with an axis more in front"
