@@ -303,6 +303,15 @@ def test_what_does_not_fit_is_said(at, noise, words, table, files, capsys):
     assert words in line
 
 
+@pytest.mark.parametrize(("at", "noise"), [(1e300, 1), (0, 1e-300)])
+def test_what_is_not_finite_is_not_written(at, noise, table, files, capsys):
+    np.save("mask.npy", np.ones(3))
+    np.save("y.npy", np.stack([SHIFT + at * SCALE]))
+    options = ("--mask", "mask.npy", "--data", "y.npy", "--noise", noise, "--out", "x.npz")
+    assert "the draws are not finite" in refused(capsys, table, *options, *SHORT)
+    assert not Path("x.npz").exists()
+
+
 # ---- what is refused ----
 
 GOOD = {"--downsample": 2, "--data": "y.npy", "--noise": 0.1, "--out": "x.npz"}

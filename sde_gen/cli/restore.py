@@ -63,7 +63,7 @@ def restore(options: argparse.Namespace) -> None:
     seen = measured.seen
     score = _prior(model, options.label)
     posterior = inverse.Posterior(score, seen)
-    print(_told(options.noise, measured), flush=True)
+    print(_told(options, measured), flush=True)
     if options.method == "term":
         found = _by_term(score, seen, options)
     else:
@@ -78,12 +78,14 @@ def restore(options: argparse.Namespace) -> None:
     print(f"{out}: mean, std and {options.draws} draws of shape {shape}")
 
 
-def _told(noise: float, measured: Measured) -> str:
-    seen, levels = measured
-    law = f"noise {noise:g}"
+def _told(options: argparse.Namespace, measured: Measured) -> str:
+    """How operator, measurements and noise were read."""
+    a, levels = measured.seen.operator, measured.levels
+    given = " ".join(f"--{name} {text}" for name, text in options.operators)
+    law = f"noise {options.noise:g}"
     if levels is not None:
-        law += f" of {levels} grey levels, {2 * noise / levels:.4g} on [-1, 1]"
-    return f"{seen.operator}, observations: {seen.batch or 1}, {law}"
+        law += f" of {levels} grey levels, {2 * options.noise / levels:.4g} on [-1, 1]"
+    return f"{given}: {a.shape} -> {a.measured}, observations: {measured.seen.batch or 1}, {law}"
 
 
 def _prior(model: ScoreNetwork, label: int | None) -> Score:
@@ -134,6 +136,10 @@ def _restored(
 ) -> Restored:
     draws = draws.cpu()
     each = draws.unsqueeze(0) if seen.batch is None else draws
+    if not bool(draws.isfinite().all()):
+        raise FloatingPointError(
+            "the draws are not finite: --data or --noise are far beyond the model's data"
+        )
     z = [seen.whiten(seen.rows(i).residual(x.double())) for i, x in enumerate(each)]
     chi = torch.stack([r.square().mean() for r in z])
     return Restored(mean.cpu(), std.cpu(), draws, chi[0] if seen.batch is None else chi, particles)
