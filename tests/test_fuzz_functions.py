@@ -148,6 +148,8 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "class_folders": entry(data.class_folders, path="classes", channels=3),
         "load_array": entry(data.load_array, path="x.npz", key="x", n_levels=4),
         "load_labels": entry(data.load_labels, path="x.npz", key="y"),
+        "load_image": entry(data.load_image, path="images/0.png", channels=1),
+        "read_array": entry(data.read_array, path="x.npz", key="x"),
     },
     "plots": {
         "image_grid": entry(

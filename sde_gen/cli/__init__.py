@@ -1,4 +1,4 @@
-"""The command line: ``sde-gen demo | train | tune | sample | evaluate``.
+"""The command line: ``sde-gen demo | train | tune | sample | restore | evaluate``.
 
 Bad input ends with one line on the standard error and the exit status 2, Ctrl-C with one line and
 130; a warning is one line too. Each command imports what it needs when it runs, so that

@@ -118,6 +118,12 @@ def _write_samples(out: Path, x: Tensor, y: Tensor) -> None:
     write(out, fill)
 
 
+def _restore(options: argparse.Namespace) -> None:
+    from .restore import restore
+
+    restore(options)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from ..data import centre, quantise
     from ..likelihood import bits_per_dim
@@ -306,5 +312,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "tune": _tune,
     "sample": _sample,
+    "restore": _restore,
     "evaluate": _evaluate,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from .commands import COMMANDS
 
@@ -34,6 +35,26 @@ floor. Of the digits these are the test images, of a toy new points, of other DA
 said how many of them the model was trained on."""
 
 
+RESTORE_HELP = """\
+Draws from p(x | y), y = A(x) + noise: A are the operators below, in the order given (--blur 1
+--downsample 2 first blurs), y is read from --data, x is what the model draws.
+
+--data is one of
+  FILE.npy FILE.npz  y, or one row for each of R observations; floats in the units of the model's
+                     data, or integers, which are grey levels where the model has these. With
+                     --mask last, whole arrays do too: what is hidden may be anything, or NaN
+  IMAGE FOLDER       one image, or one observation an image; 256 grey levels
+
+--noise is the standard deviation of the numbers as the file holds them: 10 is ten grey levels of
+an image, 0.1 is a twentieth of the range of an array on [-1, 1]. Blurs and Fourier transforms
+take x to go on periodically.
+
+Written are mean, std, draws and chi_square, in the units of the model's data; by particles also
+log_evidence with its standard_error, and ess, the effective number of particles at each step.
+Particles are exact as their number and --steps grow; --method term is for many measurements, and
+exact for Gaussian data alone."""
+
+
 EXAMPLE = """\
 for example:
   sde-gen train two_moons --steps 1000 --out moons
@@ -50,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_train, _add_tune, _add_sample, _add_evaluate):
+    for add in (_add_demo, _add_train, _add_tune, _add_sample, _add_restore, _add_evaluate):
         add(commands)
     return top
 
@@ -59,11 +80,12 @@ def check(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` where a number of things is none, or a seed too long for torch."""
     if abs(options.seed) >= 2**62:
         raise ValueError(f"--seed must lie between -2^62 and 2^62, got {options.seed}")
-    for name in ("batch", "channels", "chunk", "levels", "n", "steps"):
+    for name in ("batch", "channels", "chunk", "draws", "levels", "n", "particles", "steps"):
         given = getattr(options, name, None)
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+            least = 2 if name == "particles" else 1
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 def _command(
@@ -137,6 +159,59 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--eta", type=float, default=0.0, help="0: probability flow; 1: reverse-time SDE"
     )
     _add_sampling(add)
+
+
+def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    add = _command(
+        commands, "restore", "draw what was measured from a trained model", RESTORE_HELP
+    )
+    add.add_argument("model", metavar="MODEL", help="a folder that `train` or `demo` wrote")
+    add.add_argument("--data", required=True, help="what was measured: y")
+    add.add_argument("--key", help="which array of a .npz")
+    add.add_argument(
+        "--noise", metavar="SIGMA", type=float, required=True, help="of y, in the units of --data"
+    )
+    for name, (metavar, text) in OPERATORS_HELP.items():
+        add.add_argument(
+            f"--{name}",
+            metavar=metavar,
+            action="append",
+            dest="operators",
+            default=[],
+            type=partial(_named, name),
+            help=text,
+        )
+    add.add_argument(
+        "--out",
+        metavar="PATH",
+        required=True,
+        help=".npz; of images also a .png of all, or a new folder of one .png each",
+    )
+    add.add_argument("--draws", type=int, default=16, help="of each observation (default: 16)")
+    add.add_argument("--label", type=int, help="the class (default: not known)")
+    add.add_argument(
+        "--method", choices=("particles", "term"), default="particles", help="(default: particles)"
+    )
+    add.add_argument(
+        "--particles", type=int, default=600, help="of each observation (default: 600)"
+    )
+    add.add_argument("--steps", type=int, default=100, help="network calls (default: 100)")
+    add.add_argument("--chunk", type=int, default=500, help="samples at once (default: 500)")
+    _add_common(add)
+
+
+OPERATORS_HELP = {
+    "mask": ("FILE", "entries observed: a .npy of 0 and 1, or the white of an image"),
+    "downsample": ("K", "means over K entries of each axis"),
+    "blur": ("KERNEL", "convolution with a .npy, or the width of a Gaussian in pixels"),
+    "matrix": ("FILE", "weighted sums: a .npy (m, n)"),
+    "fourier": ("MASK", "frequencies observed: as for --mask, 0 first; complex or pairs"),
+    "radon": ("N", "projections at N even angles on [0, pi)"),
+}
+
+
+def _named(name: str, text: str) -> tuple[str, str]:
+    return name, text
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

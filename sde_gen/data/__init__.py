@@ -17,7 +17,16 @@ True
 from __future__ import annotations
 
 from ..levels import Dequantise, centre, dequantise, quantise
-from .files import check_writable, class_folders, image_folder, load_array, load_labels, visible
+from .files import (
+    check_writable,
+    class_folders,
+    image_folder,
+    load_array,
+    load_image,
+    load_labels,
+    read_array,
+    visible,
+)
 from .sets import (
     TOYS,
     Labelled,
@@ -45,9 +54,11 @@ __all__ = [
     "grid_25",
     "image_folder",
     "load_array",
+    "load_image",
     "load_labels",
     "mnist",
     "quantise",
+    "read_array",
     "swiss_roll",
     "toy",
     "two_moons",

@@ -71,6 +71,21 @@ def image_folder(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
     return centre(torch.from_numpy(np.stack(images)), 256)
 
 
+def load_image(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
+    """One image (channels, H, W) in [-1, 1], read as ``image_folder`` reads each.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read as an image, or has more than eight bits a channel.
+    """
+    if as_integer(channels) not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+    file = as_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no image at {file}")
+    return centre(torch.from_numpy(_read_image(file, channels).copy()), 256)
+
+
 def class_folders(path: str | Path, channels: Literal[1, 3] = 3) -> Labelled:
     """One folder of images for each class; the label is the folder's place in the order of names.
 
@@ -117,7 +132,7 @@ def load_array(path: str | Path, key: str | None = None, n_levels: int | None = 
         ValueError: an unreadable file, an unknown key, an array without samples, NaN, numbers
             beyond float32, or levels out of range.
     """
-    array = _read_array(path := as_path(path), key)
+    array = read_array(path := as_path(path), key)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{path} holds an array {array.shape}, expected (N, *D) with N >= 1")
     if array.dtype.kind in "iu":
@@ -152,7 +167,7 @@ def load_labels(path: str | Path, key: str) -> Tensor:
     path = as_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path} holds no labels: they are an array of a .npz file")
-    y = _read_array(path, key)
+    y = read_array(path, key)
     if y.dtype.kind not in "iu" or y.ndim != 1 or y.size == 0 or y.min() < 0:
         raise ValueError(f"{path}: {key} must be integers >= 0, (N,), got {y.dtype} {y.shape}")
     return torch.from_numpy(y.astype(np.int64))
@@ -217,7 +232,14 @@ def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]} x {image.shape[2]}"
 
 
-def _read_array(path: Path, key: str | None) -> np.ndarray:
+def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
+    """The array of a ``.npy`` or ``.npz`` file as it is stored, of any kind, shape and units.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unreadable file, an unknown key, or several arrays and no key.
+    """
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no array file at {path}")
     if path.suffix not in (".npy", ".npz"):
