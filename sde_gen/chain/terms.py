@@ -52,9 +52,10 @@ class Term(NamedTuple):
     @classmethod
     def of(cls, draws: Tensor) -> Term:
         """The mean of independent draws along axis 0, and its error."""
-        k = len(draws)
-        error = draws.std(0) if k > 1 else torch.full_like(draws[0], math.nan)
-        return cls(draws.mean(0), error / math.sqrt(k))
+        k, mean = len(draws), draws.mean(0)
+        square = (draws - mean).square().sum(0)
+        error = torch.sqrt(square / (k - 1) / k) if k > 1 else torch.full_like(mean, math.nan)
+        return cls(mean, error)
 
     def __truediv__(self, c: float) -> Term:
         """Both over a positive number."""
