@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ from ..sdes import SDE, Evaluation
 from ..training.losses import Weighting, drop_labels, uniform_weight
 from .steps import Chain
 from .terms import decoder_of
+
+_chain = lru_cache(maxsize=8)(Chain)
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,11 @@ class Hybrid:
         if not isinstance(inner, ScoreNetwork):
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
         context = {} if y is None else {"y": drop_labels(as_labels(y), self.label_dropout, noise)}
-        chain = Chain(inner.sde, self.times.times)  # type: ignore[arg-type]
-        t = self.times.numbers(noise.spread(len(x), x.device))
+        chain, u = _chain(inner.sde, self.times.times), noise.spread(len(x), x.device)
+        t, at = self.times.numbers(u), self.times(inner.sde, u)
         half = user_precision(x.device.type)
         with full_precision(x.device.type):
-            z, at = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
+            z = inner.facts.encode(x)
             p = inner.sde.perturb(z, at, noise)
             with half:
                 e = model(p.x, at, whole=True, **context)
