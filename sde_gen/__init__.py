@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import gaussians, grids, guidance, metrics, networks, schedules, sdes, solvers
 from .budget import error_budget
+from .chain import Chain, bound
 from .facts import Facts
 from .guidance import Classifier, ClassifierFree
 from .likelihood import bits_per_dim, log_prob
@@ -63,6 +64,7 @@ __all__ = [
     "Adaptive",
     "BAOAB",
     "BrownianPath",
+    "Chain",
     "Churn",
     "Classifier",
     "ClassifierFree",
@@ -108,6 +110,7 @@ __all__ = [
     "Wiener",
     "annealed_langevin",
     "bits_per_dim",
+    "bound",
     "data_moments",
     "default_solver",
     "dsm_loss",

@@ -13,6 +13,14 @@ from torch import Tensor
 from .ops import sum_rest
 
 
+def divergence(ratio: Tensor, away: Tensor) -> Tensor:
+    """1/2 [ratio - 1 - log ratio + away]: the divergence in one direction, elementwise, in nats.
+
+    ``ratio`` = var_q / var_p, ``away`` = (mean_q - mean_p)^2 / var_p.
+    """
+    return 0.5 * (ratio - 1 - torch.log(ratio) + away)
+
+
 def kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
     """KL(N(mean_q, diag var_q) || N(mean_p, diag var_p)) in nats, (B, *D) -> (B,).
 
@@ -24,9 +32,8 @@ def kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
     >>> float(kl(z, z + 1, z + 3, z + 1))
     9.0
     """
-    ratio = var_q / var_p
-    away = (mean_q - mean_p) ** 2 / var_p
-    return 0.5 * sum_rest((ratio - 1 - torch.log(ratio) + away).expand_as(mean_q))
+    each = divergence(var_q / var_p, (mean_q - mean_p) ** 2 / var_p)
+    return sum_rest(each.expand_as(mean_q))
 
 
 def kl_matrix(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> Tensor:

@@ -90,6 +90,24 @@ class Moments:
         n, r = self.basis.shape
         return float((n - r) * self.values[0] + self.values[1:].sum()) / n
 
+    @property
+    def shares(self) -> Tensor:
+        """What part of the coordinates each of the values stands for, (m,); they sum to 1."""
+        m = len(self.values)
+        if self.basis is None:
+            return torch.full_like(self.values, 1 / m)
+        n = len(self.basis)
+        return (
+            torch.cat([self.values.new_tensor([n - m + 1.0]), torch.ones_like(self.values[1:])])
+            / n
+        )
+
+    def information(self, w: Tensor) -> Tensor:
+        """1/2 log det(I + C / w) / n: what y = x + sqrt(w) z tells of Gaussian data, in nats a
+        dimension, for noise variances w > 0 of any shape."""
+        log = torch.log1p(self.values.to(w) / w.unsqueeze(-1))
+        return 0.5 * (log * self.shares.to(w)).sum(-1)
+
     def coefficient(self, f: np.ndarray) -> Coefficient:
         """Numbers f (m,) in the form that ``apply`` takes."""
         return float(f[0]) if len(f) == 1 else torch.from_numpy(np.array(f, dtype=np.float64))

@@ -112,10 +112,10 @@ def test_config_rebuilds_it_through_json(net):
 def test_config_holds_every_argument():
     arguments = {"shape": [1, 8], "channels": 4, "multipliers": [1, 3], "blocks": 0}
     arguments |= {"attention": [4], "heads": 2, "dropout": 0.25, "classes": 3, "width": 12}
-    arguments |= {"embedding": "fourier", "scale_shift": False}
+    arguments |= {"embedding": "fourier", "scale_shift": False, "head": True}
     assert UNet(**arguments).config == arguments
     arguments = {"shape": [2], "width": 4, "depth": 1, "classes": 3, "dropout": 0.25}
-    arguments |= {"embedding": "fourier", "outputs": 5}
+    arguments |= {"embedding": "fourier", "outputs": 5, "head": False}
     assert MLP(**arguments).config == arguments
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import check_count, check_number
+from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
 from .embeddings import Embedding
 
@@ -49,9 +49,12 @@ class MLP(Network):
         embedding: "sinusoidal" or "fourier".
         outputs: None, or the length of the vector (B, outputs) to return in place of a state:
             the logits of a classifier of noisy data, for instance.
+        head: return a second output behind the first, (B, 2 C, ...) for a shape (C, ...): what
+            the variances of a chain are learned by.
 
     Raises:
-        ValueError: a width, depth or output length below 1, or an unknown embedding.
+        ValueError: ``outputs`` with a ``head``; a width, depth or output length below 1, or an
+            unknown embedding.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class MLP(Network):
         dropout: float = 0.0,
         embedding: str = "sinusoidal",
         outputs: int | None = None,
+        head: bool = False,
     ) -> None:
         width, depth = check_count(width, "width"), check_count(depth, "depth")
         outputs = None if outputs is None else check_count(outputs, "outputs")
         dropout = check_number(dropout, "dropout", least=0, most=1)
+        check_kind(head, bool, "head", "True or False")
         config = {
             "shape": sizes(shape, "shape"),
             "width": width,
@@ -75,17 +80,21 @@ class MLP(Network):
             "dropout": dropout,
             "embedding": embedding,
             "outputs": outputs,
+            "head": head,
         }
+        if head and outputs is not None:
+            raise ValueError("a head goes with a state, not with a vector of outputs")
         super().__init__(shape, classes, config)
         size = math.prod(self.shape)
         self.embedding = Embedding(embedding, width, width, self.classes)
         self.input = nn.Linear(size, width)
         self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, outputs or size)
+        first, *rest = self.shape
+        self.result = (first * (1 + head), *rest) if outputs is None else (outputs,)
+        self.output = nn.Linear(width, math.prod(self.result))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        self.result = self.shape if outputs is None else (outputs,)
 
     def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
         """(B, *shape) -> (B, *shape), or (B, outputs)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import check_count, check_number
+from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
 from .embeddings import Embedding
 
@@ -135,6 +135,8 @@ class UNet(Network):
         embedding: "sinusoidal" or "fourier".
         width: width of the embedding; None is 4 channels.
         scale_shift: let the embedding scale and shift, instead of adding to, the features.
+        head: return a second output behind the first, (B, 2 C, *S): what the variances of a
+            chain are learned by.
 
     Raises:
         ValueError: arguments that do not fit together, saying which.
@@ -153,7 +155,9 @@ class UNet(Network):
         embedding: str = "sinusoidal",
         width: int | None = None,
         scale_shift: bool = True,
+        head: bool = False,
     ) -> None:
+        check_kind(head, bool, "head", "True or False")
         config = {
             "shape": sizes(shape, "shape"),
             "channels": (channels := check_count(channels, "channels")),
@@ -166,6 +170,7 @@ class UNet(Network):
             "embedding": embedding,
             "width": width,
             "scale_shift": scale_shift,
+            "head": head,
         }
         super().__init__(shape, classes, config)
         attends = _check(self.config)
@@ -181,7 +186,7 @@ class UNet(Network):
         self.input = convolution(rank, self.shape[0], channels)
         self._build_ladder(rank, [channels, *widths], blocks, attends, block)
         self.norm = group_norm(widths[0])
-        self.output = zeroed(convolution(rank, widths[0], self.shape[0]))
+        self.output = zeroed(convolution(rank, widths[0], self.shape[0] * (1 + head)))
         ladder = (*self.down, *self.middle, *self.up)
         self.splits = [m.n_embedding for m in ladder if isinstance(m, Block)]
         self.embedding = Embedding(embedding, channels, width, classes)
@@ -214,7 +219,7 @@ class UNet(Network):
                 self.up.append(Enlarge(rank, n))
 
     def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
-        """(B, *shape) -> (B, *shape)."""
+        """(B, *shape) -> (B, *shape), or with a head (B, 2 C, *S)."""
         # One matrix product embeds for all blocks, in the order in which they run.
         e = iter(self.project(F.silu(self.embedding(c, y))).split(self.splits, dim=1))
         h = self.input(x)

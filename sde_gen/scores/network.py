@@ -158,9 +158,14 @@ class ScoreNetwork(nn.Module, Score):
         total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
         return total.hexdigest()
 
-    def forward(self, x: Tensor, t: Time, **context: Any) -> Tensor:
-        """s(x, t), (B, *state); with dropout in training mode, as a loss wants it."""
-        return self._evaluate(x, t, context).score
+    def forward(self, x: Tensor, t: Time, whole: bool = False, **context: Any) -> Any:
+        """s(x, t), (B, *state); with dropout in training mode, as a loss wants it.
+
+        With ``whole`` the ``Evaluation`` (score, denoised state, head), for losses that read more
+        than the score: whatever wraps the module (several processes) sees this one call.
+        """
+        e = self._evaluate(x, t, context)
+        return e if whole else e.score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
         """Score, denoised state and head from one call of the network, without dropout."""

@@ -9,6 +9,7 @@ hand, and on data as wide as a narrow mode in them may be.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..noise import Noise
 from ..ops import Time, act, as_time, cholesky, square
 from ..sdes import SDE, Evaluation, KernelSDE, Reverse
 from .base import Memory, Solver, Step
+from .multistep import Multistep
 
 _NARROW = 1 / 5
 """The spread of a narrow mode, relative to that of the data."""
@@ -91,6 +93,10 @@ def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> flo
 
             return Evaluation(self(y, t), denoised)
 
+    if isinstance(solver, Multistep) and solver.spread is not None:
+        # What it reads off a network no trial can tell: the spread that the grid gives is tried.
+        solver = copy(solver)
+        solver.spread = None
     trial, noise = Reverse(sde, Trial(), process.eta), _Normals(x.device)
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     with torch.no_grad():

@@ -8,6 +8,7 @@ from .inputs import Transform
 from .losses import (
     Classification,
     Denoising,
+    InformationTimes,
     KarrasWeight,
     LogNormalTimes,
     MinSNRWeight,
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "Classification",
     "Denoising",
+    "InformationTimes",
     "KarrasWeight",
     "LogNormalTimes",
     "MinSNRWeight",

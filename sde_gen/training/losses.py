@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from ..facts import Facts
-from ..grids import default_end
+from ..grids import as_moments, default_end, noise_of
 from ..guidance import classifier_loss
+from ..moments import Moments
 from ..noise import Source, Streams
 from ..ops import (
     as_labels,
@@ -41,6 +42,7 @@ from ..ops import (
     match,
     set_number,
     shown,
+    square,
     user_precision,
 )
 from ..sdes import SDE, KernelSDE, LinearSDE, MatrixSDE, ScoreFunction
@@ -71,11 +73,23 @@ def likelihood_weight(sde: SDE, t: Tensor) -> Tensor:
     """w = g^2 / sigma^2, which is g^2 on the score error: a bound on the negative log-likelihood.
 
     Under times uniform on [0, T] the loss, summed over coordinates, times T / 2 bounds it up to
-    a constant (Song et al. 2021, "Maximum likelihood training", theorem 1).
+    a constant (Song et al. 2021, "Maximum likelihood training", theorem 1). Of a matrix process,
+    where noise enters one component v: G_vv^2 / L_vv^2, and the sum runs over that component.
     """
-    if not isinstance(sde, LinearSDE):
-        raise TypeError(f"likelihood_weight needs a LinearSDE, got {type(sde).__name__}")
-    return (sde.diffusion(t) / sde.sigma(t)) ** 2
+    if isinstance(sde, LinearSDE):
+        return (sde.diffusion(t) / sde.sigma(t)) ** 2
+    if not isinstance(sde, MatrixSDE):
+        raise TypeError(
+            f"likelihood_weight needs a LinearSDE or MatrixSDE, got {type(sde).__name__}"
+        )
+    g, low = sde.diffusion(t), sde.sigma(t)
+    if g[..., sde.driven, :].shape[-2] != 1:
+        raise TypeError(
+            f"{type(sde).__name__} drives several components: their errors weigh in the bound by"
+            " a matrix, not by a number"
+        )
+    # G^T (s - target) = G^T L^-T (L^T s + z); L^-T is upper, so of the last row one entry is left.
+    return square(g)[..., -1, -1] / low[..., -1, -1] ** 2
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,38 @@ class LogNormalTimes:
         z = torch.special.ndtri(float(low) + (float(high) - float(low)) * u)
         t = linear.time_at(-2 * (self.log_mean + self.log_std * z))
         return t.clamp(default_end(linear), linear.T)
+
+
+@dataclass(frozen=True)
+class InformationTimes:
+    """Times uniform in information, log det(I + C / w) with w = (sigma / alpha)^2.
+
+    Under it the likelihood's integrand is constant on Gaussian data of covariance C: its density
+    is as the denoiser's error over w, by which one draw of a time estimates the whole bound
+    (``chain.bound``) with the least variance. For C = v I the time is that of
+    w = v / (exp(2 I) - 1).
+
+    Args:
+        reference: C: a variance, or ``Moments``.
+        end: the earliest time; where grids end, by default.
+    """
+
+    reference: float | Moments = 1.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        as_moments(self.reference)
+        if self.end is not None:
+            set_number(self, "end", above=0)
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        """Times (B,) for uniform numbers u (B,)."""
+        kernel, known = _kernel(sde, "InformationTimes"), as_moments(self.reference)
+        end = default_end(kernel) if self.end is None else self.end
+        ends = torch.tensor([end, kernel.T], dtype=torch.float64)
+        low, high = known.information(torch.exp(-kernel.log_snr(ends)).clamp_max(1e200))
+        i = low + (high - low) * as_time(u, "u")
+        return kernel.time_at(-torch.log(noise_of(known, i))).clamp(end, kernel.T)
 
 
 def dsm_loss(
