@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -66,8 +68,8 @@ def ratios(base: Run, runs: dict[str, Run], rounds: int) -> dict[str, float]:
     return {name: median(values) for name, values in found.items()}
 
 
-def waits(run: Run) -> int:
-    """How often the host waits for the device."""
+def waits(run: Run) -> dict[str, int]:
+    """How often the host waits for the device, and where."""
     run()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
@@ -77,7 +79,8 @@ def waits(run: Run) -> int:
             run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in caught)
+    seen = [w for w in caught if "synchronizing CUDA" in str(w.message)]
+    return dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in seen))
 
 
 # --- sampling ----------------------------------------------------------------------------------
@@ -175,17 +178,20 @@ def training(precision: str, batch: int, width: int, steps: int) -> dict[str, fl
         recipe = Recipe(steps=n, batch=batch, autocast=halved)
         return train(model, x, recipe=recipe, device=CUDA, progress=False)
 
-    def seconds(run: Callable[[int], object]) -> float:
-        run(5)
+    def spent(run: Callable[[int], object], n: int) -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
-        run(steps)
+        run(n)
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    spent = seconds(ours)
+    def seconds(run: Callable[[int], object]) -> float:
+        """Of ``steps`` steps, without what a run costs once."""
+        run(5)
+        return spent(run, steps + 10) - spent(run, 10)
+
     bare = seconds(lambda n: plain(other.net, x, batch, n, half))
-    return {"images a second": batch * steps / spent, "plain loop": batch * steps / bare}
+    return {"images a second": batch * steps / seconds(ours), "plain loop": batch * steps / bare}
 
 
 def main() -> None:
@@ -209,7 +215,7 @@ def main() -> None:
             [
                 key,
                 *(f"{part['ratio'][n]:.2f}" for n in names),
-                "/".join(str(part["waits"][n]) for n in names),
+                "/".join(str(sum(part["waits"][n].values())) for n in names),
                 f"{part['training']['images a second'] / part['training']['plain loop']:.2f}",
             ]
             for key, part in result.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -122,14 +123,14 @@ def test_no_step_waits_for_the_device() -> None:
         assert counts[0] == counts[1], (name, counts)
 
 
-def _waits(run: Callable[[], object]) -> int:
+def _waits(run: Callable[[], object]) -> Counter[str]:
     run()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in caught)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return Counter(w.filename + f":{w.lineno}" for w in caught if "operation" in str(w.message))

@@ -108,8 +108,8 @@ def _likelihood_step(
         z = x + rho * noise(x, math.inf, 0.0, 0)
         local = seen.at(z.double())
         xi = noise(local.r, math.inf, 0.0, 1).to(left)
-        n_d = _rotate(vectors, left.sqrt() * xi)
-        off = _rotate(vectors.mT, local.r - n_d)
+        # The symmetric root of the deflated noise: which eigenvectors span it does not matter.
+        off = _rotate(vectors.mT, local.r) - left.sqrt() * _rotate(vectors.mT, xi)
         # rho^2 B B^T + S_d, which is I where the noise is deflated.
         k = rho**2 * seen.spectrum()[0] + left
         return z + (rho**2 * local.pull(_rotate(vectors, off / k))).to(x)

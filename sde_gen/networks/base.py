@@ -75,7 +75,9 @@ class Network(nn.Module, ABC):
         self._check_state(x, c)
         labels = None if y is None else self._labels(y, x)
         dtype = next(self.parameters()).dtype
-        c = c.to(x.device, torch.promote_types(dtype, torch.float32)).reshape(-1)
+        # A GPU is not waited for to take a number from the host.
+        c = c.to(torch.promote_types(dtype, torch.float32))
+        c = c.to(x.device, non_blocking=x.is_cuda and c.device.type == "cpu").reshape(-1)
         return self.compute(x.to(dtype), c, labels).to(x.dtype)
 
     def _check_state(self, x: Tensor, c: Tensor) -> None:

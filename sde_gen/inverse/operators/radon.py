@@ -89,9 +89,12 @@ def _matrix(angles: Tensor, size: Sequence[int], k: int) -> Tensor:
     column = torch.arange(h * w, device=angles.device).unsqueeze(-1).expand_as(row)
     seen = (weight > 1e-15) & (bins >= 0) & (bins < k)
     index = torch.stack([row[seen], column[seen]])
-    return torch.sparse_coo_tensor(
-        index, weight[seen], (len(angles) * k, h * w), check_invariants=True
-    )
+    with warnings.catch_warnings():
+        # Some versions say that they do not check, when they are told to.
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        return torch.sparse_coo_tensor(
+            index, weight[seen], (len(angles) * k, h * w), check_invariants=True
+        )
 
 
 def _by_rows(matrix: Tensor) -> Tensor:
