@@ -14,6 +14,7 @@ GREYS = ("0.25", "0.45", "0.6")
 PEERS = (
     "torch",
     "azula",
+    "deepinv",
     "diffusers",
     "k-diffusion",
     "smalldiffusion",

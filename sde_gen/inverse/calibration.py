@@ -207,7 +207,7 @@ def _chi_square(
     if seen.batch not in (None, len(draws)):
         raise ValueError(f"y has rows for {seen.batch} samples, there are {len(draws)} truths")
     one = torch.randint(draws.shape[1], (len(draws),), generator=generator)
-    x = draws[torch.arange(len(draws)), one.to(draws.device)]
+    x = draws[torch.arange(len(draws), device=draws.device), one.to(draws.device)]
     z = seen.whiten(seen.residual(x.double())).flatten(1)
     half = torch.tensor(z.shape[1] / 2, dtype=torch.float64)
     u = torch.special.gammainc(half, z.square().sum(1).cpu() / 2)

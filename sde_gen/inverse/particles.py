@@ -29,14 +29,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .. import grids
-from ..facts import Facts
 from ..moments import Moments
 from ..ops import check_count, full_precision, user_precision
 from ..scores import Score
@@ -167,7 +166,7 @@ def particles(
             f"particles take up to {MOST} measurements, and a matrix A that fits into memory; got"
             f" {seen.observation.operator}"
         )
-    twist = GaussianTwist(seen, count, _moments(prior.facts))
+    twist = GaussianTwist(seen, count, _moments(prior))
     shape = seen.observation.operator.shape
     return _run(prior, twist, shape, seen.batch, count, steps, seed, times, dtype, chunk)
 
@@ -206,7 +205,7 @@ def steer(
             raise ValueError(f"log_likelihood must return ({len(x)},) for x, got {got}")
         return found.double()
 
-    twist = Steered(of_state, _moments(prior.facts))
+    twist = Steered(of_state, _moments(prior))
     return _run(prior, twist, prior.shape, None, count, steps, seed, times, dtype, chunk)
 
 
@@ -302,5 +301,7 @@ def _grid(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Ten
     return grid
 
 
-def _moments(facts: Facts) -> Moments:
-    return DataCovariance().moments(facts)
+def _moments(prior: Score) -> Moments:
+    """Those of the data, on the device of the prior: a step then waits for no copy."""
+    moments, device = DataCovariance().moments(prior.facts), prior.device
+    return replace(moments, values=moments.values.to(device))

@@ -74,12 +74,13 @@ class GaussianTwist:
         if seen.batch is not None:
             self.seen = seen.rows(torch.arange(seen.batch).repeat_interleave(count))
         self.volume = self.seen.observation.log_volume
+        self._last: tuple[float, Tensor] | None = None
 
     def at(self, d: Tensor, w: float) -> Expected:
         """psi at states whose denoised states are d, (B, *D)."""
         local = self.seen.at(d)
         b = self.whitened.b if self.seen.observation.operator.linear else _jacobian(local)
-        low = _factor(self.moments, b, w)
+        low = self._low(b, w)
         r = local.r
         z = _solve(low, r.double())
         log_psi = -0.5 * z.square().sum(1) - _log_det(low, len(r)) - self.volume.to(z)
@@ -91,20 +92,31 @@ class GaussianTwist:
         """The next states, drawn given o, and log phi there (B,)."""
         c, r = self.moments.values, level.r
         c_t = c if math.isinf(level.w_t) else c * level.w_t / (c + level.w_t)
-        jitter, mean = _prior_step(self.moments, y, d, level, noise)
+        # One draw for both: on a GPU numbered noise costs its launches, not its numbers.
+        n, m = y[0].numel(), here.r.shape[1]
+        drawn = noise(y.new_empty(len(y), n + m), level.t, level.s)
+        jitter, mean = _prior_step(self.moments, y, d, level, drawn[:, :n].reshape(y.shape))
         b, low_t = here.b, here.low
-        low_s = _factor(self.moments, b, level.w_s)
+        low_s = self._low(b, level.w_s)
         # How the observation is foretold after the step: B D' = B D + B C_s / w_s jitter.
         j_s = torch.where(c + level.w_s > 0, c / (c + level.w_s), 1.0)
         seen = _rows(self.moments, j_s, b)
         foretold = here.r - _times(seen, jitter.flatten(1))
-        z = noise(here.r, level.t, level.s, 1).to(here.r)
+        z = drawn[:, n:].to(here.r)
         off = foretold - _times(low_s, z)
         gain = (1 - r) * torch.cholesky_solve(_rows(self.moments, c_t, b), low_t).mT
         y = mean + jitter + _times(gain, off).reshape(y.shape)
         u = torch.cholesky_solve(low_s, low_t).mT
         z = (z + _times(u, off)).double()
         return y, -0.5 * z.square().sum(1) - _log_det(low_s, len(z)) - self.volume.to(z)
+
+    def _low(self, b: Tensor, w: float) -> Tensor:
+        """The factor at w; the end of a step of a linear A is the start of the next."""
+        if not self.seen.observation.operator.linear:
+            return _factor(self.moments, b, w)
+        if self._last is None or self._last[0] != w:
+            self._last = w, _factor(self.moments, b, w)
+        return self._last[1]
 
     def end(self, x: Tensor) -> Tensor:
         """log N(o; A x, S), (B,)."""
@@ -127,18 +139,18 @@ class Steered:
         self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """The prior's own step; log phi is the log psi that it starts with."""
-        jitter, mean = _prior_step(self.moments, y, d, level, noise)
+        z = noise(y, level.t, level.s)
+        jitter, mean = _prior_step(self.moments, y, d, level, z)
         return mean + jitter, here.log_psi
 
 
 def _prior_step(
-    moments: Moments, y: Tensor, d: Tensor, level: Level, noise: Noise
+    moments: Moments, y: Tensor, d: Tensor, level: Level, z: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The random part and the mean of a step of ``Exponential(1, C)`` at eta = 1."""
     c, r = moments.values, level.r
     c_t = c if math.isinf(level.w_t) else c * level.w_t / (c + level.w_t)
     spread = (level.w_s * (1 - r) + (1 - r) ** 2 * c_t).sqrt()
-    z = noise(y, level.t, level.s)
     return apply(moments, spread.reshape(1, -1), z), torch.lerp(d, y, r)
 
 
