@@ -73,7 +73,7 @@ class Covariance:
         raise NotImplementedError
 
 
-class _Known(Covariance):
+class Known(Covariance):
     """C_t = (C^-1 + I / w)^-1 for a C that is known beforehand."""
 
     def moments(self, facts: Facts) -> Moments:
@@ -99,7 +99,7 @@ class _Known(Covariance):
 
 
 @dataclass(frozen=True)
-class DataCovariance(_Known):
+class DataCovariance(Known):
     """C_t = (C^-1 + I / w)^-1, with C the covariance of the data (``prior.facts.moments``).
 
     Where no moments are known C = V I with V of ``prior.facts.std``. Exact for Gaussian data. No
@@ -122,7 +122,7 @@ class DataCovariance(_Known):
 
 
 @dataclass(frozen=True)
-class Isotropic(_Known):
+class Isotropic(Known):
     """C_t = V w / (V + w) I, as if the data were N(m, V I).
 
     Args:

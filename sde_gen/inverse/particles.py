@@ -41,9 +41,9 @@ from ..ops import check_count, full_precision, user_precision
 from ..scores import Score
 from ..sdes import LinearSDE
 from .cloud import Cloud, Draws, systematic
-from .covariance import DataCovariance
+from .covariance import Covariance, DataCovariance, Known, Tweedie
 from .observation import Observation
-from .twists import GaussianTwist, Level, Steered, Twist
+from .twists import GaussianTwist, Level, Steered, TweedieTwist, Twist
 from .whitened import MOST, Whitened, check_prior
 
 FEW = 10
@@ -125,6 +125,7 @@ def particles(
     steps: int = 100,
     seed: int | None = None,
     *,
+    covariance: Covariance | None = None,
     times: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     chunk: int | None = None,
@@ -140,13 +141,17 @@ def particles(
         steps: calls of the denoiser a particle.
         seed: particle i of observation r is a function of (seed, r N + i) and of the others of r;
             None draws a seed from torch.
+        covariance: what the twist takes for Cov[x_0 | x_t]: ``DataCovariance()``, the default, or
+            another rule that is known beforehand (``Isotropic``); or ``Tweedie()``, which is right
+            for all data, costs a backward pass for each measurement in each step, and takes a
+            linear A.
         times: a falling grid that ends at 0; by default that of ``sample``.
         dtype: of the states.
         chunk: how many states the denoiser is given at once; None gives it all.
 
     Raises:
-        TypeError, ValueError: as ``Posterior``; fewer than two particles; a grid that does not
-            end at 0; more than 2,048 measurements.
+        TypeError, ValueError: as ``Posterior``; another rule; fewer than two particles; a
+            grid that does not end at 0; more than 2,048 measurements.
 
     Warns:
         RuntimeWarning: where the effective number of particles fell below 10: take more steps,
@@ -166,7 +171,7 @@ def particles(
             f"particles take up to {MOST} measurements, and a matrix A that fits into memory; got"
             f" {seen.observation.operator}"
         )
-    twist = GaussianTwist(seen, count, _moments(prior))
+    twist = _twist(prior, seen, count, DataCovariance() if covariance is None else covariance)
     shape = seen.observation.operator.shape
     return _run(prior, twist, shape, seen.batch, count, steps, seed, times, dtype, chunk)
 
@@ -205,8 +210,21 @@ def steer(
             raise ValueError(f"log_likelihood must return ({len(x)},) for x, got {got}")
         return found.double()
 
-    twist = Steered(of_state, _moments(prior))
+    twist = Steered(of_state, _moments(prior, DataCovariance()))
     return _run(prior, twist, prior.shape, None, count, steps, seed, times, dtype, chunk)
+
+
+def _twist(prior: Score, seen: Whitened, count: int, rule: Covariance) -> Twist:
+    if isinstance(rule, Known):
+        return GaussianTwist(seen, count, _moments(prior, rule))
+    if not isinstance(rule, Tweedie):
+        raise TypeError(f"covariance must be DataCovariance() or Tweedie() here, got {rule!r}")
+    if not seen.observation.operator.linear:
+        raise TypeError(
+            f"Tweedie() takes a linear A, not {seen.observation.operator}; DataCovariance() takes"
+            " any, linearised at D"
+        )
+    return TweedieTwist(seen, count, _moments(prior, DataCovariance()))
 
 
 # ---- the run ----
@@ -243,8 +261,9 @@ def _run(
         y, owed = twist.move(here, y, d, first, noise.streams)
         for i, (t, s) in enumerate(pairwise(grid.tolist())):
             with network:
-                d = _denoise(prior, alpha[i] * y, t, chunk)
-            here = twist.at(d, w[i])
+                d, seen = _denoise(prior, alpha[i] * y, t, chunk, twist.pulled)
+            seen = None if seen is None else alpha[i] * seen
+            here = twist.at(d, w[i], seen)
             cloud.weigh(here.log_psi - owed)
             chosen = cloud.resample(noise, t)
             if chosen is not None:
@@ -273,11 +292,25 @@ def _warn(ess: Tensor, count: int) -> None:
         )
 
 
-def _denoise(prior: Score, x: Tensor, t: float, chunk: int | None) -> Tensor:
-    if chunk is None or chunk >= len(x):
-        return prior.evaluate(x, t).denoised
-    parts = [slice(i, min(i + chunk, len(x))) for i in range(0, len(x), chunk)]
-    return torch.cat([prior.rows(part).evaluate(x[part], t).denoised for part in parts])
+def _denoise(
+    prior: Score, x: Tensor, t: float, chunk: int | None, b: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """D (B, *D) and, for matrices b (1 or R, m, n) of what is observed, b dD / dx (B, m, n)."""
+    size = len(x) if chunk is None else chunk
+    parts = [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
+    chosen = [prior if len(parts) == 1 else prior.rows(part) for part in parts]
+    if b is None:
+        found = [p.evaluate(x[part], t).denoised for p, part in zip(chosen, parts, strict=True)]
+        return torch.cat(found) if len(found) > 1 else found[0], None
+    whose = torch.arange(len(x), device=x.device) * len(b) // len(x)
+    d, seen = [], []
+    for p, part in zip(chosen, parts, strict=True):
+        e = p.linearise(x[part], t)
+        assert e.pull is not None
+        rows = b[whose[part]].to(x).unbind(1)
+        d.append(e.denoised)
+        seen.append(torch.stack([e.pull(u.reshape(x[part].shape)).flatten(1) for u in rows], 1))
+    return torch.cat(d), torch.cat(seen)
 
 
 def _repeated(prior: Score, systems: int, count: int) -> Score:
@@ -301,7 +334,7 @@ def _grid(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Ten
     return grid
 
 
-def _moments(prior: Score) -> Moments:
+def _moments(prior: Score, rule: Known) -> Moments:
     """Those of the data, on the device of the prior: a step then waits for no copy."""
-    moments, device = DataCovariance().moments(prior.facts), prior.device
+    moments, device = rule.moments(prior.facts), prior.device
     return replace(moments, values=moments.values.to(device))
