@@ -77,9 +77,11 @@ class Known(Covariance):
     """C_t = (C^-1 + I / w)^-1 for a C that is known beforehand."""
 
     def moments(self, facts: Facts) -> Moments:
+        """C, by what is known of the data."""
         raise NotImplementedError
 
     def term(self, here: Here) -> Tensor:
+        """(dD / dy)^T B^T K^-1 r, (B, *D)."""
         moments = self.moments(here.facts)
         ratio = ratios(moments, here.w)
         g = self.solved(here, moments, here.w.reshape(-1, 1) * ratio)
