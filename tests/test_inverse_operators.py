@@ -651,3 +651,13 @@ def test_an_observation_that_cannot_be_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_full_circle_of_angles_sees_opposite_sides_alike() -> None:
+    # A projection from the other side is the same one, read backwards; pi and 2 pi are angles.
+    a = Radon(torch.tensor([0.0, math.pi, 2 * math.pi], dtype=F64), (4, 5))
+    y = a.forward(draw(2, 4, 5))
+    torch.testing.assert_close(y[:, 1], y[:, 0].flip(-1))
+    torch.testing.assert_close(y[:, 2], y[:, 0])
+    with pytest.raises(ValueError, match="radians"):
+        Radon(torch.tensor([0.0, 2 * math.pi + 0.01]), (4, 5))

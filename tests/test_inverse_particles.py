@@ -427,6 +427,14 @@ def test_weighted_means_and_draws() -> None:
     torch.testing.assert_close(first.double(), w, rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize(("y", "noise"), [(1e300, 0.1), (1.0, 1e-300)])
+@pytest.mark.filterwarnings("ignore:the particles have collapsed")
+def test_weights_that_are_not_finite_are_told(y: float, noise: float) -> None:
+    seen = Observation(Matrix(torch.eye(1, dtype=F64)), torch.tensor([y], dtype=F64), noise)
+    with pytest.raises(FloatingPointError, match="weights of the particles are not finite"):
+        particles(PRIOR, seen, 20, 5, seed=0)
+
+
 def test_collapse_is_told() -> None:
     prior = mixture(SDE)
     seen = Observation(Matrix(torch.eye(2)), torch.tensor([4.0, 4.0]), 0.001)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from .. import grids
 from ..moments import Moments
-from ..ops import check_count, full_precision, user_precision
+from ..ops import all_finite, check_count, full_precision, user_precision
 from ..scores import Score
 from ..sdes import LinearSDE
 from .cloud import Cloud, Draws, systematic
@@ -152,6 +152,8 @@ def particles(
     Raises:
         TypeError, ValueError: as ``Posterior``; another rule; fewer than two particles; a
             grid that does not end at 0; more than 2,048 measurements.
+
+        FloatingPointError: weights that are not finite.
 
     Warns:
         RuntimeWarning: where the effective number of particles fell below 10: take more steps,
@@ -271,6 +273,11 @@ def _run(
             y, owed = twist.move(here, y, d, Level(t, s, w[i], w[i + 1]), noise.streams)
         cloud.weigh(twist.end(y) - owed)
     cloud.finish()
+    if not all_finite(cloud.log_z):
+        raise FloatingPointError(
+            "the weights of the particles are not finite: the score is not, or the observation"
+            " lies beyond all that numbers can tell of its noise"
+        )
     x = prior.facts.decode(y).reshape(systems, count, *shape)
     ess = torch.stack(cloud.ess, 1)
     _warn(ess, count)

@@ -273,8 +273,7 @@ class Trainer(Generic[M]):
         parts = [step / steps] if steps else []
         if minutes:
             # Ahead of the clock time goes on at the mean rate so far.
-            rate = step / self.step if self.step else 1.0
-            parts.append(self.elapsed * rate / (60 * minutes))
+            parts.append(self.elapsed * step / max(self.step, 1) / (60 * minutes))
         return min(1.0, max(parts))
 
     def _agree(self, interrupts: Interrupts) -> None:
