@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 import sde_gen as sg
 from sde_gen import data
-from sde_gen.cli import main, parser
+from sde_gen.cli import commands, main, parser
+from sde_gen.networks import MLP, UNet
 from sde_gen.training import load
 
 F64 = torch.float64
@@ -239,6 +240,25 @@ def test_arrays_and_folders_of_images(tmp_path):
     assert (load(tmp_path / "m2").classes, load(tmp_path / "m2").shape) == (2, (1, 16, 12))
     assert run("train", folder / "cat", "--sde", "edm", "--out", tmp_path / "m3", *short) == 0
     assert (load(tmp_path / "m3").classes, load(tmp_path / "m3").shape) == (None, (3, 16, 12))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "wanted"),
+    [
+        ((7,), None, MLP((7,), 128, 3)),
+        ((7,), 16, MLP((7,), 16, 3)),
+        ((1, 8, 8), None, UNet.digits(None)),
+        ((1, 8, 8), 16, UNet((1, 8, 8), 16, (1, 2), blocks=2)),
+        ((3, 8, 8), None, UNet((3, 8, 8), 64, (1, 2), blocks=2)),
+        ((1, 16, 12), None, UNet((1, 16, 12), 64, (1, 2, 2), blocks=2)),
+        ((3, 64, 64), 32, UNet((3, 64, 64), 32, (1, 2, 2, 2), blocks=2)),
+    ],
+    ids=str,
+)
+def test_the_network_that_the_data_ask_for(shape, channels, wanted):
+    net = commands._network(commands.Data(torch.zeros(2, *shape)), channels)
+    assert type(net) is type(wanted)
+    assert net.config == wanted.config
 
 
 def refused(capsys, *arguments: object) -> str:
