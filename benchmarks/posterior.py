@@ -89,6 +89,14 @@ RULES: dict[str, Covariance] = {
 }
 
 
+TWISTS: tuple[tuple[str, int, Covariance], ...] = (
+    ("particles, N = 600", 600, DataCovariance()),
+    ("particles, N = 2400", 2400, DataCovariance()),
+    ("particles, Tweedie, N = 600", 600, Tweedie()),
+)
+"""Particles by the number and the rule of their twist."""
+
+
 class Plan(NamedTuple):
     """How much is run, and where."""
 
@@ -177,7 +185,9 @@ def table_of_distances(plan: Plan) -> dict[str, Any]:
     for n, k, m, s in cases:
         cells: dict[str, list[float]] = {}
         for seed in range(seeds):
-            b = bed(100 * n + 10 * m + seed, n, k, m, s, observations)
+            key = 100 * n + 10 * m + seed
+            b = bed(key, n, k, m, s, observations)
+            there = bed(key, n, k, m, s, observations, plan.device)
             g = torch.Generator().manual_seed(seed)
             exact = [exact_posterior(b.law, b.seen.rows(i)) for i in range(observations)]
             refs = [e.sample(4000, g) for e in exact]
@@ -190,20 +200,19 @@ def table_of_distances(plan: Plan) -> dict[str, Any]:
                 for eta in (0.0, 1.0):
                     if eta == 0 and (quick or name not in ("MMPS, 3 passes", "data covariance")):
                         continue
-                    x = by_term(b, rule, 600, eta)
+                    x = by_term(there, rule, 600, eta).cpu()
                     d = distances(b, lambda i, x=x: x[i], floor, refs)
                     cells.setdefault(f"{name}, eta {eta:g}", []).append(d)
-            for count in (600, 2400):
-                if quick and count > 600:
-                    continue
-                found = particles(b.prior, b.seen, count, STEPS, seed=1, dtype=F64)
-                x = found.draw(count)
-                name = f"particles, N = {count}"
-                cells.setdefault(name, []).append(distances(b, lambda i, x=x: x[i], floor, refs))
-                error = (found.log_evidence - z).square().mean().sqrt()
-                cells.setdefault(f"log evidence rms, N = {count}", []).append(float(error))
+            for name, count, rule in TWISTS[:1] if quick else TWISTS:
+                found = particles(
+                    there.prior, there.seen, count, STEPS, seed=1, covariance=rule, dtype=F64
+                )
+                x = found.draw(count).cpu()
+                d = distances(b, lambda i, x=x: x[i], floor, refs)
+                error = (found.log_evidence.cpu() - z).square().mean().sqrt()
                 told = found.standard_error.square().mean().sqrt()
-                cells.setdefault(f"its standard error, N = {count}", []).append(float(told))
+                for what, value in (("", d), (": evidence", error), (": its bar", told)):
+                    cells.setdefault(name + what, []).append(float(value))
         result[f"{n}-d, {m} of noise {s:g}"] = {k: sum(v) / len(v) for k, v in cells.items()}
     names = list(next(iter(result.values())))
     rows = [
@@ -245,7 +254,13 @@ class Forgetful(Cloud):
         return chosen
 
 
-def by_particles(b: Bed, amount: Amount, told: float = 1.0, cloud: type = Cloud) -> Tensor:
+def by_particles(
+    b: Bed,
+    amount: Amount,
+    told: float = 1.0,
+    cloud: type = Cloud,
+    rule: Covariance | None = None,
+) -> Tensor:
     """Draws (R, draws, *D) of particles that are told ``told`` times the noise."""
     parts, each = [], max(1, amount.batch // amount.count)
     module = importlib.import_module("sde_gen.inverse.particles")
@@ -260,6 +275,7 @@ def by_particles(b: Bed, amount: Amount, told: float = 1.0, cloud: type = Cloud)
                 amount.count,
                 amount.steps,
                 seed=int(rows[0]),
+                covariance=rule,
                 dtype=b.truths.dtype,
                 chunk=amount.batch,
             )
@@ -271,6 +287,7 @@ def methods(b: Bed, amount: Amount) -> dict[str, Callable[[], Tensor]]:
     """Particles, with and without planted faults, and every rule at eta = 1."""
     runs: dict[str, Callable[[], Tensor]] = {
         "particles": partial(by_particles, b, amount),
+        "particles, Tweedie": partial(by_particles, b, amount, rule=Tweedie()),
         "planted: noise told 20 % too large": partial(by_particles, b, amount, 1.2),
         "planted: noise told 20 % too small": partial(by_particles, b, amount, 0.8),
         "planted: last weights dropped": partial(by_particles, b, amount, cloud=LastDropped),
@@ -415,6 +432,9 @@ def _costs(plan: Plan, model: Score, seen: Observation, n: int, steps: int) -> d
 
     runs: dict[str, Callable[[], object]] = {
         "particles": lambda: particles(model, seen, n, steps, seed=0),
+        "particles, Tweedie": lambda: particles(
+            model, seen, n, steps, seed=0, covariance=Tweedie()
+        ),
         **{name: partial(term, rule) for name, rule in RULES.items()},
     }
     base = _seconds(lambda: sample(model, n, steps, 0, eta=1.0, solver=solver), plan.device)
@@ -456,7 +476,7 @@ TABLES = {
     "gibbs": table_of_gibbs,
     "cost": table_of_cost,
 }
-ON_CPU = ("distances", "peers", "gibbs")
+ON_CPU = ("peers", "gibbs")
 
 
 def main() -> None:
@@ -464,7 +484,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="some minutes: few repeats, no files")
     parser.add_argument("--only", choices=TABLES, nargs="+", default=list(TABLES))
-    parser.add_argument("--device", default="cpu", help="of calibration, trained and cost")
+    parser.add_argument("--device", default="cpu", help="of all but peers and gibbs")
     parser.add_argument("--observations", type=int, help="in place of 2,000 and 200")
     parser.add_argument("--model", type=Path, help="a folder with a trained network of digits")
     parser.add_argument("--minutes", type=float, default=1.25, help="of training without --model")
