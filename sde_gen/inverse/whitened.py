@@ -71,6 +71,7 @@ class Whitened:
         self, prior: Score, observations: Observation | Sequence[Observation], name: str
     ) -> None:
         self.observation = of_state(_checked(prior, observations, name), prior.facts)
+        self._device = prior.device
         self._kept: dict[str, Any] = {}
 
     @property
@@ -111,6 +112,8 @@ class Whitened:
             m = math.prod(operator.measured)
             one = torch.eye(m, dtype=torch.float64, device=operator.device)
             a = operator.adjoint(one.reshape(m, *operator.measured)).reshape(m, -1)
+            # Where the states are; a device without float64 leaves it to the CPU.
+            a = a if self._device.type == "mps" else a.to(self._device)
             self._kept["b"] = self.observation.whitened(a)
         return self._kept["b"]
 
