@@ -97,10 +97,10 @@ def trained(images: Images, x: Tensor, minutes: float, device: str) -> sg.ScoreN
 
 
 def losses(model: sg.ScoreNetwork, images: Images, parts: dict[str, Tensor]) -> dict[str, float]:
-    """Mean error of the denoised state at eight noise levels, of 500 images of each part."""
+    """Mean error of the denoised state at eight noise levels."""
     found = {}
     for name, x in parts.items():
-        x = Dequantise(images.levels)(x[:500], sg.Streams(1)).to(model.device)
+        x = Dequantise(images.levels)(x, sg.Streams(1)).to(model.device)
         total = torch.zeros((), device=model.device)
         for i, level in enumerate(torch.logspace(-1, 1, 8).tolist()):
             t = model.sde.time_at(-2 * math.log(level))
@@ -240,88 +240,68 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    widths = [1.0, 1.0]
-    for n in SHOWN.values():
-        widths += [0.18, *[1.0] * (2 + n)]
     grey, heat = colormaps["gray"].with_extremes(bad="#a8c6dd"), colormaps["magma"]
-    top = max(float(x.std(0).max()) for row in rows for x in row.draws.values())
-    cell, left = 0.86, 1.75
-    size = (left + cell * sum(widths) + 0.1, cell * len(rows) * 1.04 + 1.5)
-    figure = Figure(figsize=size, dpi=130)
-    axes = figure.subplots(
-        len(rows),
-        len(widths),
-        squeeze=False,
-        gridspec_kw={
-            "width_ratios": widths,
-            "left": left / size[0],
-            "right": 1 - 0.1 / size[0],
-            "top": 1 - 0.72 / size[1],
-            "bottom": 0.72 / size[1],
-            "wspace": 0.06,
-            "hspace": 0.06,
-        },
-    )
-    options = {"cmap": grey, "vmin": -1, "vmax": 1}
-    heads = ["observed", "truth"]
-    for n in SHOWN.values():
-        heads += ["", "mean", "spread", *["draw"] * n]
-    for line, row in zip(axes, rows, strict=True):
-        image, same = row.seen
-        line[0].imshow(image, **(options if same else {"cmap": grey}), aspect="auto")
-        line[1].imshow(row.truth, **options)
-        place = 3
+    top = max(float(row.draws[name].std(0).max()) for row in rows for name in SHOWN)
+    columns = [("observed", 0.0), ("truth", 1.0)]
+    at, starts = 2.0, {}
+    for name, n in SHOWN.items():
+        at, starts[name] = at + 0.25 + 2 + n, at + 0.25
+        heads = ["mean", "spread", *["draw"] * n]
+        columns += [(head, starts[name] + i) for i, head in enumerate(heads)]
+    cell, left, above, below = 0.86, 1.75, 0.72, 0.75
+    width, height = left + cell * at + 0.1, above + cell * len(rows) + below
+    figure = Figure(figsize=(width, height), dpi=130)
+
+    def box(x: float, y: float, w: float, h: float) -> Any:
+        return figure.add_axes((x / width, y / height, w / width, h / height))
+
+    for k, row in enumerate(rows):
+        y = height - above - cell * (k + 1)
+        images: list[tuple[Tensor, dict[str, Any]]] = [
+            (row.seen[0], {} if row.seen[1] else {"vmin": None, "vmax": None}),
+            (row.truth, {}),
+        ]
         for name, n in SHOWN.items():
             x = row.draws[name]
-            line[place].imshow(x.mean(0), **options)
-            line[place + 1].imshow(x.std(0), cmap=heat, vmin=0, vmax=top)
-            for i in range(n):
-                line[place + 2 + i].imshow(x[i], **options)
-            place += 3 + n
-        line[0].set_ylabel(
-            f"{row.name}\n{row.numbers} numbers", rotation=0, ha="right", va="center", labelpad=8
-        )
-        for ax, head in zip(line, heads, strict=True):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if not head:
-                ax.set_visible(False)
-    for ax, head in zip(axes[0], heads, strict=True):
-        ax.set_title(head, fontsize=9, color="0.3", pad=4)
-    place = 3
+            images += [(x.mean(0), {}), (x.std(0), {"cmap": heat, "vmin": 0, "vmax": top})]
+            images += [(x[i], {}) for i in range(n)]
+        for (head, place), (image, other) in zip(columns, images, strict=True):
+            ax = box(left + cell * place, y, 0.95 * cell, 0.95 * cell)
+            ax.imshow(image, **{"cmap": grey, "vmin": -1, "vmax": 1, **other}, aspect="auto")
+            ax.axis("off")
+            if k == 0:
+                ax.set_title(head, fontsize=9, color="0.3", pad=4)
+        words = {"ha": "right", "va": "center", "linespacing": 1.3}
+        text = f"{row.name}\n{row.numbers} numbers"
+        figure.text((left - 0.12) / width, (y + 0.47 * cell) / height, text, **words)
     for name, n in SHOWN.items():
-        first, last = axes[0][place].get_position(), axes[0][place + 1 + n].get_position()
-        figure.text((first.x0 + last.x1) / 2, 1 - 0.28 / size[1], name, ha="center", weight="bold")
-        place += 3 + n
-    _bars(figure, axes[-1], size[1], grey, heat, top)
+        middle = left + cell * (starts[name] + (2 + n) / 2)
+        figure.text(middle / width, 1 - 0.3 / height, name, ha="center", weight="bold")
+    first = left + cell * starts["particles"]
+    _bar(box(left, 0.45, 1.95 * cell, 0.12), grey, (-1, 1), "images")
+    _bar(box(first + cell, 0.45, 2.95 * cell, 0.12), heat, (0, top), "spread (standard deviation)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     print(f"wrote {path}")
 
 
-def _bars(figure: Any, line: Any, height: float, grey: Any, heat: Any, top: float) -> None:
-    """The two scales, below the last row."""
+def _bar(ax: Any, colours: Any, limits: tuple[float, float], name: str) -> None:
+    """A scale of colours."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    for places, colours, low, high, name in (
-        ((0, 1), grey, -1, 1, "images"),
-        ((3, 5), heat, 0, top, "spread (standard deviation)"),
-    ):
-        a, b = (line[i].get_position() for i in places)
-        ax = figure.add_axes((a.x0, 0.45 / height, b.x1 - a.x0, 0.12 / height))
-        scale = ScalarMappable(Normalize(low, high), colours)
-        bar = figure.colorbar(scale, cax=ax, orientation="horizontal")
-        bar.outline.set_visible(False)
-        bar.set_label(name, fontsize=9, color="0.3")
-        ax.tick_params(labelsize=8, length=2)
+    scale = ScalarMappable(Normalize(*limits), colours)
+    bar = ax.figure.colorbar(scale, cax=ax, orientation="horizontal")
+    bar.outline.set_visible(False)
+    bar.set_label(name, fontsize=9, color="0.3")
+    ax.tick_params(labelsize=8, length=2)
 
 
 # --- the run -------------------------------------------------------------------------------------
 
 
 def restore(
-    prior: sg.ScoreNetwork, train: Tensor, truths: Tensor, count: int, steps: int
+    prior: sg.ScoreNetwork, train: Tensor, truths: Tensor, count: int, steps: int, half: bool
 ) -> tuple[dict[str, Any], list[Row]]:
     """Every task by every method."""
     device = prior.device
@@ -335,14 +315,14 @@ def restore(
     rows = []
     # Draws end on the host, which waits for the device. On a CPU others may be busy beside us.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=half)
     for i, (name, a) in enumerate(operators(truths.shape[1:], str(device)).items()):
         seen = observe(a, truths, train)
         table[name] = {}
         shown, draws = i % len(truths), {}
         for method, run in methods.items():
             start = clock()
-            with half:
+            with precision:
                 drawn = run(seen)
             seconds = clock() - start
             table[name][method] = {**judged(drawn, truths, seen), "seconds": seconds}
@@ -383,6 +363,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="a task")
     parser.add_argument("--count", type=int, default=200, help="draws an image")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--float32", action="store_true", help="sample so on a GPU too")
     parser.add_argument("--quick", action="store_true", help="seconds of training, few draws")
     args = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)  # collapse is in the table
@@ -403,14 +384,17 @@ def main() -> None:
     known = Dequantise(images.levels)(train.x[:2000], sg.Streams(0))
     chosen = [int((test.y == i % 10).nonzero()[i // 10]) for i in range(args.images)]
     truths = Dequantise(images.levels)(test.x[chosen], sg.Streams(1))
-    table, rows = restore(prior, known, truths, args.count, args.steps)
+    half = prior.device.type == "cuda" and not args.float32
+    table, rows = restore(prior, known, truths, args.count, args.steps, half)
     print_table(table)
-    loss = losses(prior, images, {"train": train.x, "held out": test.x})
+    n = 20 if args.quick else 400
+    loss = losses(prior, images, {"train": train.x[:n], "held out": test.x[:n]})
     print("\nerror of the denoised state: " + ", ".join(f"{k} {v:.4f}" for k, v in loss.items()))
     stem = out / f"restore_{args.data}{quick}"
     draw(rows, stem.with_suffix(".png"))
     asked = {
-        k: getattr(args, k) for k in ("data", "minutes", "device", "images", "count", "steps")
+        k: getattr(args, k)
+        for k in ("data", "minutes", "device", "images", "count", "steps", "float32")
     }
     content = {"versions": _report.versions(), "asked": asked, "loss": loss, "tasks": table}
     _report.write_json(stem.with_suffix(".json"), content)

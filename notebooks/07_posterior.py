@@ -47,7 +47,7 @@ warnings.simplefilter("ignore", RuntimeWarning)  # small numbers of particles ar
 
 # %%
 sde = sg.VP()
-angle = torch.tensor([20.0, 80.0, 150.0, 215.0, 300.0]).deg2rad()
+angle = torch.tensor([20.0, 80.0, 150.0, 215.0, 320.0]).deg2rad()
 means = torch.stack([angle.cos(), angle.sin()], 1)
 stds = torch.tensor([[0.12, 0.2], [0.2, 0.12], [0.12, 0.2], [0.2, 0.12], [0.12, 0.12]])
 law = sg.GaussianMixture(sde, [0.3, 0.25, 0.2, 0.15, 0.1], means, stds)
@@ -55,7 +55,7 @@ data = law.sample(20_000, torch.Generator().manual_seed(0))
 prior = law.with_facts(sg.Facts.of(data, rank=2))  # what one knows of any data: their covariance
 
 A, s = inverse.Matrix(torch.tensor([[1.0, 0.4]])), 0.1
-seen = inverse.Observation(A, torch.tensor([0.55]), s)
+seen = inverse.Observation(A, torch.tensor([0.7]), s)
 posterior = inverse.exact_posterior(law, seen)  # a mixture of Gaussians again
 evidence = inverse.log_evidence(law, seen)
 
@@ -177,7 +177,7 @@ right.set(yscale="log", xlabel="time $t$", title="error of the term / the term",
 right.legend(frameon=False, loc="center right")
 assert min(errors["DPS"][1:]) > 1  # worse than no term at all
 assert max(errors["moment matching"][:3]) < 0.35
-assert min(max(e) for e in errors.values()) > 0.5
+assert min(max(e) for e in errors.values()) > 0.3
 figure
 
 # %% [markdown]
@@ -283,10 +283,9 @@ def by_term(o, rule, **options):
     return sg.sample(score, R * S, seed=8, **options).reshape(R, S, 2)
 
 
-tests = {
-    name: inverse.calibrate(truths, by_term(many, rule), many) for name, rule in RULES.items()
-}
-tests["particles"] = inverse.calibrate(truths, by_particles(many), many)
+drawn = {name: by_term(many, rule) for name, rule in RULES.items()}
+drawn["particles"] = by_particles(many)
+tests = {name: inverse.calibrate(truths, x, many) for name, x in drawn.items()}
 print(tests["particles"])
 for name, test in tests.items():
     print(f"{name:16s} fails {', '.join(test.failed) or 'nothing'}")
@@ -296,22 +295,29 @@ assert not tests["ΠGDM"].passed
 assert len(tests["moment matching"].failed) <= 2
 
 # %%
-figure = Figure(figsize=(12, 2.7), layout="constrained", dpi=120)
-for ax, (name, test) in zip(figure.subplots(1, 5, sharey=True), tests.items(), strict=True):
-    ax.hist(test.tarp, 16, range=(0, 1), color=plots.COLOURS[0], alpha=0.8)
-    mean, std = R / 16, math.sqrt(R * 15) / 16
-    ax.axhspan(mean - 3 * std, mean + 3 * std, color=plots.COLOURS[1], alpha=0.25, lw=0)
-    ax.set(title=name, xlabel="rank")
-    ax.spines[["top", "right"]].set_visible(False)
+figure = Figure(figsize=(12, 4.4), layout="constrained", dpi=120)
+axes = figure.subplots(2, 5, sharex=True, sharey="row")
+mean, std = R / 16, math.sqrt(R * 15) / 16
+for (upper, lower), (name, x) in zip(axes.T, drawn.items(), strict=True):
+    z = (many.y - x[:, 0] @ A.matrix.T)[:, 0] / s
+    misfit = torch.special.gammainc(torch.tensor(0.5), z**2 / 2)  # even, if z is N(0, 1)
+    for ax, values, what in ((upper, tests[name].tarp, "rank"), (lower, misfit, "misfit")):
+        ax.hist(values, 16, range=(0, 1), color=plots.COLOURS[0], alpha=0.8)
+        ax.axhspan(mean - 3 * std, mean + 3 * std, color=plots.COLOURS[1], alpha=0.25, lw=0)
+        ax.set(xlabel=what, xlim=(0, 1), xticks=[0, 0.5, 1])
+        ax.spines[["top", "right"]].set_visible(False)
+    upper.set_title(name)
 figure
 
 # %% [markdown]
-# Ranks of the truth by its distance from a random point; the band holds a right sampler's bars
-# (three standard deviations). DPS is far too sure of something wrong.
+# Above, ranks of the truth by its distance from a random point; below, misfits as quantiles of the
+# chi-square law. The band holds the bars of a right sampler (three standard deviations). DPS keeps
+# the truth outside of its draws far too often, ΠGDM does not fit the measurement well enough.
 #
 # Two warnings. A test is an average over measurements, in which wrong proportions of modes may
-# cancel: moment matching, far off above, fails one line of eleven. And ranks alone can be fooled,
-# by the laziest of samplers, which ignores the measurement and draws from the *prior*:
+# cancel: moment matching, five times too far off above, fails one line of eleven. And ranks alone
+# can be fooled, by the laziest of samplers, which ignores the measurement and draws from the
+# *prior*:
 
 # %%
 lazy = law.sample(R * S, torch.Generator().manual_seed(9)).reshape(R, S, 2)
@@ -365,16 +371,18 @@ assert not test.passed
 # what the evidence and the test say.
 
 # %%
-o, sums = many.y, A.matrix.square().sum()
+few = many.rows(slice(400))
+o, sums = few.y, A.matrix.square().sum()
 
 
-def filter_particles(count=300, steps=40, forgets=False):
+def filter_particles(count=300, steps=100, forgets=False):
+    rows = len(o)
     g = torch.Generator().manual_seed(10)
     grid = sg.grids.default(sde, steps, to_zero=True)
     alpha, v = sde.alpha(grid), prior.facts.std**2
     w = (sde.sigma(grid) / alpha) ** 2
-    log_z, log_w, before = torch.zeros(R), torch.zeros(R, count), torch.zeros(R, count)
-    y = w[0].sqrt() * torch.randn(R, count, 2, generator=g)
+    log_z, log_w, before = (torch.zeros(rows, *n) for n in ((), (count,), (count,)))
+    y = w[0].sqrt() * torch.randn(rows, count, 2, generator=g)
 
     def log_psi(d, w):
         variance = sums * v * w / (v + w) + s**2
@@ -398,11 +406,11 @@ def filter_particles(count=300, steps=40, forgets=False):
 
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-exact, off, passed = inverse.log_evidence(law, many), {}, {}
+exact, off, passed = inverse.log_evidence(law, few), {}, {}
 for forgets in (False, True):
     y, log_z = filter_particles(forgets=forgets)
     off[forgets] = float((log_z - exact).square().mean().sqrt())
-    test = inverse.calibrate(truths, y, many)
+    test = inverse.calibrate(truths[:400], y, few)
     passed[forgets] = test.passed
     print(f"forgets: {forgets}, evidence off by {off[forgets]:.2f} nats, fails {test.failed}")
 assert passed[False]
