@@ -174,7 +174,7 @@ for u in times:
 for name, values in errors.items():
     right.plot(times, values, label=name, color=colours[name], lw=2)
 right.set(yscale="log", xlabel="time $t$", title="error of the term / the term", xlim=(0, 0.9))
-right.legend(frameon=False, loc="center right")
+right.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.7))
 assert min(errors["DPS"][1:]) > 1  # worse than no term at all
 assert max(errors["moment matching"][:3]) < 0.35
 assert min(max(e) for e in errors.values()) > 0.3
@@ -292,7 +292,7 @@ for name, test in tests.items():
 assert tests["particles"].passed
 assert not tests["DPS"].passed
 assert not tests["ΠGDM"].passed
-assert len(tests["moment matching"].failed) <= 2
+assert tests["moment matching"].passed
 
 # %%
 figure = Figure(figsize=(12, 4.4), layout="constrained", dpi=120)
@@ -315,7 +315,7 @@ figure
 # the truth outside of its draws far too often, ΠGDM does not fit the measurement well enough.
 #
 # Two warnings. A test is an average over measurements, in which wrong proportions of modes may
-# cancel: moment matching, five times too far off above, fails one line of eleven. And ranks alone
+# cancel: moment matching, five times too far off above, passes all lines. And ranks alone
 # can be fooled, by the laziest of samplers, which ignores the measurement and draws from the
 # *prior*:
 
