@@ -24,6 +24,7 @@ PICTURES = {
     "04_learning": 1,
     "05_samplers": 3,
     "06_guidance": 0,
+    "07_posterior": 2,
 }
 
 

@@ -30,6 +30,7 @@ from sde_gen.facts import Units
 from sde_gen.inverse import (
     Covariance,
     DataCovariance,
+    Downsample,
     Matrix,
     Nonlinear,
     Observation,
@@ -462,3 +463,17 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sde_gen.inverse.whitened.MOST", 2)
     with pytest.raises(ValueError, match="particles take up to"):
         particles(prior, seen, 10)
+
+
+@pytest.mark.gpu
+def test_an_observation_on_the_host_serves_a_prior_on_the_device() -> None:
+    """Operators without tensors of their own, and y, need not be moved."""
+    seen = Observation(Downsample(2, (4,)), torch.tensor([0.3, -0.2]), 0.1)
+    mean = torch.tensor([0.5, 0.0, -0.5, 1.0], dtype=F64)
+    there, here = (
+        particles(Gaussian(SDE, m, 0.5), seen, 40, 6, seed=0, dtype=F64)
+        for m in (mean.cuda(), mean)
+    )
+    assert there.x.is_cuda
+    assert torch.allclose(there.x.cpu(), here.x, rtol=1e-8)
+    assert torch.allclose(there.log_evidence.cpu(), here.log_evidence, rtol=1e-8)

@@ -71,7 +71,8 @@ class Whitened:
         self, prior: Score, observations: Observation | Sequence[Observation], name: str
     ) -> None:
         seen = of_state(_checked(prior, observations, name), prior.facts)
-        self.observation = seen.to(prior.device)
+        # Where the states are; a device without float64 leaves it to the CPU.
+        self.observation = seen if prior.device.type == "mps" else seen.to(prior.device)
         self._kept: dict[str, Any] = {}
 
     @property
