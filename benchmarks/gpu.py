@@ -202,7 +202,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("gpu.py: torch sees no CUDA device: nothing is measured")
         return
-    batch, width, rounds, steps = (64, 32, 3, 20) if args.quick else (256, 128, 7, 100)
+    batch, width, rounds, steps = (64, 32, 3, 20) if args.quick else (256, 64, 5, 60)
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "loop us": loop(batch)}
     for precision in ("float32", "bfloat16", "bfloat16 compiled"):
         result[precision] = sampling(precision, batch, width, rounds)
