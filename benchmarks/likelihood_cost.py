@@ -66,7 +66,7 @@ def measure(problem: str, quick: bool) -> list[dict[str, Any]]:
     for kind, probes, name, solver, times in tqdm(table, desc=problem, leave=False):
         score = Counted(law)
         start = time.thread_time()
-        value = log_prob(score, x, probes=probes, solver=solver, times=times)
+        value = log_prob(score, x, probes=probes, solver=solver, times=times).value
         spent = time.thread_time() - start
         error = float((value - exact).square().mean().sqrt()) / unit
         rows.append(

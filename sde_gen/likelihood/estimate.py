@@ -105,7 +105,7 @@ class Estimate:
             )
         if not isinstance(other, Real | Tensor):
             return NotImplemented
-        value = self.value + other  # type: ignore[operator]
+        value = self.value + other
         return replace(
             self,
             value=value,
@@ -146,8 +146,9 @@ class Estimate:
         value, error = float(self.value), float(self.standard_error)
         if not math.isfinite(error) or not math.isfinite(value):
             return f"{value:.6g} +- {error:.1g}".replace("nan", "unknown")
-        if error == 0:
-            return f"{value:.6g} +- 0"
+        # What is below the rounding of float32 is no error that matters.
+        if error <= 1e-9 * abs(value):
+            return f"{value:.9g} +- 0"
         # As many digits as the error bar, rounded to two, leaves: of a leading 1 .. 9 one.
         digits = max(0, 1 - math.floor(math.log10(error)))
         text = f"{error:.{digits}f}"

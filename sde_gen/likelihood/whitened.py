@@ -15,7 +15,7 @@ data, for every probe: random probes estimate the difference to a Gaussian law a
 control variate. They are taken in the coordinates of y, in which the Jacobian is symmetric and
 their variance least.
 
-The nodes are even in u = log(1 + w / V)^(1/8), V the mean variance: flows of images are rough in
+The nodes are even in u = log(1 + w / V)^(1/12), V the mean variance: flows of images are rough in
 w and in log w, and smooth in u. They depend on the process and their number alone, so a value does
 not depend on the batch, and neither probes nor divergence choose a step. A node costs one call,
 which serves the state, by the multistep formula, and the integral, by the polynomial of degree 5
@@ -45,8 +45,7 @@ from ..solvers.weights import lagrange
 from .probes import forms, trace
 from .watch import Watch
 
-_POWER = 8
-_ORDER = 3
+_POWER = 12
 _LEAST, _MOST = 1e-8, 1e10
 """w / V where a flow from t = 0 starts, and where nothing is left of the data: z stands still."""
 _DEGREE = 5
@@ -106,18 +105,22 @@ class Whitened:
         moments: m and C > 0.
         n: number of coordinates.
         start: the first time.
+        order: how many values a step interpolates.
     """
 
-    def __init__(self, flow: Reverse, moments: Moments, n: int, start: float) -> None:
+    def __init__(
+        self, flow: Reverse, moments: Moments, n: int, start: float, order: int = 3
+    ) -> None:
         assert isinstance(flow.sde, LinearSDE)
         self.flow, self.sde, self.moments, self.start = flow, flow.sde, moments, start
         self.n, self.variance, self._values = n, moments.variance, moments.values.double()
         self._count = torch.ones(len(self._values), dtype=torch.float64)
         if moments.basis is not None or len(self._values) == 1:
             self._count[0] = n - len(self._values) + 1
-        self.solver = Exponential(_ORDER, moments, True, Spectral(self.variance, n))
+        self.solver = Exponential(order, moments, True, Spectral(self.variance, n))
         low = self._share(start) if start else _LEAST
-        self.span = tuple(math.log1p(w) ** (1 / _POWER) for w in (low, self._share(self.sde.T)))
+        high = self._share(self.sde.T)
+        self.span = math.log1p(low) ** (1 / _POWER), math.log1p(high) ** (1 / _POWER)
 
     @property
     def alpha(self) -> float:
@@ -159,7 +162,7 @@ class Whitened:
 
     def nodes(self, steps: int) -> tuple[np.ndarray, Tensor]:
         """u, rising, and the times there, (steps + 1,) each."""
-        u = np.linspace(*self.span, steps + 1)
+        u = np.linspace(self.span[0], self.span[1], steps + 1)
         log_w = math.log(self.variance) + torch.from_numpy(np.log(np.expm1(u**_POWER)))
         times = self.sde.time_at(-log_w).clamp(0.0, self.sde.T)
         if self.start:
