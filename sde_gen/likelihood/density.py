@@ -55,7 +55,7 @@ def log_prob(
     """log p_0(x) in nats, for x in the units of the data: (B, *D) -> an ``Estimate`` (B,).
 
     Its spread is that of the probes (0 for the exact trace), its bias what the solver
-    may be off: the distance to a second run, with half the steps and of one order less.
+    may be off: the distance to a second run, with three quarters of the steps and of one order less.
     Gradients are recorded if x requires them.
 
     A flow that starts at a time t > 0, as one must whose score is singular at 0, starts from
@@ -70,7 +70,7 @@ def log_prob(
             sample's number, a backward pass each a call; from K = n on, as many as there are
             coordinates, the trace is exact. None is the exact trace up to n = 64, 16 probes
             beyond. A single probe does not tell its spread.
-        steps: one call each, and half as many again for the bias; of linear processes without
+        steps: one call each, and three quarters as many again for the bias; of linear processes without
             ``solver``. Matrix processes are stepped adaptively, every sample by itself.
         solver: an ODE solver in place of all this, for state and divergence together. Its
             bias is then yours to judge: it is not in the error bar.
@@ -134,14 +134,14 @@ def _whitened(
     progress: bool,
     chunk: int | None,
 ) -> Found:
-    """In fixed steps of order 3, and once more in half as many of order 2.
+    """In fixed steps of order 3, and once more in three quarters as many of order 2.
 
     Order 3 gains more by more steps, but with too few it may be far off where order 2 is not.
     """
     sde = model.sde
     assert isinstance(sde, LinearSDE)
     flow, n = sde.probability_flow(model), x[0].numel()
-    moments, runs = reference(model), ((3, steps), (2, steps // 2))
+    moments, runs = reference(model), ((3, steps), (2, steps - steps // 4))
     size = len(x) if chunk is None else check_count(chunk, "chunk")
     parts = [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
     calls = sum(count + 1 for _, count in runs)
