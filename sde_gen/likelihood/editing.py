@@ -27,16 +27,16 @@ from .whitened import Whitened, reference
 Metric = Literal["sphere", "gaussian"]
 
 
-def encode(model: Score, x: Tensor, steps: int = 100) -> Tensor:
+def encode(model: Score, x: Tensor, steps: int = 200) -> Tensor:
     """The latent z (B, *D) of data x (B, *D): where the probability flow takes it, over sigma_T.
 
-    For a good model z is standard normal. The flow is followed in fixed steps of order 5, six
-    calls each (``likelihood.whitened``); gradients are recorded if x requires them.
+    For a good model z is standard normal. The flow is followed in fixed multistep steps
+    (``likelihood.whitened``), one call each; gradients are recorded if x requires them.
 
     Args:
         model: a score that knows its linear process, labels bound.
         x: data in their own units.
-        steps: how many; twice as many make the error some 30 times smaller.
+        steps: how many; twice as many make the error of the round trip some 8 times smaller.
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``; no ``LinearSDE``.
@@ -47,7 +47,7 @@ def encode(model: Score, x: Tensor, steps: int = 100) -> Tensor:
         return end / float(sde.sigma(sde.T))
 
 
-def decode(model: Score, z: Tensor, steps: int = 100) -> Tensor:
+def decode(model: Score, z: Tensor, steps: int = 200) -> Tensor:
     """The data x (B, *D) of latents z (B, *D), in their own units: the inverse of ``encode``.
 
     Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
@@ -65,7 +65,8 @@ def _path(model: Score, x: Tensor, verb: str) -> tuple[Whitened, LinearSDE]:
         raise TypeError(f"{verb} needs a score of a LinearSDE, got one of {sde!r}")
     start = float(flow_grid(sde, model, None)[0])
     flow = sde.probability_flow(model)
-    return Whitened(flow, reference(model), x[0].numel(), start), sde
+    # Of a rough network order 2 brings the data back four times better than order 3.
+    return Whitened(flow, reference(model), x[0].numel(), start, order=2), sde
 
 
 def between(
@@ -113,7 +114,7 @@ def interpolate(
     shares: Sequence[float] | Tensor,
     *,
     metric: Metric = "sphere",
-    steps: int = 100,
+    steps: int = 200,
 ) -> Tensor:
     """Data on the way from a to b, (B, *D) each: encoded, ``between``, decoded;
     (len(shares), B, *D).
@@ -125,7 +126,7 @@ def interpolate(
     return torch.stack([decode(model, z, steps) for z in path])
 
 
-def relabel(source: Score, target: Score, x: Tensor, steps: int = 100) -> Tensor:
+def relabel(source: Score, target: Score, x: Tensor, steps: int = 200) -> Tensor:
     """Data x (B, *D) encoded under one score and decoded under another: the same model given
     two labels, or two models of one process (Su et al. 2023).
 
