@@ -335,7 +335,8 @@ def test_levels_are_arrays_or_lists_and_counts_are_numpys(make):
     torch.testing.assert_close(found, expected)
     x = torch.zeros(3, 2)
     torch.testing.assert_close(
-        log_prob(POINT, x, probes=two, seed=one).value, log_prob(POINT, x, probes=2, seed=1)
+        log_prob(POINT, x, probes=two, seed=one).value,
+        log_prob(POINT, x, probes=2, seed=1).value,
     )
 
 

@@ -141,6 +141,11 @@ def _whitened(
     sde = model.sde
     assert isinstance(sde, LinearSDE)
     flow, n = sde.probability_flow(model), x[0].numel()
+    if not start and flow.singular:
+        raise ValueError(
+            "the flow reads the score at t = 0, where it is singular: start times at a small"
+            " positive time"
+        )
     moments, runs = reference(model), ((3, steps), (2, steps - steps // 4))
     size = len(x) if chunk is None else check_count(chunk, "chunk")
     parts = [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
