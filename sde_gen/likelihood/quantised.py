@@ -28,6 +28,9 @@ from ..solvers import Solver
 from .density import log_prob
 from .estimate import Estimate
 
+_EXACT, _PROBES = 16, 2
+"""Up to so many coordinates the trace is exact by default; beyond it has so many probes."""
+
 Dequantiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(levels k, uniform noise, both (B, *D)) -> u in [0, 1] like them, and log q(u | k), (B,)."""
 
@@ -59,8 +62,8 @@ def bits_per_dim(
         draws: dequantisations K a sample, of which the mean is taken inside the logarithm.
         dequantiser: what turns uniform noise into u ~ q(u | k) in the cell [0, 1], with log q: a
             flow trained to tighten the bound. Uniform by default.
-        probes: as in ``log_prob``; by default two, which the spread of the data covers, or the
-            exact trace for several draws.
+        probes: as in ``log_prob``; by default the exact trace up to 16 coordinates and for
+            several draws, and otherwise two, whose spread that of the data covers.
         steps, solver, progress, chunk: as in ``log_prob``.
         seed: the noise of a sample is a function of the seed and the sample's number.
 
@@ -85,7 +88,7 @@ def bits_per_dim(
             " pass for likelihood; take draws=1, or leave probes out for the exact divergence"
         )
     if probes is None:
-        probes = n if draws > 1 else 2
+        probes = n if draws > 1 or n <= _EXACT else _PROBES
     options = _Options(probes, steps, seed, solver, progress, chunk)
     return cells.bits(_mean_inside(_logs(model, cells, draws, options)))
 
