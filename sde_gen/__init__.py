@@ -11,7 +11,7 @@ from .budget import error_budget
 from .chain import Chain, bound
 from .facts import Facts
 from .guidance import Classifier, ClassifierFree
-from .likelihood import bits_per_dim, log_prob
+from .likelihood import Estimate, bits_per_dim, log_prob
 from .mcmc import BAOAB, MALA, OBABO, ULA, annealed_langevin, langevin
 from .moments import Moments, data_moments
 from .noise import BrownianPath, Impulses, Noise, Streams
@@ -72,6 +72,7 @@ __all__ = [
     "CriticallyDamped",
     "EDM",
     "Empirical",
+    "Estimate",
     "EulerMaruyama",
     "Exponential",
     "Facts",

@@ -121,7 +121,7 @@ USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
     "a function": lambda m: sg.solve(
         SDE.probability_flow(lambda x, t: m(x, t)), X, TIMES, sg.Heun(), 0
     ),
-    "likelihood": lambda m: sg.log_prob(m, X, solver=sg.Heun(), times=TIMES.flip(0)),
+    "likelihood": lambda m: sg.log_prob(m, X, solver=sg.Heun(), times=TIMES.flip(0)).value,
     "denoise": lambda m: m.denoise(X, T),
     "langevin": lambda m: sg.Langevin(m, at=0.1).drift(X, T),
     "classifier": lambda m: sg.Classifier(LOGITS, 1, SDE)(X, T),

@@ -813,7 +813,7 @@ def test_log_likelihood_is_exact(sde: MatrixSDE) -> None:
     assert state.shape == (8, *sde.state_shape((2,)))
     exact = score.log_prob(state, 0.0)
     torch.testing.assert_close(
-        log_prob(score, state, solver=SciPy("DOP853", 1e-6, 1e-6)), exact, rtol=0, atol=1e-4
+        log_prob(score, state, solver=SciPy("DOP853", 1e-6, 1e-6)).value, exact, rtol=0, atol=1e-4
     )
     # With the exact score the bound for the data is their log density, whatever was drawn.
     data = joint(blob(sde), 0.0).log_prob(x) if sde is PLANE else blob(VP()).log_prob(x, 0.0)
@@ -829,7 +829,7 @@ def test_a_flow_that_starts_late_counts_the_volume(sde: MatrixSDE) -> None:
     volume = x[0].numel() / sde.size * float(torch.linalg.det(phi).log())
     assert abs(volume) > 0.1
     times = torch.tensor([t, sde.T], dtype=F64)
-    found = log_prob(score, x, times=times, solver=SciPy("DOP853", 1e-6, 1e-6))
+    found = log_prob(score, x, times=times, solver=SciPy("DOP853", 1e-6, 1e-6)).value
     torch.testing.assert_close(found, score.log_prob(act(phi, x), t) + volume, rtol=0, atol=1e-4)
 
 
@@ -839,7 +839,7 @@ def test_bits_of_quantised_data_count_the_velocity_out() -> None:
     n_levels = 1 << 20
     levels = torch.tensor([[10, 200], [128, 90]]) << 12
     tight = SciPy("RK45", 1e-7, 1e-7)
-    bits = bits_per_dim(score, levels, n_levels, probes=None, seed=3, solver=tight)
+    bits = bits_per_dim(score, levels, n_levels, probes=None, seed=3, solver=tight).value
     density = Gaussian(VP(), torch.zeros(2), math.sqrt(0.3)).log_prob(levels * (2 / n_levels) - 1)
     exact = -density / (2 * math.log(2)) + math.log2(n_levels / 2)
     torch.testing.assert_close(bits.double(), exact, rtol=0, atol=2e-3)

@@ -147,8 +147,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.bits and held.levels is not None:
         score = model if y is None else model.given(y=y.to(model.device))
         levels = quantise(held.x, held.levels).to(model.device)
-        bits = bits_per_dim(score, levels, held.levels, chunk=options.chunk)
-        print(f"{'bits per dimension':20} {'':10} {float(bits.mean()):10.4f}")
+        bits = bits_per_dim(score, levels, held.levels, chunk=options.chunk).mean()
+        error = f"+- {float(bits.standard_error):.4f}"
+        print(f"{'bits per dimension':20} {'':10} {float(bits):10.4f} {error}")
     print(seen)
 
 

@@ -1,0 +1,183 @@
+"""Encoding, decoding, and what can be edited in between.
+
+The probability flow is a bijection: a picture has one latent, a point of the prior's law, and the
+latent one picture. Between two latents every path that stays where the prior's mass is leads
+through likely pictures; a latent that is decoded under another label keeps what the labels do not
+tell. Editing from a noised picture keeps what the noise has left (Meng et al. 2022, SDEdit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .. import grids
+from ..noise import Streams
+from ..ops import as_real, check_choice, check_count, check_finite, check_number, check_state
+from ..sampling import default_solver, enter, solve
+from ..scores import Score
+from ..sdes import KernelSDE, LinearSDE
+from ..solvers import Solver
+from .flow import check_model, flow_grid
+from .whitened import Whitened, reference
+
+Metric = Literal["sphere", "gaussian"]
+
+
+def encode(model: Score, x: Tensor, steps: int = 200) -> Tensor:
+    """The latent z (B, *D) of data x (B, *D): where the probability flow takes it, over sigma_T.
+
+    For a good model z is standard normal. The flow is followed in fixed multistep steps
+    (``likelihood.whitened``), one call each; gradients are recorded if x requires them.
+
+    Args:
+        model: a score that knows its linear process, labels bound.
+        x: data in their own units.
+        steps: how many; twice as many make the error of the round trip some 8 times smaller.
+
+    Raises:
+        TypeError, ValueError: bad input as in ``log_prob``; no ``LinearSDE``.
+    """
+    path, sde = _path(model, x, "encode")
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        end = path.move(path.alpha * enter(model, x), check_count(steps, "steps"))
+        return end / float(sde.sigma(sde.T))
+
+
+def decode(model: Score, z: Tensor, steps: int = 200) -> Tensor:
+    """The data x (B, *D) of latents z (B, *D), in their own units: the inverse of ``encode``.
+
+    Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
+    where sigma / alpha = 0.005, and x is the mean there, x_t / alpha.
+    """
+    path, sde = _path(model, z, "decode")
+    with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
+        x = path.move(float(sde.sigma(sde.T)) * z, check_count(steps, "steps"), back=True)
+        return model.facts.decode(x / path.alpha)
+
+
+def _path(model: Score, x: Tensor, verb: str) -> tuple[Whitened, LinearSDE]:
+    sde = check_model(model, x)
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(f"{verb} needs a score of a LinearSDE, got one of {sde!r}")
+    start = float(flow_grid(sde, model, None)[0])
+    flow = sde.probability_flow(model)
+    return Whitened(flow, reference(model), x[0].numel(), start), sde
+
+
+def between(
+    a: Tensor, b: Tensor, shares: Sequence[float] | Tensor, metric: Metric = "sphere"
+) -> Tensor:
+    """Points on the way from latents a to b, (B, *D) each: (len(shares), B, *D).
+
+        sphere:     [sin((1 - c) phi) a + sin(c phi) b] / sin(phi),
+        gaussian:   [(1 - c) a + c b] / sqrt((1 - c)^2 + c^2),
+
+    phi the angle between a and b (Shoemake 1985, along which lengths change evenly), and the
+    straight line scaled so that of two independent standard normals every point is one. At
+    right angles, as random latents in high dimension are, both have the same image.
+
+    Args:
+        shares: c of each point, 0 is a, 1 is b; beyond, the path goes on.
+        metric: "sphere" or "gaussian".
+
+    Raises:
+        TypeError, ValueError: states of two shapes, shares that are no list of numbers.
+    """
+    for name, state in (("a", a), ("b", b)):
+        check_state(state, name)
+        check_finite(state, name)
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape, got {tuple(a.shape)}, {tuple(b.shape)}")
+    check_choice(metric, get_args(Metric), "metric")
+    c = as_real(shares, "shares", a.device)
+    if c.ndim != 1:
+        raise ValueError(f"shares must be a list of numbers, got shape {tuple(c.shape)}")
+    c = c.to(a.dtype).reshape(-1, *(1,) * a.ndim)
+    if metric == "gaussian":
+        return ((1 - c) * a + c * b) / torch.sqrt((1 - c) ** 2 + c**2)
+    u, v = (torch.nn.functional.normalize(s.flatten(1).double(), dim=1) for s in (a, b))
+    # From the half angle: near 0 the arc cosine of u . v loses half of the digits.
+    phi = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+    phi = phi.clamp(1e-9, torch.pi - 1e-9).to(a.dtype).reshape(-1, *(1,) * (a.ndim - 1))
+    return (torch.sin((1 - c) * phi) * a + torch.sin(c * phi) * b) / torch.sin(phi)
+
+
+def interpolate(
+    model: Score,
+    a: Tensor,
+    b: Tensor,
+    shares: Sequence[float] | Tensor,
+    *,
+    metric: Metric = "sphere",
+    steps: int = 200,
+) -> Tensor:
+    """Data on the way from a to b, (B, *D) each: encoded, ``between``, decoded;
+    (len(shares), B, *D).
+
+    Raises:
+        TypeError, ValueError: as ``encode`` and ``between``.
+    """
+    path = between(encode(model, a, steps), encode(model, b, steps), shares, metric)
+    return torch.stack([decode(model, z, steps) for z in path])
+
+
+def relabel(source: Score, target: Score, x: Tensor, steps: int = 200) -> Tensor:
+    """Data x (B, *D) encoded under one score and decoded under another: the same model given
+    two labels, or two models of one process (Su et al. 2023).
+
+    Raises:
+        TypeError, ValueError: as ``encode``; scores of two processes.
+    """
+    z = encode(source, x, steps)
+    one, other = source.sde, target.sde
+    if not (isinstance(one, KernelSDE) and isinstance(other, KernelSDE) and one.agrees(other)):
+        raise ValueError(f"relabel needs scores of one process, got {one!r} and {other!r}")
+    return decode(target, z, steps)
+
+
+def redraw(
+    model: Score,
+    x: Tensor,
+    level: float,
+    *,
+    steps: int = 25,
+    seed: int = 0,
+    eta: float = 0.0,
+    solver: Solver | None = None,
+) -> Tensor:
+    """Data x (B, *D), noised to sigma / alpha = ``level`` and denoised from there: SDEdit.
+
+    What is finer than the noise is drawn anew from the model; what is coarser stays. Of the
+    model's own law, what comes out has that law at every level.
+
+    Args:
+        level: ratio of noise to signal, in the units of the process, below that at T.
+        steps, eta, solver: as in ``sample``.
+        seed: sample i is a function of the seed and i.
+
+    Raises:
+        TypeError, ValueError: bad input as in ``log_prob``; a level out of range.
+    """
+    sde = check_model(model, x)
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(f"redraw needs a score of a LinearSDE, got one of {sde!r}")
+    level = check_number(level, "level", above=0)
+    start = float(
+        sde.time_at(torch.as_tensor(-2.0).double() * torch.log(torch.tensor(level).double()))
+    )
+    end = grids.default_end(sde)
+    if not end < start <= sde.T:
+        low, high = (float(torch.exp(-sde.log_snr(t) / 2)) for t in (end, sde.T))
+        raise ValueError(f"level must lie between {low:.3g} and {high:.3g}, got {level:g}")
+    noise = Streams(seed)
+    z = float(sde.alpha(start)) * enter(model, x) + float(sde.sigma(start)) * noise.start(x)
+    solver = default_solver(model, eta) if solver is None else solver
+    times = grids.default(
+        sde, steps, start=start, data_std=model.facts.std, to_zero=not solver.evaluates_end
+    )
+    with torch.no_grad():
+        return model.facts.decode(solve(sde.reverse(model, eta), z, times, solver, noise))

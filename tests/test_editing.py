@@ -1,0 +1,130 @@
+"""Encoding, decoding and what is edited in between, against maps known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import problems
+import pytest
+import torch
+
+import sde_gen as sg
+from sde_gen.likelihood import between, decode, encode, interpolate, redraw, relabel
+
+F64 = torch.float64
+VP = sg.VP()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(80.0)], ids=lambda s: type(s).__name__)
+def test_encode_then_decode_returns_the_data(sde: sg.LinearSDE) -> None:
+    for law in (problems.gaussian(sde), problems.line(sde), problems.mixture(sde)):
+        x = law.sample(50, seeded())
+        z = encode(law, x)
+        torch.testing.assert_close(decode(law, z), x, rtol=0, atol=1e-4)
+
+
+def test_latents_of_gaussian_data_are_the_whitened_data() -> None:
+    law = problems.gaussian(VP)
+    x = law.sample(20, seeded())
+    z = encode(law, x, steps=4)
+    t = VP.T
+    exact = problems.gaussian_flow(law, x, 0.0, t) / float(VP.sigma(t))
+    # The first node lies at w = 1e-8 of the variance, where x has moved by as much.
+    torch.testing.assert_close(z, exact, rtol=0, atol=1e-6)
+
+
+def test_units_go_in_and_out() -> None:
+    law = problems.gaussian(VP)
+    units = sg.facts.Units(torch.tensor(3.0), torch.tensor(10.0))
+    facts = sg.Facts((3,), law.facts.std, law.facts.moments, units)
+    x = law.sample(5, seeded())
+    model = law.with_facts(facts)
+    torch.testing.assert_close(encode(model, 3 + 10 * x), encode(law, x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(decode(model, encode(law, x)), 3 + 10 * x, rtol=1e-6, atol=1e-6)
+
+
+def test_paths_on_the_sphere_and_in_the_gaussian_metric() -> None:
+    a = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0]], dtype=F64)
+    b = torch.tensor([[0.0, 3.0, 0.0], [1.0, 1.0, 0.0]], dtype=F64)
+    shares = [0.0, 0.25, 0.5, 1.0]
+    sphere, gaussian = (between(a, b, shares, m) for m in ("sphere", "gaussian"))
+    for path in (sphere, gaussian):
+        torch.testing.assert_close(path[0], a)
+        torch.testing.assert_close(path[-1], b)
+        assert path.shape == (4, 2, 3)
+    angle = torch.atan2(sphere[:, 0, 1], sphere[:, 0, 0])
+    torch.testing.assert_close(angle, math.pi / 2 * torch.tensor(shares, dtype=F64))
+    torch.testing.assert_close(sphere[:, 0].norm(dim=1), torch.full((4,), 3.0, dtype=F64))
+    # Where both are one point the sphere stays there.
+    torch.testing.assert_close(sphere[:, 1], a[1].expand(4, 3))
+    z = torch.randn(2, 20_000, 2, generator=seeded(), dtype=F64)
+    middle = between(z[0], z[1], [0.3], "gaussian")[0]
+    assert float(middle.var()) == pytest.approx(1.0, abs=4 * math.sqrt(2 / 40_000))
+    torch.testing.assert_close(
+        gaussian[2, 0], torch.tensor([3.0, 3.0, 0.0]).double() / math.sqrt(2)
+    )
+    for bad, error in (((a, b[:1], shares), ValueError), ((a, b, shares, "flat"), ValueError)):
+        with pytest.raises(error):
+            between(*bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="list of numbers"):
+        between(a, b, torch.tensor(0.5))
+
+
+def test_interpolation_starts_and_ends_at_the_data() -> None:
+    law = problems.line(VP)
+    x = law.sample(6, seeded()).sort(0).values
+    path = interpolate(law, x[:3], x[3:], [0.0, 0.5, 1.0], metric="gaussian")
+    torch.testing.assert_close(path[0], x[:3], rtol=0, atol=1e-4)
+    torch.testing.assert_close(path[2], x[3:], rtol=0, atol=1e-4)
+
+
+def test_relabelling_keeps_the_quantile() -> None:
+    """On the line the flow keeps quantiles: one Gaussian's are moved to the other's."""
+    one, other = (
+        sg.Gaussian(VP, torch.tensor([m], dtype=F64), s) for m, s in ((0.5, 0.3), (-1.0, 0.8))
+    )
+    x = one.sample(20, seeded())
+    found = relabel(one, other, x, steps=4)
+    # Both laws at T are N(0, 1) but for alpha_T = 0.0066.
+    torch.testing.assert_close(found, -1.0 + 0.8 * (x - 0.5) / 0.3, rtol=0, atol=0.02)
+    torch.testing.assert_close(relabel(one, one, x), x, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="one process"):
+        relabel(one, problems.line(sg.EDM(80.0)), x)
+
+
+def test_what_is_redrawn_has_the_law_of_the_model() -> None:
+    law = problems.line(VP)
+    x = law.sample(4000, seeded())
+    kept, away = (redraw(law, x, level, seed=1) for level in (0.05, 3.0))
+    for y in (kept, away):
+        for power in (1, 2):
+            u, v = x**power, y**power
+            error = math.sqrt(float(u.var() + v.var()) / 4000)
+            assert abs(float(u.mean() - v.mean())) < 4 * error
+    # What is coarser than the noise stays.
+    assert float((kept - x).abs().mean()) < 0.05
+    assert abs(float(torch.corrcoef(torch.cat([away, x], 1).T)[0, 1])) < 0.5
+    torch.testing.assert_close(redraw(law, x[:3], 0.3, seed=1), redraw(law, x, 0.3, seed=1)[:3])
+    for level in (1e-4, 1e9):
+        with pytest.raises(ValueError, match="level must lie between"):
+            redraw(law, x, level)
+
+
+def test_gradients_go_through_both() -> None:
+    law = problems.gaussian(VP)
+    x = law.sample(2, seeded()).requires_grad_()
+    (gradient,) = torch.autograd.grad(decode(law, encode(law, x, 8), 8).sum(), x)
+    torch.testing.assert_close(gradient, torch.ones_like(x), rtol=0, atol=1e-6)
+
+
+def test_matrix_processes_are_refused() -> None:
+    sde = sg.CriticallyDamped()
+    score = sg.CorrelatedMixture(sde, torch.ones(1), torch.zeros(1, 2), 0.3 * torch.eye(2))
+    x = torch.zeros(1, 2, 2)
+    for f in (lambda: encode(score, x), lambda: decode(score, x), lambda: redraw(score, x, 0.5)):
+        with pytest.raises(TypeError, match="LinearSDE"):
+            f()
