@@ -26,8 +26,9 @@ from sde_gen import (
     gaussians,
     grids,
 )
-from sde_gen.chain import Bound, Term, bayes
+from sde_gen.chain import Bound, bayes
 from sde_gen.facts import Units
+from sde_gen.likelihood import Estimate
 from sde_gen.moments import isotropic
 from sde_gen.schedules import Cosine, Tabulated
 from sde_gen.training import InformationTimes, LogNormalTimes, likelihood_weight
@@ -281,7 +282,7 @@ def test_the_intervals_cover_what_they_say() -> None:
     x = law.sample(60 * REPEATS, torch.Generator().manual_seed(11))
     drawn = bound(law, x, CHAIN, terms=4, draws=1, variance="large").total.value
     truth = bound(law, x[:60_000], CHAIN, draws=1, variance="large", seed=1).mean().total.value
-    each = Term.of(drawn.reshape(REPEATS, 60).T)
+    each = Estimate.of(drawn.reshape(REPEATS, 60).T)
     half = stats.t.ppf(0.975, 59) * each.standard_error
     low, high = stats.binom.ppf([LEVEL / 2, 1 - LEVEL / 2], REPEATS, 0.95)
     away = (each.value - truth).abs()

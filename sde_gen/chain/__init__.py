@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .normal import Normal
 from .steps import Chain, Variance
-from .terms import Bound, Decoder, Term, bayes, bound
+from .terms import Bound, Decoder, bayes, bound
 from .training import Hybrid, NodeTimes
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Hybrid",
     "NodeTimes",
     "Normal",
-    "Term",
     "Variance",
     "bayes",
     "bound",

@@ -49,6 +49,23 @@ class Estimate:
     calls: int = 0
     method: str = ""
 
+    @classmethod
+    def of(cls, draws: Tensor, calls: int = 0, method: str = "") -> Estimate:
+        """The mean of independent draws along axis 0; a single one tells no spread, which is NaN.
+
+        >>> print(Estimate.of(torch.tensor([1.0, 2.0, 3.0])))
+        2.0 +- 0.6
+        """
+        k, value = len(draws), draws.mean(0)
+        square = (draws - value).square().sum(0)
+        spread = torch.sqrt(square / (k - 1) / k) if k > 1 else torch.full_like(value, math.nan)
+        return cls(value, spread, torch.zeros_like(value), calls, method)
+
+    @classmethod
+    def exact(cls, value: Tensor) -> Estimate:
+        """A value that is what it is."""
+        return cls(value, torch.zeros_like(value), torch.zeros_like(value))
+
     @property
     def standard_error(self) -> Tensor:
         """sqrt(spread^2 + bias^2), like ``value``."""
