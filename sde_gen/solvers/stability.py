@@ -32,11 +32,11 @@ _NUMBERS = 256
 class _Normals(Noise):
     """Normals of a generator, in the order of the questions."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(0)
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
+        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
 
     def start(self, x: Tensor) -> Tensor:
         return self(x, 0.0, 0.0)
@@ -97,10 +97,10 @@ def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> flo
         # What it reads off a network no trial can tell: the spread that the grid gives is tried.
         solver = copy(solver)
         solver.spread = None
-    trial, noise = Reverse(sde, Trial(), process.eta), _Normals(x.device)
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    trial, noise = Reverse(sde, Trial(), process.eta), _Normals()
     with torch.no_grad():
-        y = noise.start(x.new_empty(2 * each, *x.shape[1:], dtype=dtype))
+        # On the host, wherever x is: so few numbers would only keep a GPU waiting.
+        y = noise.start(torch.empty(2 * each, *x.shape[1:], dtype=torch.float64))
         y = act(_root(law(plan[0].t)).repeat_interleave(each, 0), y)
         memory: Memory = ()
         for step in plan:
