@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -975,3 +976,14 @@ def test_copies_of_a_model_do_not_share_weights():
     assert all(p.requires_grad for p in average.parameters())
     assert not torch.equal(weights(model), weights(start))
     assert not torch.equal(weights(average), weights(model))
+
+
+@pytest.mark.parametrize("expected", [0.02, 1.0, 50.0])
+@pytest.mark.parametrize(("ratio", "warned"), [(0.09, 1), (0.11, 0), (9.0, 0), (11.0, 1)])
+def test_data_of_another_scale_are_warned_of(expected: float, ratio: float, warned: int) -> None:
+    data = torch.tensor([[-1.0], [1.0]]) * ratio * expected
+    model = ScoreNetwork(MLP((1,), 8, 1), VP(), facts=Facts((1,), expected))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(model, data, recipe=Recipe(steps=1, batch=2))
+    assert sum("the model expects" in str(w.message) for w in caught) == warned
