@@ -504,7 +504,8 @@ ADJOINTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: Callables(running_sum, half_adjoint, IMAGE),
         ValueError,
-        r"Callables\(\(4, 6\) -> \(4, 6\)\): the adjoint is not that of forward.*0.5 times",
+        r"Callables\(\(4, 6\) -> \(4, 6\)\): the adjoint is not that of forward: <A u, v> ="
+        r" \(\S+, \S+, [^ )]+\) but <u, A\^T v> = \(\S+, \S+, [^ )]+\) for .*0.5 times",
     ),
     (lambda: Callables(running_sum, no_adjoint, IMAGE), ValueError, "relative difference"),
     (lambda: Callables(lambda x: x + 1, lambda y: y, IMAGE), ValueError, "forward is not linear"),

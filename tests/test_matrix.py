@@ -49,6 +49,7 @@ from sde_gen import (
     Solver,
     TorchSDE,
     bits_per_dim,
+    default_solver,
     dsm_loss,
     grids,
     load,
@@ -958,3 +959,12 @@ def test_a_network_learns_a_law_through_its_velocity() -> None:
         normal = data.std() * torch.randn(2000, 2, generator=torch.Generator().manual_seed(2))
         far, _ = energy(normal, law, 2000, 7)
         assert found < max(0.15 * far, 5 * floor)
+
+
+@pytest.mark.parametrize(("eta", "order"), [(0.0, 3), (0.5, 2), (1.0, 2)])
+def test_the_default_solver_is_of_order_three_on_the_flow_and_two_with_noise(
+    eta: float, order: int
+) -> None:
+    solver = default_solver(blob(CLD), eta)
+    assert isinstance(solver, Propagator)
+    assert solver.order == order
