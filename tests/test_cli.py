@@ -521,7 +521,8 @@ def test_interruption_is_no_error(monkeypatch, capsys):
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & takes away
 import sde_gen.sampling
 from sde_gen.cli import main
 

@@ -185,6 +185,9 @@ ROOMS: dict[str, dict[str, Entry]] = {
             ax=None,
         ),
         "noise_schedule": entry(plots.noise_schedule, sdes=VP, n=5),
+        "rank_curves": entry(
+            plots.rank_curves, ranks={"u": torch.linspace(0, 1, 9)}, size=0.01, title="", ax=None
+        ),
         "movie_2d": entry(
             plots.movie_2d,
             paths=draw(2, 5, 2),

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
+from scipy.stats import kstest
 
 from sde_gen import plots
 
@@ -382,3 +383,36 @@ BAD_PLOTS = {
 def test_plots_refuse_by_name(name: str, bad: object) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
         BAD_PLOTS[name](bad)
+
+
+def test_rank_curves_are_the_distribution_less_the_even_one_within_kolmogorovs_bound():
+    u = np.array([[0.1, 0.7], [0.4, 0.2], [0.9, 0.5], [0.3, 0.3]])
+    (ax,) = rendered(plots.rank_curves({"ranks": u, "TARP": u[:, 0]}, size=0.03)).axes
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ranks", "TARP"]
+    for column, line in zip([u[:, 0], u[:, 1], u[:, 0]], ax.lines[1:], strict=True):
+        x, y = line.get_data()
+        for at, off in zip(x, y, strict=True):
+            assert off == pytest.approx((column <= at).mean() - at, abs=1e-12)
+    band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    # Three curves share the chance: each has a third of it.
+    assert kstest([band.y1], "kstwo", args=(4,)).statistic == pytest.approx(0.99)
+    assert band.y0 == pytest.approx(-band.y1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "error", "said"),
+    [
+        ([0.1, 0.2], TypeError, "ranks must be given by name"),
+        ({}, TypeError, "ranks must be given by name"),
+        ({"a": [0.1, 1.2]}, ValueError, r"ranks\['a'\] must be \(R,\) or \(R, P\) in \[0, 1\]"),
+        ({"a": [0.1, math.nan]}, ValueError, r"in \[0, 1\]"),
+        (
+            {"a": [0.1], "b": [0.1, 0.2]},
+            ValueError,
+            r"ranks must be of one number R, got \[1, 2\]",
+        ),
+    ],
+)
+def test_rank_curves_say_what_is_wrong(ranks, error, said):
+    with pytest.raises(error, match=said):
+        plots.rank_curves(ranks)

@@ -9,6 +9,7 @@ draws into an ``ax`` of yours, and then returns that one's figure. Colours are p
 from __future__ import annotations
 
 from .movies import Movie, movie_2d
+from .ranks import rank_curves
 from .stills import (
     COLOURS,
     QUIET,
@@ -34,6 +35,7 @@ __all__ = [
     "image_grid",
     "movie_2d",
     "noise_schedule",
+    "rank_curves",
     "score_field",
     "trajectories_1d",
     "trajectories_2d",
