@@ -306,12 +306,13 @@ def methods(b: Bed, amount: Amount) -> dict[str, Callable[[], Tensor]]:
     """Particles, with and without planted faults, and every rule at eta = 1."""
     runs: dict[str, Callable[[], Tensor]] = {
         "particles": partial(by_particles, b, amount),
-        "particles, Tweedie": partial(by_particles, b, amount, rule=Tweedie()),
         "planted: noise told 20 % too large": partial(by_particles, b, amount, 1.2),
         "planted: noise told 20 % too small": partial(by_particles, b, amount, 0.8),
         "planted: last weights dropped": partial(by_particles, b, amount, cloud=LastDropped),
         "planted: weights forgotten": partial(by_particles, b, amount, cloud=Forgetful),
     }
+    if b.truths.is_cuda:  # minutes there, hours on a CPU
+        runs["particles, Tweedie"] = partial(by_particles, b, amount, rule=Tweedie())
     term = partial(by_term, b, count=amount.draws, eta=1.0, steps=amount.steps, chunk=amount.batch)
     times = grids.default(SDE, amount.steps, to_zero=True, data_std=b.prior.facts.std)
     published = partial(term, dps(SDE, times), solver=ddpm(), times=times)

@@ -65,17 +65,18 @@ class Images(NamedTuple):
     levels: int
     rank: int
     lr: float
-    net: Callable[[], UNet]
+    net: Callable[[int], UNet]
+    """Of a number of channels."""
 
 
 SETS = {
-    "digits": Images(data.digits, 17, 63, 4e-3, lambda: UNet.digits(classes=None)),
+    "digits": Images(data.digits, 17, 63, 4e-3, lambda _: UNet.digits(classes=None)),
     "mnist": Images(
         data.mnist,
         256,
         256,
         1e-3,
-        lambda: UNet((1, 28, 28), 64, (1, 2, 2), blocks=1, attention=(7,), dropout=0.1),
+        lambda n: UNet((1, 28, 28), n, (1, 2, 2), blocks=1, attention=(7,), dropout=0.1),
     ),
 }
 
@@ -83,13 +84,15 @@ SETS = {
 # --- the prior -----------------------------------------------------------------------------------
 
 
-def trained(images: Images, x: Tensor, minutes: float, device: str) -> sg.ScoreNetwork:
+def trained(
+    images: Images, x: Tensor, minutes: float, device: str, channels: int, batch: int
+) -> sg.ScoreNetwork:
     """A score network of dequantised images, after ``minutes``; bfloat16 on a GPU."""
     spread = Dequantise(images.levels)(x, sg.Streams(0))
     facts = sg.Facts.of(spread, rank=images.rank, levels=images.levels)
     torch.manual_seed(0)
-    model = sg.ScoreNetwork(images.net(), sg.VP(), facts=facts)
-    recipe = sg.Recipe(minutes=minutes, lr=images.lr)
+    model = sg.ScoreNetwork(images.net(channels), sg.VP(), facts=facts)
+    recipe = sg.Recipe(minutes=minutes, lr=images.lr, batch=batch)
     trainer = Trainer(model, x, recipe=recipe, transform=Dequantise(images.levels), device=device)
     model = trainer.run()
     print(f"{trainer.step} steps in {trainer.elapsed:.0f} s")
@@ -358,6 +361,8 @@ def main() -> None:
     parser.add_argument("--data", choices=list(SETS), default="digits")
     parser.add_argument("--model", type=Path, help="a folder with a trained prior")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training")
+    parser.add_argument("--channels", type=int, default=64, help="of the network for MNIST")
+    parser.add_argument("--batch", type=int, default=256, help="of training")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="where figure, table and model/ go")
     parser.add_argument("--images", type=int, default=8, help="a task")
@@ -377,7 +382,7 @@ def main() -> None:
     train, test = images.load("train"), images.load("test")
     folder = args.model or (kept if (kept / "config.json").exists() else None)
     if folder is None:
-        prior = trained(images, train.x, args.minutes, args.device)
+        prior = trained(images, train.x, args.minutes, args.device, args.channels, args.batch)
         save(prior, kept)
     else:
         prior = load(folder, args.device)
@@ -394,7 +399,17 @@ def main() -> None:
     draw(rows, stem.with_suffix(".png"))
     asked = {
         k: getattr(args, k)
-        for k in ("data", "minutes", "device", "images", "count", "steps", "float32")
+        for k in (
+            "data",
+            "minutes",
+            "channels",
+            "batch",
+            "device",
+            "images",
+            "count",
+            "steps",
+            "float32",
+        )
     }
     content = {"versions": _report.versions(), "asked": asked, "loss": loss, "tasks": table}
     _report.write_json(stem.with_suffix(".json"), content)
