@@ -397,20 +397,7 @@ def main() -> None:
     print("\nerror of the denoised state: " + ", ".join(f"{k} {v:.4f}" for k, v in loss.items()))
     stem = out / f"restore_{args.data}{quick}"
     draw(rows, stem.with_suffix(".png"))
-    asked = {
-        k: getattr(args, k)
-        for k in (
-            "data",
-            "minutes",
-            "channels",
-            "batch",
-            "device",
-            "images",
-            "count",
-            "steps",
-            "float32",
-        )
-    }
+    asked = {k: v for k, v in vars(args).items() if k not in ("model", "out", "quick")}
     content = {"versions": _report.versions(), "asked": asked, "loss": loss, "tasks": table}
     _report.write_json(stem.with_suffix(".json"), content)
 
