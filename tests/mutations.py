@@ -452,13 +452,13 @@ def choose(tree: Path, mutant: Mutant, tests: Tests) -> tuple[list[str], list[st
     return direct, rest
 
 
-def judge(tree: Path, mutant: Mutant, tests: Tests) -> str:
+def judge(tree: Path, mutant: Mutant, tests: Tests, direct: bool = False) -> str:
     """The first test that fails on the mutant, or that it survives."""
     path, chosen = tree / mutant.file, tree / "chosen.txt"
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
     try:
-        for names in filter(None, choose(tree, mutant, tests)):
+        for names in filter(None, choose(tree, mutant, tests)[: 1 if direct else 2]):
             chosen.write_text("\n".join(names))
             files = dict.fromkeys(map(file_of, names))
             limit = PATIENCE + 4 * sum(tests[name]["time"] for name in names)
@@ -498,7 +498,7 @@ class Trees:
         return self.threads.map(lent, items)
 
 
-def run(trees: Trees, drawn: Sequence[Mutant], units: Sequence[str]) -> None:
+def run(trees: Trees, drawn: Sequence[Mutant], units: Sequence[str], direct: bool) -> None:
     """Trace the tests, run the mutants and print what becomes of each."""
     tests: Tests = {}
     for found in trees.map(trace, units):
@@ -507,7 +507,7 @@ def run(trees: Trees, drawn: Sequence[Mutant], units: Sequence[str]) -> None:
 
     def timed(tree: Path, mutant: Mutant) -> tuple[str, float]:
         start = time.perf_counter()
-        return judge(tree, mutant, tests), time.perf_counter() - start
+        return judge(tree, mutant, tests, direct), time.perf_counter() - start
 
     caught = 0
     for text, (result, seconds) in zip(texts, trees.map(timed, drawn), strict=True):
@@ -523,6 +523,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="files or folders, sde_gen/...")
     parser.add_argument("--tests", nargs="*", default=[], help="these test files alone")
     parser.add_argument("--jobs", type=int, default=1, help="trees that run side by side")
+    parser.add_argument("--direct", action="store_true", help="only tests that enter the function")
     parser.add_argument("--list", action="store_true", help="draw, but run nothing")
     args = parser.parse_args()
     drawn = draw(ROOT, args.seed, args.count, args.only)
@@ -531,7 +532,7 @@ def main() -> None:
         return
     units = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/test_*.py"))
     with tempfile.TemporaryDirectory() as folder:
-        run(Trees(Path(folder), args.jobs), drawn, args.tests or ["sde_gen", *units])
+        run(Trees(Path(folder), args.jobs), drawn, args.tests or ["sde_gen", *units], args.direct)
 
 
 if __name__ == "__main__":
