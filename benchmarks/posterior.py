@@ -399,7 +399,8 @@ def table_of_trained(plan: Plan) -> dict[str, Any]:
     a = torch.randn(10, 64, generator=g) / 8
     y = truths.flatten(1).cpu() @ a.T + 0.1 * torch.randn(r, 10, generator=g)
     seen = Observation(Matrix(a.to(plan.device), (1, 8, 8)), y.to(plan.device), 0.1)
-    size = (50, 15, 7) if plan.quick else (300, 60, 31)
+    fitting = (300, 60, 31) if plan.device.type == "cuda" else (100, 30, 15)
+    size = (50, 15, 7) if plan.quick else fitting
     b = Bed(prior, prior, truths, seen)
     return tabulate(b, methods(b, Amount(*size, plan.batch(2_000))))
 
