@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sde_gen as sg
 from sde_gen import Exponential, Solver, grids
+from sde_gen.solvers import stability
 from sde_gen.solvers.stability import spread
 
 SDE = sg.VP()
@@ -149,3 +150,14 @@ def test_matrix_processes_too() -> None:
     )
     with pytest.warns(UserWarning, match="too long for eta = 3"):
         sg.sample(model, 10, 10, seed=0, eta=3.0, solver=sg.Heun())
+
+
+@pytest.mark.parametrize(("ratio", "warned"), [(1.9, False), (2.0, False), (2.0001, True)])
+def test_twice_the_spread_of_the_data_is_still_no_explosion(
+    ratio: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stability, "spread", lambda *_: ratio)
+    process, times = SDE.reverse(MODES, 1.0), grids.log_snr(SDE, 5)
+    solver = sg.EulerMaruyama()
+    said = stability.too_long(process, solver, solver.plan(process, times), torch.zeros(1, 2))
+    assert bool(said) is warned
