@@ -52,10 +52,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """The error of a sampler and its parts.
+    """The error of a sampler and its parts: ``discretisation``, ``score`` and ``prior``, as the
+    module says, and what they come to.
 
     Attributes:
-        discretisation, score, prior: as the module says.
         total: of the sampler as it is used: at most the sum of the three where paths are
             compared; floor + score + prior + discretisation where laws are.
         floor: the distance of as many real samples, where laws are compared; None otherwise.
