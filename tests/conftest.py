@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Iterator
 
 os.environ["MPLBACKEND"] = "Agg"
@@ -23,3 +24,10 @@ def fixed_start() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     assert torch.get_default_dtype() == torch.float32, "the test left another default dtype"
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A name that all workers agree on: no address of an object stands in it."""
+    if isinstance(val, types.FunctionType):
+        return val.__name__
+    return type(val).__name__ if " at 0x" in repr(val) else None
