@@ -100,7 +100,7 @@ def test_a_subset_has_betas_of_its_own() -> None:
 # ---- kernels and posteriors ----
 
 
-@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+@pytest.mark.parametrize("sde", PROCESSES)
 def test_the_forward_steps_compose_and_the_posterior_is_bayes_rule(sde: LinearSDE) -> None:
     chain, x_0, x_t = chain_of(sde), draw(1, 1), draw(1, 1, seed=1)
     for s, t in ((1, 2), (2, 9), (5, len(chain)), (0, 3)):
@@ -139,7 +139,7 @@ def test_the_posterior_is_the_lectures() -> None:
         torch.testing.assert_close(told.mean, score, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), OrnsteinUhlenbeck()], ids=str)
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), OrnsteinUhlenbeck()])
 def test_the_three_parametrisations_are_one(sde: LinearSDE) -> None:
     chain, x_0, z = chain_of(sde), draw(5, 2), draw(5, 2, seed=1)
     t = torch.tensor([2, 3, 7, 11, 12])
@@ -163,7 +163,7 @@ def test_a_chain_may_end_where_nothing_is_left_of_the_data() -> None:
 # ---- the model's step ----
 
 
-@pytest.mark.parametrize("sde", [DDPM, VP(), VE(), SubVP()], ids=str)
+@pytest.mark.parametrize("sde", [DDPM, VP(), VE(), SubVP()])
 def test_ancestral_sampling_is_ddpm_step_by_step(sde: LinearSDE) -> None:
     chain, law, noise = chain_of(sde, 30), mixture(sde), Streams(3)
     x = float(chain.nodes.sigma[-1]) * draw(6, 2)
@@ -227,7 +227,7 @@ def test_the_variances_are_the_published_ones() -> None:
     assert float(Chain(VP(), [1.0]).variance(1, 0, "small")) > 0.99
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), Straight()], ids=str)
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), Straight()])
 @pytest.mark.parametrize("law", [gaussian, correlated])
 def test_the_right_variance_makes_the_exact_reversal_of_gaussian_data(sde, law) -> None:
     """p(x_s | x_t) by conditioning the joint law of (x_s, x_t), with full matrices."""
@@ -363,9 +363,7 @@ def test_information_is_half_the_log_determinant() -> None:
     assert float(isotropic(0.3).information(w[1])) == pytest.approx(0.5 * math.log(1.3))
 
 
-@pytest.mark.parametrize(
-    "sde", [VP(), VE(), EDM(), OrnsteinUhlenbeck(), CriticallyDamped()], ids=str
-)
+@pytest.mark.parametrize("sde", [VP(), VE(), EDM(), OrnsteinUhlenbeck(), CriticallyDamped()])
 @pytest.mark.parametrize("reference", [0.25, Moments(torch.tensor([0.01, 4.0, 0.3]).double())])
 def test_the_information_grid_is_even_in_information(sde, reference) -> None:
     known = isotropic(reference) if isinstance(reference, float) else reference

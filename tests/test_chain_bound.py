@@ -69,7 +69,6 @@ def exact_bound(law: Gaussian, chain: Chain, x: Tensor, prior: Moments | None) -
         (EDM(), 10, grids.karras),
         (OrnsteinUhlenbeck(), 5, grids.information),
     ],
-    ids=str,
 )
 def test_the_bound_of_gaussian_data_is_the_truth(sde, steps, grid) -> None:
     """In the mean over x the bound loses nothing at the right variance, for any N and clock."""
@@ -163,7 +162,7 @@ def test_the_information_grid_loses_least_at_first_order(reference) -> None:
 # ---- the limit of many steps ----
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), OrnsteinUhlenbeck()], ids=str)
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), OrnsteinUhlenbeck()])
 def test_the_steps_tend_to_the_continuous_bound(sde) -> None:
     """sum L_(t-1) -> 1/2 int g^2 E|s - target|^2 dt, the likelihood-weighted loss, as 1 / N."""
     law = Gaussian(sde, torch.zeros(1, dtype=F64), math.sqrt(V))
