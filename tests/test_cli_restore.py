@@ -303,12 +303,21 @@ def test_what_does_not_fit_is_said(at, noise, words, table, files, capsys):
     assert words in line
 
 
-@pytest.mark.parametrize(("at", "noise"), [(1e300, 1), (0, 1e-300)])
-def test_what_is_not_finite_is_not_written(at, noise, table, files, capsys):
+@pytest.mark.parametrize(
+    ("at", "noise", "method", "words"),
+    [
+        (1e300, 1, "particles", "the weights of the particles are not finite"),
+        (0, 1e-300, "particles", "the weights of the particles are not finite"),
+        (1e300, 1, "term", "the draws are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_not_written(at, noise, method, words, table, files, capsys):
     np.save("mask.npy", np.ones(3))
     np.save("y.npy", np.stack([SHIFT + at * SCALE]))
     options = ("--mask", "mask.npy", "--data", "y.npy", "--noise", noise, "--out", "x.npz")
-    assert "the draws are not finite" in refused(capsys, table, *options, *SHORT)
+    capsys.readouterr()
+    assert run("restore", table, *options, "--method", method, *SHORT) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
     assert not Path("x.npz").exists()
 
 
