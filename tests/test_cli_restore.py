@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_said(at, noise, words, table, files, capsys):
     [
         (1e300, 1, "particles", "the weights of the particles are not finite"),
         (0, 1e-300, "particles", "the weights of the particles are not finite"),
-        (1e300, 1, "term", "the draws are not finite"),
+        (1e300, 1, "term", "the score is not finite"),
     ],
 )
 def test_what_is_not_finite_is_not_written(at, noise, method, words, table, files, capsys):
