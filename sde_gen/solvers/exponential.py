@@ -274,7 +274,7 @@ class Exponential(Multistep):
             q=tuple(f(row) for row in q),
             std=f(alpha_s * step.spread) if step.spread.any() else None,
             kept=self.kept,
-            reads_data=alpha == 0,
+            reads_data=bool(alpha == 0),
         )
 
 
