@@ -82,7 +82,7 @@ def load_image(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
     file = as_path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no image at {file}")
+        raise FileNotFoundError(f"no image at the path {file}")
     return centre(torch.from_numpy(_read_image(file, channels).copy()), 256)
 
 
