@@ -126,7 +126,9 @@ def budget(net: ScoreNetwork, n: int, fine: int) -> list[dict[str, Any]]:
                 score, test.x[:n], calls, fine=fine, real=train.x, distance=distance
             )
             parts = {f.name: getattr(found, f.name) for f in fields(found)}
-            terms = {part: [term.value, term.error] for part, term in parts.items()}
+            terms = {
+                part: [float(term), float(term.standard_error)] for part, term in parts.items()
+            }
             rows.append({"distance": name, "calls": calls, **terms})
     return rows
 

@@ -16,7 +16,6 @@ by a distance between laws, and each error is what the distance rises by when it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from . import grids
+from .likelihood import Estimate
 from .metrics import energy_distance
 from .moments import Moments, data_moments
 from .noise import Streams
@@ -40,17 +40,6 @@ _BLOCKS = 10
 
 
 @dataclass(frozen=True)
-class Term:
-    """A number and its standard error over samples."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} +- {self.error:.1g}"
-
-
-@dataclass(frozen=True)
 class Budget:
     """The error of a sampler and its parts: ``discretisation``, ``score`` and ``prior``, as the
     module says, and what they come to.
@@ -61,11 +50,11 @@ class Budget:
         floor: the distance of as many real samples, where laws are compared; None otherwise.
     """
 
-    discretisation: Term
-    score: Term
-    prior: Term
-    total: Term
-    floor: Term | None = None
+    discretisation: Estimate
+    score: Estimate
+    prior: Estimate
+    total: Estimate
+    floor: Estimate | None = None
 
     def __str__(self) -> str:
         parts = ("discretisation", "score", "prior", "floor", "total")
@@ -199,12 +188,12 @@ def _moments(law: Score) -> Moments:
     return data_moments(draw(20_000, torch.Generator().manual_seed(0)))
 
 
-def _rms(difference: Tensor) -> Term:
+def _rms(difference: Tensor) -> Estimate:
     """Root mean square over all entries, and its standard error by the delta method."""
-    squares = difference.flatten(1).square().mean(1).cpu().double()
-    rms = math.sqrt(float(squares.mean()))
-    spread = float(squares.std()) / math.sqrt(len(squares))
-    return Term(rms, spread / (2 * rms) if rms > 0 else 0.0)
+    square = Estimate.of(difference.flatten(1).square().mean(1).cpu().double())
+    rms = square.value.sqrt()
+    spread = square.spread / (2 * rms) if rms > 0 else torch.zeros_like(rms)
+    return Estimate(rms, spread, torch.zeros_like(rms))
 
 
 def _between_laws(
@@ -251,8 +240,8 @@ def _between_laws(
     )
 
 
-def _jackknife(whole: Tensor, less: Tensor) -> Term:
+def _jackknife(whole: Tensor, less: Tensor) -> Estimate:
     """A statistic and its standard error from those without one block each (Quenouille, Tukey)."""
     k = len(less)
     variance = (k - 1) / k * (less - less.mean()).square().sum()
-    return Term(float(whole), math.sqrt(float(variance)))
+    return Estimate(whole, variance.sqrt(), torch.zeros_like(whole))

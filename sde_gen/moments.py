@@ -139,11 +139,15 @@ class Moments:
             return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
 
 
+def handed(f: Tensor, device: torch.device) -> Tensor:
+    """f on a device; the host does not wait until a GPU has its numbers."""
+    given = f.device.type == "cpu" and device.type == "cuda"
+    return f.to(device, non_blocking=given)
+
+
 def alike(f: Tensor, x: Tensor) -> Tensor:
-    """f in the dtype and on the device of x; of numbers on the host a GPU need not say that it
-    has them."""
-    given = f.device.type == "cpu" and x.device.type == "cuda"
-    return f.to(x.dtype).to(x.device, non_blocking=given)
+    """f in the dtype and on the device of x, handed over."""
+    return handed(f.to(x.dtype), x.device)
 
 
 def _spread(f: Coefficient, x: Tensor) -> Coefficient:

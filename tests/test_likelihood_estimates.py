@@ -18,6 +18,7 @@ from sde_gen.likelihood import Estimate, bits_per_dim, importance_bounds, log_pr
 from sde_gen.likelihood.probes import hadamard_size, orthogonal_signs, spread_of
 from sde_gen.likelihood.watch import Watch
 from sde_gen.likelihood.whitened import weights_of
+from sde_gen.noise import Streams
 
 F64 = torch.float64
 VP = sg.VP()
@@ -98,14 +99,14 @@ def test_an_estimate_refuses_what_is_no_number() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 12])
 def test_all_orthogonal_probes_together_are_exact(n: int) -> None:
     x, size = torch.zeros(5, n, dtype=F64), hadamard_size(n)
-    e = orthogonal_signs(x, size, 3)
+    e = orthogonal_signs(x, size, Streams(3))
     assert e.shape == (size, 5, n)
     assert bool((e.abs() == 1).all())
     torch.testing.assert_close(
         torch.einsum("kbi,kbj->bij", e, e), size * torch.eye(n, dtype=F64).expand(5, n, n)
     )
     # A sample's probes are its own, and do not depend on the batch.
-    torch.testing.assert_close(orthogonal_signs(x[:2], size, 3), e[:, :2])
+    torch.testing.assert_close(orthogonal_signs(x[:2], size, Streams(3)), e[:, :2])
     if n > 3:
         assert float((e[0, 0] - e[0, 1]).abs().max()) > 0
 
@@ -115,7 +116,7 @@ def test_the_spread_of_probes_is_unbiased() -> None:
     n, rows, k = 8, 20_000, 3
     a = torch.randn(n, n, generator=seeded(), dtype=F64)
     a = a + a.T
-    e = orthogonal_signs(torch.zeros(rows, n, dtype=F64), k, 0)
+    e = orthogonal_signs(torch.zeros(rows, n, dtype=F64), k, Streams(0))
     parts = torch.einsum("kbi,ij,kbj->bk", e, a, e)
     # One probe: 2 sum_(i != j) a_ij^2 (Hutchinson 1990).
     one = 2 * float(a.square().sum() - a.diagonal().square().sum())

@@ -109,10 +109,6 @@ def _by_term(score: Score, seen: inverse.Observation, options: argparse.Namespac
     from ..sampling import sample
 
     rows, n = seen.batch, options.draws
-    if n < 2:
-        raise ValueError(
-            "--method term takes mean and std of the draws: --draws must be 2 or more"
-        )
     many = seen if rows is None else seen.rows(torch.arange(rows).repeat_interleave(n))
     x = sample(
         inverse.Posterior(score, many),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..moments import alike
+from ..moments import handed
 from ..noise import Streams, on_host
 from ..ops import as_integer
 
@@ -24,7 +24,7 @@ class Draws:
     def uniform(self, t: float, device: torch.device) -> Tensor:
         """(R, 1), a function of (seed, system, t)."""
         z = self.streams(torch.empty(self.systems, 1, dtype=torch.float64), t, t, 2)
-        return alike(torch.special.ndtr(z), torch.empty(0, dtype=z.dtype, device=device))
+        return handed(torch.special.ndtr(z), device)
 
 
 class Cloud:

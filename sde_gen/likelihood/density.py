@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Streams
 from ..ops import check_count, check_kind
 from ..sampling import enter, solve
 from ..scores import Score
@@ -119,9 +120,10 @@ def _tracer(x: Tensor, probes: int | None, seed: int) -> tuple[Tensor | None, st
     if probes is None:
         probes = n if n <= _EXACT else _PROBES
     probes = check_count(probes, "probes")
-    signs = orthogonal_signs(x[:1], 1, seed) if probes >= n else orthogonal_signs(x, probes, seed)
+    streams = Streams(seed)  # refuses what is no seed, whether or not it is needed
     if probes >= n:
         return None, "exact trace"
+    signs = orthogonal_signs(x, probes, streams)
     return signs, f"{probes} orthogonal probe{'s' * (probes > 1)}"
 
 

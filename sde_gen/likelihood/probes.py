@@ -33,13 +33,13 @@ def hadamard_size(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def orthogonal_signs(x: Tensor, probes: int, seed: int) -> Tensor:
-    """Probes (K, B, *D) of -1 and 1 like x (B, *D): a function of the seed and sample's number.
+def orthogonal_signs(x: Tensor, probes: int, streams: Streams) -> Tensor:
+    """Probes (K, B, *D) of -1 and 1 like x (B, *D): a function of the streams' numbers.
 
     Rows of Hadamard's matrix, H_ij = (-1)^(ones in i & j), drawn without replacement for each
     sample, with a random sign on each column.
     """
-    streams, n = Streams(seed), x[0].numel()
+    n = x[0].numel()
     size = hadamard_size(n)
     blank = x.new_empty(len(x), size, dtype=torch.float64 if x.device.type != "mps" else None)
     rows = streams.uniform(blank, "probes: rows").argsort(1)[:, :probes]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..moments import handed
 from ..ops import as_labels, check_count, check_tensor, shown
 
 
@@ -75,9 +76,7 @@ class Network(nn.Module, ABC):
         self._check_state(x, c)
         labels = None if y is None else self._labels(y, x)
         dtype = next(self.parameters()).dtype
-        # A GPU is not waited for to take a number from the host.
-        c = c.to(torch.promote_types(dtype, torch.float32))
-        c = c.to(x.device, non_blocking=x.is_cuda and c.device.type == "cpu").reshape(-1)
+        c = handed(c.to(torch.promote_types(dtype, torch.float32)), x.device).reshape(-1)
         return self.compute(x.to(dtype), c, labels).to(x.dtype)
 
     def _check_state(self, x: Tensor, c: Tensor) -> None:
