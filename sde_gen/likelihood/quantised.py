@@ -43,7 +43,7 @@ def bits_per_dim(
     draws: int = 1,
     dequantiser: Dequantiser | None = None,
     probes: int | None = None,
-    steps: int = 32,
+    steps: int | None = None,
     seed: int = 0,
     solver: Solver | None = None,
     progress: bool = False,
@@ -100,7 +100,7 @@ def importance_bounds(
     *,
     draws: int = 16,
     dequantiser: Dequantiser | None = None,
-    steps: int = 32,
+    steps: int | None = None,
     seed: int = 0,
     solver: Solver | None = None,
     progress: bool = False,
@@ -141,7 +141,7 @@ class _Options(NamedTuple):
     """How the flow is followed, as ``log_prob`` takes it."""
 
     probes: int | None
-    steps: int
+    steps: int | None
     seed: int
     solver: Solver | None
     progress: bool
