@@ -554,7 +554,7 @@ def test_a_state_never_says_more_than_the_model_beside_it(tmp_path, monkeypatch)
         raise OSError("no more")
 
     def forbid():
-        monkeypatch.setattr("sde_gen.training.trainer.save", refuse)
+        monkeypatch.setattr("sde_gen.training.saving.save", refuse)
 
     recipe = Recipe(steps=20, batch=32)
     with pytest.raises(OSError, match="no more"):

@@ -507,7 +507,7 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds: float) -> None:
         self.now, self.seconds = 100.0, seconds
-        monkeypatch.setattr("sde_gen.training.trainer.time", self)
+        monkeypatch.setattr("sde_gen.training.clock.time", self)
 
     def perf_counter(self) -> float:
         return self.now

@@ -3,32 +3,25 @@
 Every step draws from generators seeded by (seed, process, step), so a run that was stopped after
 any of them and resumed does exactly what it would have done, and the global generators are left
 as they were. Nothing waits for the device but a look at the losses, every few steps: NaN is
-looked for, the weights are kept as good, the bar moves. Several processes agree on the clock and
-on whether to stop, on their hosts, after each step.
+looked for, the weights are kept as good, the bar moves.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ..noise import Streams
-from ..ops import as_path
 from ..scores import ScoreNetwork
-from .average import Average
-from .checkpoints import CheckpointError, describe, load, save
+from .checkpoints import describe
+from .clock import Clock
 from .devices import accelerator, globals_kept, pick_device, seed_globally
-from .folder import STATE, about, alone, as_os_error, check_free, read_state, write_state
+from .folder import STATE, about
 from .inputs import Transform, check_data, check_kinds
 from .interrupts import Interrupts
 from .losses import Denoising, Objective
@@ -36,11 +29,10 @@ from .packing import bare
 from .recipe import Recipe, learning_rate
 from .registry import known
 from .rows import remember
+from .saving import M, Saved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class TrainingError(RuntimeError):
@@ -53,7 +45,7 @@ class TrainingError(RuntimeError):
         self.step, self.kept = step, kept
 
 
-class Trainer(Generic[M]):
+class Trainer(Saved[M]):
     """Trains ``model`` in place; ``average`` holds the averaged copy that ``run`` returns.
 
     Args:
@@ -99,33 +91,19 @@ class Trainer(Generic[M]):
         check_data(model, data, labels, transform)
         self.objective = Denoising() if objective is None else objective
         self.transform = transform
-        self.folder, self.overwrite = (
-            None if folder is None else as_path(folder, "folder"),
-            overwrite,
-        )
-        self._about: dict[str, Any] = {}
+        if folder is not None and (isinstance(bare(model), ScoreNetwork) or known(bare(model))):
+            describe(model)
+        writes = self.accelerator is None or self.accelerator.is_main_process
+        super().__init__(model.to(self.device), recipe.ema, folder, overwrite, writes)
         if folder is not None:
-            if isinstance(bare(model), ScoreNetwork) or known(bare(model)):
-                describe(model)
             self._about = about(model, data, labels, recipe, self.objective)
-        self.model = model.to(self.device)
         self.data = data.to(self.device)
         self.labels = None if labels is None else labels.to(self.device)
-        self.average = Average(self.model, recipe.ema)
         self.optimizer = torch.optim.Adam(
             model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
         )
-        self.step, self.elapsed = 0, 0.0
-        self.history: list[tuple[int, float]] = []
-        self._hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
-        self._clock, self._stopping = 0.0, False
-        self._owns_folder, self._holds_folder = False, False
-        self._good: tuple[int, list[dict[str, Tensor]]] = (0, [])
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that speaks and writes."""
-        return self.accelerator is None or self.accelerator.is_main_process
+        hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
+        self._clock, self._stopping = Clock(hosts), False
 
     def run(self, progress: bool = True) -> M:
         """Train to the end of the budget; returns the averaged model, in evaluation mode.
@@ -145,6 +123,8 @@ class Trainer(Generic[M]):
         with self._folder_alone() as folder, Interrupts(self.folder is not None) as interrupts:
             if self._progress() < 1:
                 self._begin(folder)
+                if folder is not None:
+                    remember(self.data, folder)
                 with self._bar(progress) as bar, globals_kept(self.device):
                     self._train(bar, interrupts)
             self.model.eval()
@@ -155,55 +135,10 @@ class Trainer(Generic[M]):
             self.accelerator.wait_for_everyone()
         return self.average.module.eval()
 
-    def save(self) -> None:
-        """Write the averaged model and the state of the run, where there is a folder.
-
-        Raises:
-            OSError: the folder holds another run or is in use by one, or one of them could not be
-                written; a file that was there is whole.
-        """
-        with self._folder_alone() as folder:
-            if folder is not None:
-                # In this order: a state that says more than the model is never taken up.
-                self._save_average(folder)
-                self._save_state(folder)
-                self._owns_folder = True
-
-    def resume(self) -> None:
-        """Take up the run that the folder holds, exactly where its last checkpoint left it.
-
-        Process, network, prediction, data_std, data, labels, objective (where it is a dataclass)
-        and recipe must be those of that run, but for ``steps`` and ``minutes``, with which the
-        learning rate then goes on from another part of its curve, ``every`` and ``save_every``.
-        Device and number of processes may change; then the run is as good, but not the same.
-
-        Raises:
-            CheckpointError: no folder, no state in it, or one that is damaged or of another run;
-                nothing has then been changed.
-        """
-        if self.folder is None:
-            raise CheckpointError("no run to resume: the trainer has no folder")
-        groups = self.optimizer.state_dict()["param_groups"]
-        steps = torch.zeros(())
-        moments = {
-            i: {"step": steps, "exp_avg": p, "exp_avg_sq": p}
-            for i, p in enumerate(self.model.parameters())
-        }
-        state = read_state(self.folder, {**self._state(), "optimizer": moments})
-        self.model.load_state_dict(state["model"])
-        self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self.step = self.average.steps = state["step"]
-        self.elapsed, self._owns_folder = state["elapsed"], True
-        average = bare(self.average.module)
-        if isinstance(average, ScoreNetwork):
-            with suppress(CheckpointError):  # the model may be damaged: it is written anew
-                average.tuned = load(self.folder, net=copy.deepcopy(average.net)).tuned
-
     def _train(self, bar: Any, interrupts: Interrupts) -> None:
         model = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
-        self._clock = saved = time.perf_counter()
-        self._stopping = False
+        self._clock.start()
+        self._stopping, saved = False, self.elapsed
         self.model.train()
         self._keep()
         while self._progress() < 1:
@@ -217,9 +152,9 @@ class Trainer(Generic[M]):
                     self._try_to_save()
                 finally:
                     self._stop(interrupts)
-            if time.perf_counter() - saved > 60 * self.recipe.save_every:
+            if self.elapsed - saved > 60 * self.recipe.save_every:
                 self._try_to_save()
-                saved = time.perf_counter()
+                saved = self.elapsed
 
     def _window(self, model: nn.Module, interrupts: Interrupts) -> float:
         """Take up to ``every`` steps, or those of two seconds; returns their mean loss."""
@@ -231,7 +166,7 @@ class Trainer(Generic[M]):
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise self._failure(self.step, f"{type(error).__name__}: {error}") from error
             self.step += 1
-            self._agree(interrupts)
+            self._look_at_clock(interrupts)
             if len(reports) == self.recipe.every or self.elapsed - began > 2:
                 break
         losses, norms = self._mean(torch.stack(reports, 1)).tolist()
@@ -240,7 +175,7 @@ class Trainer(Generic[M]):
                 raise self._failure(start + i, f"the loss is {loss}")
             if not math.isfinite(norm):
                 raise self._failure(start + i, f"the gradient's norm is {norm}")
-        self._agree(interrupts)
+        self._look_at_clock(interrupts)
         return sum(losses) / len(losses)
 
     def _step(self, model: nn.Module) -> Tensor:
@@ -249,13 +184,7 @@ class Trainer(Generic[M]):
             group["lr"] = self.recipe.lr * learning_rate(self._progress(0.5), self.recipe.warmup)
         self._seed_dropout()
         n = self.recipe.batch // self.processes
-        # Sample m of the run is the same, and has the same noise, whoever computes it.
-        noise = Streams(self.recipe.seed, self.step * self.recipe.batch + self._rank * n)
-        u = noise.uniform(torch.empty(n, device=self.device, dtype=self._wide), "item")
-        rows = (u * len(self.data)).long()
-        x = self.data[rows]
-        x = x if self.transform is None else self.transform(x, noise)
-        y = None if self.labels is None else self.labels[rows]
+        x, y, noise = self._batch(self.step * self.recipe.batch + self._rank * n, n)
         half = self.recipe.autocast and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             losses = self.objective(model, x, y, noise)
@@ -267,6 +196,20 @@ class Trainer(Generic[M]):
         self.average.update_parameters(self.model)
         return torch.stack([loss.detach().float(), norm.float()])
 
+    def _batch(self, first: int, n: int) -> tuple[Tensor, Tensor | None, Streams]:
+        """Samples first .. first + n - 1 of the run: the same, with the same noise, whoever
+        computes them."""
+        noise = Streams(self.recipe.seed, first)
+        u = noise.uniform(torch.empty(n, device=self.device, dtype=self._wide), "item")
+        rows = (u * len(self.data)).long()
+        x = self.data[rows]
+        x = x if self.transform is None else self.transform(x, noise)
+        return x, None if self.labels is None else self.labels[rows], noise
+
+    def _look_at_clock(self, interrupts: Interrupts) -> None:
+        seconds, self._stopping = self._clock.agree(interrupts.pending is not None)
+        self.elapsed += seconds
+
     def _progress(self, ahead: float = 0.0) -> float:
         """The part of the budget used ``ahead`` steps from here, in [0, 1]."""
         steps, minutes, step = self.recipe.steps, self.recipe.minutes, self.step + ahead
@@ -275,18 +218,6 @@ class Trainer(Generic[M]):
             # Ahead of the clock time goes on at the mean rate so far.
             parts.append(self.elapsed * step / max(self.step, 1) / (60 * minutes))
         return min(1.0, max(parts))
-
-    def _agree(self, interrupts: Interrupts) -> None:
-        """Read the clock, and whether to stop; all processes get the same answers."""
-        now = time.perf_counter()
-        seconds, told = now - self._clock, interrupts.pending is not None
-        self._clock = now
-        if self._hosts is not None:
-            both = torch.tensor([seconds, told], dtype=torch.float64)
-            torch.distributed.all_reduce(both, group=self._hosts)
-            seconds, told = float(both[0]) / self.processes, bool(both[1] > 0)
-        self.elapsed += seconds
-        self._stopping = told
 
     @property
     def _rank(self) -> int:
@@ -306,85 +237,10 @@ class Trainer(Generic[M]):
         """The mean over the processes, so that all decide alike."""
         return self.accelerator.reduce(values, "mean") if self.accelerator else values
 
-    def _keep(self) -> None:
-        """Remember the weights as good."""
-        states = (self.model.state_dict(), self.average.module.state_dict())
-        self._good = (self.step, [{k: v.clone() for k, v in s.items()} for s in states])
-
     def _failure(self, step: int, reason: str) -> TrainingError:
         """Go back to the last good weights, write them, and say what happened."""
-        self.step, (model, average) = self._good
-        self.average.steps = self.step
-        self.model.load_state_dict(model)
-        self.average.module.load_state_dict(average)
-        if self.folder is not None and self.is_main:
-            try:
-                self._save_average(self.folder)
-            except OSError as error:
-                reason += f" (nor could the model be saved: {error})"
+        reason += self._go_back()
         return TrainingError(step, reason, self.step)
-
-    @contextmanager
-    def _folder_alone(self) -> Iterator[Path | None]:
-        """Hold the folder, if there is one and this process writes it."""
-        folder = self.folder if self.is_main else None
-        if folder is None or self._holds_folder:
-            yield folder
-            return
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"folder {folder} is a file")
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
-            if not (self.overwrite or self._owns_folder):
-                check_free(folder)
-            self._holds_folder = True
-            try:
-                yield folder
-            finally:
-                self._holds_folder = False
-
-    def _begin(self, folder: Path | None) -> None:
-        """What must be so before the first step: an outdated tuning gone, a folder that takes
-        what will be written."""
-        for module in map(bare, (self.model, self.average.module)):
-            if isinstance(module, ScoreNetwork):
-                module.tuned = None
-        if folder is not None:
-            # The state first: it is the larger, and where it fails a model that is there stays.
-            self._save_state(folder)
-            self._save_average(folder)
-            remember(self.data, folder)
-            self._owns_folder = True
-
-    def _try_to_save(self) -> None:
-        try:
-            self.save()
-        except OSError as error:
-            warnings.warn(
-                f"after step {self.step} the run could not be saved: {error}", stacklevel=4
-            )
-
-    def _stop(self, interrupts: Interrupts) -> None:
-        interrupts.obey(f"stopped after step {self.step}; {self.folder} holds the run: resume it")
-
-    def _save_state(self, folder: Path) -> None:
-        with as_os_error(folder):
-            write_state(folder, self._state())
-
-    def _save_average(self, folder: Path) -> None:
-        if known(bare(self.average.module)):
-            with as_os_error(folder):
-                save(self.average.module, folder)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "run": self._about,
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
-        }
 
     def _bar(self, show: bool) -> Any:
         hide = not (show and self.is_main)
