@@ -62,8 +62,8 @@ def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
 class Dequantise:
     """Redraw where in its cell of [-1, 1] each value lies: (x, noise) -> x, float32.
 
-    The result has the law of ``dequantise(levels, n_levels)`` whether x holds the centres of the
-    cells or an earlier dequantisation.
+    The result has the law of ``dequantise(levels, n_levels)`` whether x holds the levels
+    themselves (integers), the centres of the cells or an earlier dequantisation.
     """
 
     n_levels: int
@@ -72,10 +72,13 @@ class Dequantise:
         check_count(self.n_levels, "n_levels", 2)
 
     def __call__(self, x: Tensor | ArrayLike, noise: Source = None) -> Tensor:
-        """x (B, *D) with each value redrawn in its cell, float32."""
-        x = _floats(x)
-        k = _cell(x, self.n_levels).float()
-        return place(k, _inside_cell(x, noise, "noise"), self.n_levels)
+        """x (B, *D) with each value redrawn in its cell, or levels put into theirs, float32."""
+        x = as_numbers(x, "x")
+        if x.is_floating_point() or x.dtype == torch.bool:
+            k = _cell(_floats(x), self.n_levels).float()
+        else:  # a look at the values would wait for a device
+            k = (check_levels(x, self.n_levels)[0] if x.device.type == "cpu" else x).float()
+        return place(k, _inside_cell(k, noise, "noise"), self.n_levels)
 
 
 def start_generator(

@@ -23,7 +23,6 @@ from torch import Tensor
 from ..levels import quantise
 from ..noise import Streams
 from ..ops import (
-    as_labels,
     as_time,
     check_kind,
     full_precision,
@@ -33,7 +32,7 @@ from ..ops import (
 )
 from ..scores import ScoreNetwork
 from ..sdes import SDE, Evaluation
-from ..training.losses import Weighting, drop_labels, uniform_weight
+from ..training.losses import Context, Weighting, context_of, uniform_weight
 from .steps import Chain
 from .terms import decoder_of
 
@@ -94,12 +93,12 @@ class Hybrid:
         set_number(self, "weight", least=0)
         set_number(self, "label_dropout", least=0, most=1)
 
-    def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
         """Losses (B,) of data x (B, *D) in their own units."""
         inner = getattr(model, "module", model)
         if not isinstance(inner, ScoreNetwork):
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
-        context = {} if y is None else {"y": drop_labels(as_labels(y), self.label_dropout, noise)}
+        context = context_of(y, len(x), self.label_dropout, noise)
         chain, u = _chain(inner.sde, self.times.times), noise.spread(len(x), x.device)
         t, at = self.times.numbers(u), self.times(inner.sde, u)
         half = user_precision(x.device.type)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import data, inverse
-from ..data.files import SUFFIXES
+from ..data.images import SUFFIXES
 from ..training import load
 from .commands import _labels
 from .restored import Restored, check_out, save

@@ -1,4 +1,4 @@
-"""Data: handwritten digits, toys in the plane, folders of images, arrays on disk.
+"""Data: handwritten digits, toys in the plane, folders of images, arrays on disk, data sets.
 
 Everything comes as float32 in [-1, 1]. Quantised data of L levels sit at the centres of L equal
 cells of [-1, 1]: level k is x = 2 (k + 1/2) / L - 1. A density over such points is unbounded;
@@ -19,14 +19,13 @@ from __future__ import annotations
 from ..levels import Dequantise, centre, dequantise, quantise
 from .files import (
     check_writable,
-    class_folders,
-    image_folder,
     load_array,
-    load_image,
     load_labels,
     read_array,
     visible,
 )
+from .images import Images, class_folders, image_folder, load_image
+from .order import Order
 from .sets import (
     TOYS,
     Labelled,
@@ -39,11 +38,17 @@ from .sets import (
     toy,
     two_moons,
 )
+from .sources import Mapped, Memory, as_source, glance
 
 __all__ = [
     "TOYS",
     "Dequantise",
+    "Images",
     "Labelled",
+    "Mapped",
+    "Memory",
+    "Order",
+    "as_source",
     "centre",
     "check_writable",
     "checkerboard",
@@ -51,6 +56,7 @@ __all__ = [
     "dequantise",
     "digits",
     "eight_gaussians",
+    "glance",
     "grid_25",
     "image_folder",
     "load_array",

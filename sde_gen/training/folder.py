@@ -25,13 +25,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.sources import Memory, Source, glance
 from ..scores import ScoreNetwork
 from .checkpoints import CONFIG, WEIGHTS, CheckpointError, write
 from .recipe import Recipe
 
 STATE, LOCK = "training.pt", "training.lock"
-MAY_CHANGE = ("steps", "minutes", "every", "save_every")
+LOOKED_AT = 64
+"""Items of a source beyond memory that tell it from others."""
+MAY_CHANGE = ("steps", "minutes", "epochs", "every", "save_every", "patience")
 """What a run that is resumed may have otherwise in its recipe: how long, and how often."""
+
+
+_HELD: set[int] = set()
+"""Open locks. A child process must not keep its parent's: a lock lasts until the last of those
+that hold it is gone."""
+
+
+def _let_go() -> None:
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -59,10 +77,12 @@ def alone(folder: Path) -> Iterator[None]:
         if not _is(handle, file):  # the run before removed it in between
             os.close(handle)
             handle = -1
+    _HELD.add(handle)
     try:
         _sweep(folder)
         yield
     finally:
+        _HELD.discard(handle)
         file.unlink(missing_ok=True)
         os.close(handle)
 
@@ -217,9 +237,7 @@ def _kind(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
-def about(
-    model: nn.Module, data: Tensor, labels: Tensor | None, recipe: Recipe, objective: object
-) -> dict[str, Any]:
+def about(model: nn.Module, source: Source, recipe: Recipe, objective: object) -> dict[str, Any]:
     """What a run must have in common with the one that it takes up."""
     known: dict[str, Any] = {"class": type(model).__name__}
     if isinstance(model, ScoreNetwork):
@@ -234,8 +252,7 @@ def about(
         **{f"recipe.{name}": value for name, value in options.items()},
         # An objective that is a function of one's own says nothing of what it computes.
         "objective": _plain(objective) if dataclasses.is_dataclass(objective) else None,
-        "data": fingerprint(data),
-        "labels": None if labels is None else fingerprint(labels),
+        **fingerprints(source),
     }
 
 
@@ -244,11 +261,23 @@ def _plain(value: object) -> str:
     return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def fingerprint(x: Tensor) -> str:
-    """Dtype, shape and a checksum of the values.
+def fingerprints(source: Source) -> dict[str, Any]:
+    """What tells data from others: of tensors in memory all values, of other sources their
+    length and a few items, which is all that can be had soon.
 
-    >>> fingerprint(torch.zeros(2, 3))
-    'float32 (2, 3), checksum 2bb6ae06ad472028'
+    >>> fingerprints(Memory(torch.zeros(2, 3)))
+    {'labels': None, 'data': 'float32 (2, 3), checksum 2bb6ae06ad472028'}
     """
+    if isinstance(source, Memory):
+        rows, count = source.rows(slice(None)), ""
+    else:
+        rows, count = glance(source, LOOKED_AT), f"{len(source)} items, some of them "
+    found = {name: count + _fingerprint(value) for name, value in rows.items()}
+    names = {"x": "data", "y": "labels"}
+    return {"labels": None} | {names.get(k, f"data.{k}"): v for k, v in found.items()}
+
+
+def _fingerprint(x: Tensor) -> str:
+    """Dtype, shape and a checksum of the values."""
     values = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{_kind(x)}, checksum {hashlib.blake2b(values.data, digest_size=8).hexdigest()}"

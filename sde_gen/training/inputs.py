@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.sources import Memory, Source, glance
+from ..levels import check_levels
 from ..noise import Streams
-from ..ops import batch_of, check_callable, check_finite, check_kind, check_state, check_tensor
+from ..ops import batch_of, check_callable, check_finite, check_kind, check_state
 from ..scores import ScoreNetwork
 from .devices import globals_kept
 from .recipe import Recipe
 
 Transform = Callable[[Tensor, Streams], Tensor]
 """(x (B, *D), noise) -> (B, *D): dequantisation, augmentation, drawn sample by sample."""
+GLANCE = 16
+"""Items of a source beyond memory that are read before anything is done."""
 
 
 def check_kinds(model: object, recipe: object, objective: object, transform: object) -> None:
@@ -24,34 +29,49 @@ def check_kinds(model: object, recipe: object, objective: object, transform: obj
     check_kind(recipe, Recipe, "recipe", "a Recipe")
     if objective is not None:
         check_callable(objective, "objective", "objective(model, x, y, noise)")
-    if transform is not None:
-        check_callable(transform, "transform", "transform(x, noise)")
+    for each in as_transforms(transform):
+        check_callable(each, "transform", "transform(x, noise)")
+
+
+def as_transforms(transform: object) -> tuple[Any, ...]:
+    """Transforms in a row: none, one, or a list of them."""
+    if transform is None:
+        return ()
+    return tuple(transform) if isinstance(transform, list | tuple) else (transform,)
 
 
 def check_data(
-    model: nn.Module, data: Tensor, labels: Tensor | None, transform: Transform | None = None
+    model: nn.Module,
+    source: Source,
+    transforms: Sequence[Transform] = (),
+    levels: int | None = None,
 ) -> None:
-    """Raise unless data and labels are what the model can be trained on.
+    """Raise unless the source holds what the model can be trained on. Tensors in memory are looked
+    at whole, of others a few items.
 
     Raises:
-        TypeError: data that are no tensor or, without a transform, integers; labels not int64.
-        ValueError: no data, NaN or infinity, a shape that is not the model's; labels missing, not
-            wanted, of another number than the data, or out of range.
+        TypeError: x that are no tensors or, without a transform or levels, integers; labels that
+            are not int64.
+        ValueError: NaN or infinity, levels or a shape that are not the model's; labels
+            missing, not wanted, of another number than the data, or out of range.
     """
-    check_tensor(data, "data")
-    if data.ndim < 1 or len(data) == 0:
-        raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
+    rows = dict(source.rows(slice(None)) if isinstance(source, Memory) else glance(source, GLANCE))
+    data = rows.pop("x")
     check_finite(data, "data")
     batch = data[:2]
-    if transform is not None:  # which may write into what it is given, and draw as it likes
+    if transforms:  # which may write into what they are given, and draw as they like
         with globals_kept(data.device):
-            batch = transform(batch.clone(), Streams(0))
-    check_state(batch, "data" if transform is None else "transform(data)")
+            for transform in transforms:
+                batch = transform(batch.clone(), Streams(0))
+    elif levels is not None and not batch.is_floating_point():
+        check_levels(data, levels)
+        batch = batch.float()
+    check_state(batch, "transform(data)" if transforms else "data")
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
         raise ValueError(f"data must be {batch_of(shape, 'N')}, got {tuple(data.shape)}")
-    _check_labels(model, data, labels)
-    if isinstance(model, ScoreNetwork) and transform is None:
+    _check_labels(model, data, rows.get("y"), set(rows) - {"y"})
+    if isinstance(model, ScoreNetwork) and not transforms and data.is_floating_point():
         encoded = model.facts.encode(data)
         _check_scale(model.facts.std, float(encoded.std(correction=0)))
 
@@ -66,13 +86,13 @@ def _check_scale(expected: float, std: float) -> None:
         )
 
 
-def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None) -> None:
+def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None, others: set[str]) -> None:
     classes = getattr(model, "classes", None)
     if labels is None:
         if classes is not None:
             raise ValueError(f"the model has {classes} classes: give labels, or build it without")
         return
-    if isinstance(model, ScoreNetwork) and classes is None:
+    if isinstance(model, ScoreNetwork) and classes is None and not others:
         raise ValueError("labels were given, but the network has no classes: pass classes=...")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__

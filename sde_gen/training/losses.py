@@ -54,13 +54,18 @@ TimeSampler = Callable[[SDE, Tensor], Tensor]
 """(sde, u (B,) in [0, 1)) -> times (B,) in (0, T], float64."""
 
 
+Context = Tensor | dict[str, Tensor] | None
+"""What a batch has beside x: labels (B,), or rows of several things by name, or nothing."""
+
+
 class Objective(Protocol):
     """What a trainer minimises: (model, x (B, *D), y (B,) or None, noise) -> losses (B,).
 
-    x is in the units of the data; ``noise`` numbers the samples of the batch.
+    x is in the units of the data; ``noise`` numbers the samples of the batch. Where the items of
+    the data are dictionaries of more than x and y, y is what they hold beside x, by name.
     """
 
-    def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, y: Any, noise: Streams) -> Tensor:
         """Losses (B,), one a sample."""
 
 
@@ -266,6 +271,19 @@ def drop_labels(y: Tensor, probability: float, noise: Streams) -> Tensor:
     return torch.where(noise.uniform(y, "label dropout") < probability, -1, y)
 
 
+def context_of(y: Context, n: int, dropout: float, noise: Streams) -> dict[str, Tensor]:
+    """What a network of n samples is given beside x, by name, with some labels y dropped."""
+    context = dict(y) if isinstance(y, dict) else {} if y is None else {"y": y}
+    if "y" in context:
+        labels = as_labels(context["y"])
+        if labels.shape != (n,):
+            raise ValueError(
+                f"labels y must be ({n},), as many as rows of x, got {tuple(labels.shape)}"
+            )
+        context["y"] = drop_labels(labels, dropout, noise)
+    return context
+
+
 @dataclass(frozen=True)
 class Denoising:
     """Score matching of a ``ScoreNetwork``, with evenly spread times and label dropout.
@@ -284,7 +302,7 @@ class Denoising:
     def __post_init__(self) -> None:
         set_number(self, "label_dropout", least=0, most=1)
 
-    def __call__(self, model: Any, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
         """``dsm_loss`` of the batch in the units of the process, (B,)."""
         inner = getattr(model, "module", model)
         if not isinstance(getattr(inner, "facts", None), Facts):
@@ -293,17 +311,10 @@ class Denoising:
         check_kind(noise, Streams, "noise", "Streams")
         x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
-        score = model
-        if y is not None:
-            y = as_labels(y)
-            if y.shape != x.shape[:1]:
-                raise ValueError(
-                    f"labels y must be ({len(x)},), as many as rows of x, got {tuple(y.shape)}"
-                )
-            labels = drop_labels(y, self.label_dropout, noise)
+        context = context_of(y, len(x), self.label_dropout, noise)
 
-            def score(x: Tensor, t: Tensor) -> Tensor:
-                return model(x, t, y=labels)
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            return model(x, t, **context)
 
         return dsm_loss(score, inner.sde, x, t, weighting, noise)
 

@@ -7,7 +7,7 @@ of the time budget that is used, whichever is larger.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ops import as_integer, check_count, set_number
 
@@ -17,10 +17,11 @@ class Recipe:
     """How long, how fast, how smoothly.
 
     Args:
-        steps: the most steps to take; 10,000 where neither it nor ``minutes`` is given.
+        steps: the most steps to take; 10,000 where no other end is given.
         minutes: the most minutes to take, saving included; a run that it ends depends on the
             machine's speed.
-        batch: samples in a step, in all processes together, drawn with replacement.
+        epochs: the most times to see each item; the last step may see some once more.
+        batch: samples in a step, in all processes together.
         lr: peak learning rate of Adam, betas (0.9, 0.99).
         warmup: the part of the run in which the rate rises.
         clip: the largest norm of a gradient.
@@ -28,7 +29,12 @@ class Recipe:
         every: the most steps between two looks at the loss, for which the device is waited for.
         save_every: minutes between checkpoints, where there is a folder.
         autocast: bfloat16 on a GPU.
-        seed: of batches, noise, times and dropout.
+        holdout: the share of the data that is not trained on, and on which the loss of the average
+            is watched, on fixed times and noise.
+        patience: end when that loss has not fallen for so many times the steps that it took to
+            fall, with the weights that had the least; 1 ends a run whose best was at step k at
+            step 2 k. None never does.
+        seed: of batches, noise, times and dropout, and of what is held out.
 
     Raises:
         TypeError: no number.
@@ -37,6 +43,7 @@ class Recipe:
 
     steps: int | None = None
     minutes: float | None = None
+    epochs: float | None = None
     batch: int = 256
     lr: float = 2e-3
     warmup: float = 0.05
@@ -45,10 +52,12 @@ class Recipe:
     every: int = 10
     save_every: float = 5.0
     autocast: bool = True
+    holdout: float = 0.0
+    patience: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
+        if self.steps is None and self.minutes is None and self.epochs is None:
             object.__setattr__(self, "steps", 10_000)
         for name in ("steps", "batch", "every"):
             if name != "steps" or self.steps is not None:
@@ -57,12 +66,22 @@ class Recipe:
         if seed is None:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
         object.__setattr__(self, "seed", seed)
-        for name in ("minutes", "lr", "clip", "save_every"):
-            if name != "minutes" or self.minutes is not None:
+        for name in ("minutes", "epochs", "patience", "lr", "clip", "save_every"):
+            if getattr(self, name) is not None or name in ("lr", "clip", "save_every"):
                 set_number(self, name, above=0)
+        set_number(self, "holdout", least=0, below=1)
+        if self.patience is not None and not self.holdout:
+            raise ValueError("patience watches the loss of what is held out: give holdout too")
         set_number(self, "warmup", least=0, below=1)
         set_number(self, "ema", above=0)
         power_of_width(self.ema)
+
+    def for_items(self, n: int) -> Recipe:
+        """The recipe with its epochs of n items as steps."""
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * n / self.batch)
+        return replace(self, steps=min(steps, self.steps or steps), epochs=None)
 
 
 def power_of_width(width: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,9 +24,14 @@ def hashes(x: Tensor) -> np.ndarray:
     return np.frombuffer(b"".join(bits), dtype="<u8")
 
 
-def remember(x: Tensor, folder: Path) -> None:
-    """Write the hashes of the samples into the folder, after a checksum of them."""
-    found = np.unique(hashes(x)).tobytes()
+def remember(x: Tensor | Iterable[Tensor], folder: Path) -> None:
+    """Write the hashes of the samples, or of parts of them, into the folder, after a checksum;
+    where there are none, no file stays there."""
+    parts = [hashes(part) for part in ([x] if isinstance(x, Tensor) else x)]
+    if not parts:
+        (folder / ROWS).unlink(missing_ok=True)
+        return
+    found = np.unique(np.concatenate(parts)).tobytes()
     write(folder / ROWS, lambda file: file.write_bytes(_checksum(found) + found))
 
 

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from ..noise import Streams
+from ..data.order import Order
+from ..data.sources import as_source
+from ..ops import check_count
 from ..scores import ScoreNetwork
+from .batches import Batch, Reader, Share, default_workers
 from .checkpoints import describe
 from .clock import Clock
 from .devices import accelerator, globals_kept, pick_device, seed_globally
 from .folder import STATE, about
-from .inputs import Transform, check_data, check_kinds
+from .inputs import Transform, as_transforms, check_data, check_kinds
 from .interrupts import Interrupts
 from .losses import Denoising, Objective
 from .packing import bare
@@ -50,14 +55,20 @@ class Trainer(Saved[M]):
 
     Args:
         model: a ``ScoreNetwork``, or any module that ``objective`` knows.
-        data: (N, *D), floating point, or what ``transform`` makes such; it is moved to the device.
-        labels: (N,) int64, for a conditional model.
+        data: a tensor (N, *D), floating point, or what ``transform`` makes such, which is moved to
+            the device; a pair (x, y); a map-style ``Dataset`` with items x, (x, y) or a dictionary
+            of x and what else the network is given; a ``.npy`` file or a folder of images, which
+            are read while it trains. Integers are grey levels where the model's facts know how
+            many there are, and stay what they are until they are on the device.
+        labels: (N,) int64, beside a tensor alone, for a conditional model.
         recipe: how long, how fast, how smoothly.
         objective: the loss; ``Denoising()`` by default.
-        transform: applied to every batch, which it may change in place.
+        transform: applied to every batch, which it may change in place; or several, in turn.
         device: the fastest there is, by default.
         folder: where checkpoints go, of the average and of the state of the run.
         overwrite: whether the run or model that the folder already holds may go.
+        workers: processes that read data which are not in memory ahead; the run is the same with
+            any number, 0 among them.
 
     Under a launcher of several processes (``torchrun``, ``accelerate launch``) each takes its
     part of the batch.
@@ -71,34 +82,40 @@ class Trainer(Saved[M]):
     def __init__(
         self,
         model: M,
-        data: Tensor,
+        data: object,
         labels: Tensor | None = None,
         recipe: Recipe | None = None,
         *,
         objective: Objective | None = None,
-        transform: Transform | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
         device: torch.device | str | None = None,
         folder: str | Path | None = None,
         overwrite: bool = False,
+        workers: int | None = None,
     ) -> None:
-        self.recipe = recipe = Recipe() if recipe is None else recipe
+        recipe = Recipe() if recipe is None else recipe
         check_kinds(model, recipe, objective, transform)
+        source, transforms = as_source(data, labels), as_transforms(transform)
+        order = Order(len(source), recipe.seed, recipe.holdout)
+        self.recipe = recipe = recipe.for_items(order.trained)
         self.accelerator = accelerator(device)
         self.device = self.accelerator.device if self.accelerator else pick_device(device)
         self.processes = self.accelerator.num_processes if self.accelerator else 1
         if recipe.batch % self.processes:
             raise ValueError(f"batch {recipe.batch} does not divide by {self.processes} processes")
-        check_data(model, data, labels, transform)
+        levels = getattr(getattr(bare(model), "facts", None), "levels", None)
+        check_data(model, source, transforms, levels)
         self.objective = Denoising() if objective is None else objective
-        self.transform = transform
         if folder is not None and (isinstance(bare(model), ScoreNetwork) or known(bare(model))):
             describe(model)
         writes = self.accelerator is None or self.accelerator.is_main_process
         super().__init__(model.to(self.device), recipe.ema, folder, overwrite, writes)
         if folder is not None:
-            self._about = about(model, data, labels, recipe, self.objective)
-        self.data = data.to(self.device)
-        self.labels = None if labels is None else labels.to(self.device)
+            self._about = about(model, source, recipe, self.objective)
+        workers = (
+            default_workers(source) if workers is None else check_count(workers, "workers", 0)
+        )
+        self.reader = Reader(source, order, transforms, levels, self.device, workers)
         self.optimizer = torch.optim.Adam(
             model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
         )
@@ -124,8 +141,12 @@ class Trainer(Saved[M]):
             if self._progress() < 1:
                 self._begin(folder)
                 if folder is not None:
-                    remember(self.data, folder)
-                with self._bar(progress) as bar, globals_kept(self.device):
+                    remember(self.reader.trained(), folder)
+                with (
+                    self._bar(progress) as bar,
+                    globals_kept(self.device),
+                    closing(self.reader),
+                ):
                     self._train(bar, interrupts)
             self.model.eval()
             self.save()
@@ -196,15 +217,10 @@ class Trainer(Saved[M]):
         self.average.update_parameters(self.model)
         return torch.stack([loss.detach().float(), norm.float()])
 
-    def _batch(self, first: int, n: int) -> tuple[Tensor, Tensor | None, Streams]:
+    def _batch(self, first: int, n: int) -> Batch:
         """Samples first .. first + n - 1 of the run: the same, with the same noise, whoever
         computes them."""
-        noise = Streams(self.recipe.seed, first)
-        u = noise.uniform(torch.empty(n, device=self.device, dtype=self._wide), "item")
-        rows = (u * len(self.data)).long()
-        x = self.data[rows]
-        x = x if self.transform is None else self.transform(x, noise)
-        return x, None if self.labels is None else self.labels[rows], noise
+        return self.reader(first, n, Share(self.recipe.batch, self._rank, self.processes))
 
     def _look_at_clock(self, interrupts: Interrupts) -> None:
         seconds, self._stopping = self._clock.agree(interrupts.pending is not None)
@@ -222,10 +238,6 @@ class Trainer(Saved[M]):
     @property
     def _rank(self) -> int:
         return self.accelerator.process_index if self.accelerator else 0
-
-    @property
-    def _wide(self) -> torch.dtype:
-        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _seed_dropout(self) -> None:
         """Seed the global generators, which dropout reads, for the step to come."""
@@ -257,15 +269,16 @@ class Options(TypedDict, total=False):
     """The keywords of ``Trainer``, which describes them."""
 
     objective: Objective | None
-    transform: Transform | None
+    transform: Transform | Sequence[Transform] | None
     device: torch.device | str | None
     folder: str | Path | None
     overwrite: bool
+    workers: int | None
 
 
 def train(
     model: M,
-    data: Tensor,
+    data: object,
     labels: Tensor | None = None,
     recipe: Recipe | None = None,
     *,
@@ -277,7 +290,7 @@ def train(
 
     Args:
         model, data, labels, recipe, options: what ``Trainer`` takes, with its keywords
-            ``objective``, ``transform``, ``device``, ``folder`` and ``overwrite``.
+            ``objective``, ``transform``, ``device``, ``folder``, ``overwrite`` and ``workers``.
         resume: take up the run in ``folder`` where it stopped, if it holds one.
         progress: show a bar with the loss.
 
