@@ -152,11 +152,23 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
         _check_tensors(state[name], here[name], name, file)
     if not isinstance(state["optimizer"], dict):
         raise CheckpointError(f"{file}: optimizer must hold tensors, got {state['optimizer']!r}")
+    if state["best"] != {}:
+        _check_tensors(state["best"], here["average"], "best", file)
+    if not _are_looks(state["validation"]):
+        raise CheckpointError(
+            f"{file}: validation must hold pairs (step, loss), got {_short(state['validation'])}"
+        )
     for i, moments in state["optimizer"].items():
         if i not in here["optimizer"]:
             raise CheckpointError(f"{file}: optimizer has an unknown entry {i!r}")
         _check_tensors(moments, here["optimizer"][i], f"optimizer[{i}]", file)
     return state
+
+
+def _are_looks(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(look, list) and [type(part) for part in look] == [int, float] for look in value
+    )
 
 
 def _load(file: Path) -> Any:

@@ -20,6 +20,7 @@ from .folder import alone, as_os_error, check_free, read_state, write_state
 from .interrupts import Interrupts
 from .packing import bare
 from .registry import known
+from .validation import Validation
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,10 +32,12 @@ class Saved(Generic[M]):
         step, elapsed: steps and seconds so far.
         average: ``average.module`` is the averaged model.
         history: (step, mean loss since the look before), a pair for each look at the loss.
+        validation: ``validation.losses`` has (step, loss on what is held out) of each look at it.
         folder: where checkpoints go; None for nowhere.
     """
 
     model: M
+    validation: Validation
     optimizer: torch.optim.Optimizer
 
     def __init__(
@@ -89,6 +92,8 @@ class Saved(Generic[M]):
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.step = self.average.steps = state["step"]
         self.elapsed, self._owns_folder = state["elapsed"], True
+        self.validation.losses = [(step, loss) for step, loss in state["validation"]]
+        self.validation.best = state["best"]
         average = bare(self.average.module)
         if isinstance(average, ScoreNetwork):
             with suppress(CheckpointError):  # the model may be damaged: it is written anew
@@ -159,9 +164,10 @@ class Saved(Generic[M]):
             write_state(folder, self._state())
 
     def _save_average(self, folder: Path) -> None:
-        if known(bare(self.average.module)):
-            with as_os_error(folder):
-                save(self.average.module, folder)
+        average = self.average.module
+        if known(bare(average)):
+            with as_os_error(folder), self.validation.best_of(average):
+                save(average, folder)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -171,4 +177,6 @@ class Saved(Generic[M]):
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
+            "validation": [list(look) for look in self.validation.losses],
+            "best": self.validation.best,
         }

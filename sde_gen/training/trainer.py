@@ -35,6 +35,7 @@ from .recipe import Recipe, learning_rate
 from .registry import known
 from .rows import remember
 from .saving import M, Saved
+from .validation import Validation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -116,6 +117,7 @@ class Trainer(Saved[M]):
             default_workers(source) if workers is None else check_count(workers, "workers", 0)
         )
         self.reader = Reader(source, order, transforms, levels, self.device, workers)
+        self.validation = Validation(self.reader, self.objective, recipe)
         self.optimizer = torch.optim.Adam(
             model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
         )
@@ -138,7 +140,7 @@ class Trainer(Saved[M]):
                 last save failed: ``average`` has the model then.
         """
         with self._folder_alone() as folder, Interrupts(self.folder is not None) as interrupts:
-            if self._progress() < 1:
+            if not self._is_done:
                 self._begin(folder)
                 if folder is not None:
                     remember(self.reader.trained(), folder)
@@ -150,6 +152,7 @@ class Trainer(Saved[M]):
                     self._train(bar, interrupts)
             self.model.eval()
             self.save()
+            self.validation.give_best(self.average.module)
             if interrupts.pending:
                 self._stop(interrupts)
         if self.accelerator:
@@ -162,11 +165,13 @@ class Trainer(Saved[M]):
         self._stopping, saved = False, self.elapsed
         self.model.train()
         self._keep()
-        while self._progress() < 1:
+        while not self._is_done:
             loss = self._window(model, interrupts)
             self._keep()
             self.history.append((self.step, loss))
-            bar.set_postfix_str(f"loss {loss:.4f}, step {self.step}", refresh=False)
+            self._validate()
+            note = f"loss {loss:.4f}{self.validation.note}, step {self.step}"
+            bar.set_postfix_str(note, refresh=False)
             bar.update(round(100 * self._progress(), 1) - bar.n)
             if self._stopping:
                 try:
@@ -189,6 +194,8 @@ class Trainer(Saved[M]):
             self.step += 1
             self._look_at_clock(interrupts)
             if len(reports) == self.recipe.every or self.elapsed - began > 2:
+                break
+            if self.validation.is_due(self.step):
                 break
         losses, norms = self._mean(torch.stack(reports, 1)).tolist()
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
@@ -221,6 +228,17 @@ class Trainer(Saved[M]):
         """Samples first .. first + n - 1 of the run: the same, with the same noise, whoever
         computes them."""
         return self.reader(first, n, Share(self.recipe.batch, self._rank, self.processes))
+
+    @property
+    def _is_done(self) -> bool:
+        return self._progress() >= 1 or self.validation.is_over
+
+    def _validate(self) -> None:
+        """Look at the loss on what is held out, if it is time for it."""
+        last = self.recipe.holdout > 0 and self._progress() >= 1
+        if last or self.validation.is_due(self.step):
+            loss = self._mean(self.validation.loss(self.average.module).to(self.device).float())
+            self.validation.take(self.step, float(loss), self.average.module)
 
     def _look_at_clock(self, interrupts: Interrupts) -> None:
         seconds, self._stopping = self._clock.agree(interrupts.pending is not None)
