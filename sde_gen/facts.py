@@ -9,6 +9,7 @@ gives and takes data in their own units and cannot forget a factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .levels import centre, check_levels
 from .moments import Moments, data_moments
 from .ops import check_count, check_finite, check_state, set_number
 
@@ -146,7 +148,7 @@ class Facts:
         """Fit the facts to data x (N, *D).
 
         Args:
-            x: floating point, finite.
+            x: floating point, finite; or integers, where ``levels`` says how many there are.
             units: scale the data to mean 0 and deviation 1, all together or each column or
                 channel; None leaves them as they are.
             rank: keep the covariance, with so many principal directions; None keeps none.
@@ -159,6 +161,11 @@ class Facts:
         >>> facts.units.scale, facts.std
         (tensor([  1., 100.], dtype=torch.float64), 1.0)
         """
+        if isinstance(x, Tensor) and levels is not None and not x.is_floating_point():
+            if units is None and rank is None:  # of bytes, which may be many
+                shape, std = tuple(x.shape[1:]), _std_of_levels(x, levels)
+                return cls(shape, std or 1.0, None, None, _names(classes), levels)
+            x = centre(x, levels)
         check_state(x)
         check_finite(x)
         fitted = None if units is None else Units.of(x, units)
@@ -169,7 +176,7 @@ class Facts:
             std=std if std > 0 else 1.0,
             moments=None if rank is None else data_moments(z, rank),
             units=fitted,
-            classes=None if classes is None else tuple(classes),
+            classes=_names(classes),
             levels=levels,
         )
 
@@ -195,6 +202,20 @@ class Facts:
         """What still holds for a score made of this one (guided, conditioned, added to others):
         everything but the moments, which are those of this law alone."""
         return Facts(self.shape, self.std, None, self.units, self.classes, self.levels)
+
+
+def _names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if classes is None else tuple(classes)
+
+
+def _std_of_levels(x: Tensor, n_levels: int) -> float:
+    """The standard deviation of ``centre(x, n_levels)``, by sums of integers, which are exact."""
+    total = squares = 0
+    for part in x.split(1024):
+        k = check_levels(part, n_levels)[0].long()
+        total, squares = total + int(k.sum()), squares + int(k.square().sum())
+    n = max(1, x.numel())
+    return 2 / n_levels * math.sqrt((squares * n - total * total) / n**2)
 
 
 def facts_of(score: object) -> Facts:

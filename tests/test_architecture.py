@@ -15,7 +15,8 @@ FILES = sorted(HOUSE.rglob("*.py"))
 FLOORS = [
     {"ops"},
     {"schedules", "moments", "noise"},
-    {"levels", "facts", "gaussians"},
+    {"levels"},
+    {"facts", "gaussians"},
     {"data"},
     {"sdes"},
     {"networks"},

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .reading import Data, read_data, split_data, tell_seen
 
 if TYPE_CHECKING:
     from ..networks import Network
     from ..scores import Score, ScoreNetwork
     from ..sdes import LinearSDE
-
-
-class Data(NamedTuple):
-    """Samples (N, *D), their labels (N,), and the number of grey levels of quantised data."""
-
-    x: Tensor
-    y: Tensor | None = None
-    levels: int | None = None
+    from ..training import Recipe, Transform
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -31,40 +26,77 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ..data import Dequantise, check_writable
+    from ..data import check_writable
     from ..facts import Facts
     from ..scores import ScoreNetwork
-    from ..training import Recipe, train
+    from ..training import train
 
     check_writable(Path(options.out) / "config.json")
-    data = _read(options, options.seed)
+    data = read_data(options, options.seed, "train")
     if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
     # The columns of a table have units of their own.
     table = data.x.ndim == 2 and data.levels is None
-    facts = Facts.of(data.x, "column" if table else None, levels=data.levels)
-    recipe = Recipe(
-        steps=options.steps,
-        minutes=options.minutes,
-        batch=options.batch,
-        lr=options.lr,
-        seed=options.seed,
-    )
+    facts = Facts.of(data.x, "column" if table else None, classes=data.classes, levels=data.levels)
+    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
     train(
         ScoreNetwork(net, _process(options.sde), facts=facts),
-        data.x,
-        data.y,
-        recipe,
-        transform=None if data.levels is None else Dequantise(data.levels),
+        data.items,
+        recipe=recipe,
+        transform=transforms,
         device=options.device,
         folder=options.out,
         resume=options.resume,
         overwrite=options.overwrite,
+        workers=options.workers,
     )
     print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out x.npz")
+
+
+SMALL = 10_000
+"""Fewer data than this are learned by heart: a tenth is held out, and ends the run."""
+
+
+def _recipe(options: argparse.Namespace, n: int) -> Recipe:
+    """The recipe that the options say, and what they leave open for n data."""
+    from ..data import Order
+    from ..training import Recipe
+
+    few = 10 <= n < SMALL
+    holdout = (0.1 if few else 0.0) if options.holdout is None else options.holdout
+    patience = options.patience
+    if patience is None:
+        patience = 1.0 if few and holdout else 0.0
+    if holdout:
+        held = n - Order(n, options.seed, holdout).trained
+        end = "it ends the run when it no longer falls (--patience 0: never)" if patience else ""
+        print(
+            f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
+            + (f"; {end}" if end else ""),
+            flush=True,
+        )
+    return Recipe(
+        steps=options.steps,
+        minutes=options.minutes,
+        epochs=options.epochs,
+        batch=options.batch,
+        lr=options.lr,
+        holdout=holdout,
+        patience=patience or None,
+        seed=options.seed,
+    )
+
+
+def _transforms(options: argparse.Namespace, data: Data) -> list[Transform]:
+    from ..data import Dequantise, Flip
+
+    if options.flip and data.x.ndim != 4:
+        raise ValueError(f"--flip mirrors images (N, C, H, W), not {tuple(data.x.shape)}")
+    levels = [] if data.levels is None else [Dequantise(data.levels)]
+    return [*([Flip()] if options.flip else []), *levels]
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -128,13 +160,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..data import centre, quantise
     from ..likelihood import bits_per_dim
     from ..training import load
+    from ..training.folder import run_of
     from ..training.rows import count_known
 
-    model = load(options.model, options.device)
-    reference, held = _split(options)
+    model, folder = load(options.model, options.device), Path(options.model)
+    reference, held, said = split_data(options, run_of(folder))
     for part in (reference, held):
         _check_comparable(model, part, options.bits)
-    seen = _seen(count_known(held.x, Path(options.model)), len(held.x))
+    seen = tell_seen(said, count_known(held.x, folder), len(held.x))
     y = held.y if model.classes and held.y is not None else _labels(model, len(held.x), None)
     x = _draw(model, len(held.x), y, options)
     if held.levels is not None:
@@ -164,39 +197,6 @@ def _check_comparable(model: ScoreNetwork, data: Data, bits: bool) -> None:
         )
 
 
-def _seen(known: int | None, n: int) -> str:
-    """What a reader must know of the n real data that the samples stand beside."""
-    if known is None:
-        return f"no record tells whether the model was trained on any of these {n} real ones"
-    if known == 0:
-        return f"the model was trained on none of these {n} real ones"
-    return f"the model was trained on {known} of these {n} real ones: they are not held out"
-
-
-def _split(options: argparse.Namespace) -> tuple[Data, Data]:
-    """Real data to compare with, and at most n others: test images, new points, or a half."""
-    from ..data import TOYS, digits
-
-    # Of a toy, training with the same seed has these points; torch reads 32 bits of a seed.
-    other_points = 2**31 if options.data in TOYS else 0
-    data = _read(options, options.seed + other_points)
-    generator = torch.Generator().manual_seed(options.seed)
-    if options.data == "digits":
-        other = Data(*digits("test"), data.levels)
-    else:
-        order = torch.randperm(len(data.x), generator=generator)
-        data, other = (_take(data, half) for half in order.tensor_split(2))
-    order = torch.randperm(len(other.x), generator=generator)
-    held = _take(other, order[: options.n])
-    if len(held.x) < 2:
-        raise ValueError("evaluate needs two samples or more (--n), and four or more data")
-    return data, held
-
-
-def _take(data: Data, index: Tensor) -> Data:
-    return Data(data.x[index], None if data.y is None else data.y[index], data.levels)
-
-
 def _grades(x: Tensor, y: Tensor | None, reference: Data, name: str) -> dict[str, float]:
     from .. import metrics
 
@@ -214,15 +214,30 @@ def _grades(x: Tensor, y: Tensor | None, reference: Data, name: str) -> dict[str
     return grades
 
 
-def _labels(model: ScoreNetwork, n: int, label: int | None) -> Tensor | None:
+def _labels(model: ScoreNetwork, n: int, label: str | int | None) -> Tensor | None:
     """n labels for a conditional model: the one asked for, or all classes in turn."""
     if model.classes is None:
         if label is not None:
             raise ValueError("the model has no classes: leave --label away")
         return None
-    if label is not None and not 0 <= label < model.classes:
-        raise ValueError(f"--label must lie in 0 .. {model.classes - 1}, got {label}")
-    return torch.arange(n) % model.classes if label is None else torch.full((n,), label)
+    if label is None:
+        return torch.arange(n) % model.classes
+    return torch.full((n,), class_of(model, label))
+
+
+def class_of(model: ScoreNetwork, label: str | int) -> int:
+    """The number of the class that a label names, by its name or by its number."""
+    names = model.facts.classes or ()
+    if label in names:
+        return names.index(str(label))
+    try:
+        number = int(label)
+    except ValueError:
+        known = ", ".join(names) if names else "no names, only numbers"
+        raise ValueError(f"--label {label} is no class of the model, which has {known}") from None
+    if not 0 <= number < (model.classes or 0):
+        raise ValueError(f"--label must lie in 0 .. {(model.classes or 0) - 1}, got {number}")
+    return number
 
 
 def _draw(
@@ -245,32 +260,6 @@ def _draw(
         raise ValueError("the model has no classes: leave --guidance away")
     steps, seed, chunk = options.steps, options.seed, options.chunk
     return sample(score, n, steps, seed, eta=eta, progress=True, chunk=chunk).cpu()
-
-
-def _read(options: argparse.Namespace, seed: int) -> Data:
-    """The data that the command line names; the seed is that of a toy's points."""
-    from .. import data
-
-    name, path = options.data, Path(options.data)
-    if name == "digits":
-        return Data(*data.digits("train"), 17)
-    if name in data.TOYS:
-        return Data(data.toy(name, 20_000, torch.Generator().manual_seed(seed)))
-    if path.is_dir():
-        channels: Literal[1, 3] = 1 if options.grey else 3
-        if any(f.is_dir() for f in data.visible(path)):
-            return Data(*data.class_folders(path, channels), 256)
-        return Data(data.image_folder(path, channels), None, 256)
-    if path.suffix in (".npy", ".npz"):
-        x = data.load_array(path, options.key, options.levels)
-        if x.ndim == 1:
-            raise ValueError(f"{path} holds {tuple(x.shape)}: expected (N, D), as x[:, None] is")
-        y = None if options.labels is None else data.load_labels(path, options.labels)
-        if y is not None and len(y) != len(x):
-            raise ValueError(f"{path}: {options.labels} has {len(y)} labels for {len(x)} data")
-        return Data(x, y, options.levels)
-    known = ", ".join(["digits", *data.TOYS])
-    raise ValueError(f"{name} is no data: expected {known}, a folder, a .npy or a .npz file")
 
 
 def _classes(y: Tensor) -> int:

@@ -11,7 +11,8 @@ DATA_HELP = """\
 DATA is one of
   digits             scikit-learn's 8 x 8 handwritten digits, with their classes
   eight_gaussians    (or grid_25, two_moons, swiss_roll, checkerboard) a toy in the plane
-  FOLDER             of images of one size; folders inside it are classes
+  FOLDER             of images; folders inside it are classes, and name them
+  FOLDER             with the files of CIFAR-10 (binary version), MNIST or Fashion-MNIST
   FILE.npy FILE.npz  vectors (N, D), signals (N, C, L), images (N, C, H, W) or volumes;
                      integers need --levels"""
 
@@ -31,8 +32,8 @@ work, and gain less or nothing."""
 
 EVALUATE_HELP = """\
 Every number of the samples stands beside that of as many real data, against other real data: the
-floor. Of the digits these are the test images, of a toy new points, of other DATA a half. It is
-said how many of them the model was trained on."""
+floor. Of digits, CIFAR-10 and MNIST these are the test images, of a toy new points, of other DATA
+what the run of the model held out of them, else a half. It is said what they are to the model."""
 
 
 RESTORE_HELP = """\
@@ -117,10 +118,26 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("--out", metavar="DIR", required=True, help="where the model goes")
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")
     add.add_argument("--minutes", type=float, help="most minutes")
+    add.add_argument("--epochs", type=float, help="most times that each of the data is seen")
     add.add_argument("--batch", type=int, default=256, help="samples in a step (default: 256)")
     add.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 0.002)")
     add.add_argument("--sde", choices=("vp", "subvp", "ve", "edm"), default="vp", help="process")
     add.add_argument("--channels", type=int, help="width of the network (default: by the data)")
+    add.add_argument("--flip", action="store_true", help="mirror images at random")
+    add.add_argument(
+        "--holdout",
+        metavar="SHARE",
+        type=float,
+        help="of the data that is not trained on (default: 0.1 of 10 to 9999 data, else 0)",
+    )
+    add.add_argument(
+        "--patience",
+        metavar="RATIO",
+        type=float,
+        help="end when the loss on these has not fallen for so many times the steps that it took"
+        " to fall (default: 1 of 10 to 9999 data, else 0: never)",
+    )
+    add.add_argument("--workers", type=int, help="processes that read images (default: by them)")
     held = add.add_mutually_exclusive_group()
     held.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     held.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
@@ -151,7 +168,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help=".png of images, .npz of x and y (-1: no class)",
     )
     add.add_argument("--n", type=int, default=100, help="how many (default: 100)")
-    add.add_argument("--label", type=int, help="the class (default: all classes in turn)")
+    add.add_argument("--label", help="the class, by name or number (default: all in turn)")
     add.add_argument(
         "--guidance", type=float, default=0.0, help="classifier-free weight (default: 0, none)"
     )
@@ -188,7 +205,7 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=".npz; of images also a .png of all, or a new folder of one .png each",
     )
     add.add_argument("--draws", type=int, default=16, help="of each observation (default: 16)")
-    add.add_argument("--label", type=int, help="the class (default: not known)")
+    add.add_argument("--label", help="the class, by name or number (default: not known)")
     add.add_argument(
         "--method", choices=("particles", "term"), default="particles", help="(default: particles)"
     )
@@ -233,7 +250,28 @@ def _add_data(add: argparse.ArgumentParser) -> None:
     add.add_argument("--levels", type=int, help="grey levels of integer arrays, 256 for 8 bits")
     add.add_argument("--key", help="which array of a .npz")
     add.add_argument("--labels", metavar="KEY", help="which array of a .npz holds the classes")
-    add.add_argument("--grey", action="store_true", help="read images of a folder as grey")
+    add.add_argument(
+        "--grey", action="store_true", help="read images as grey (default: if all files are)"
+    )
+    add.add_argument(
+        "--size",
+        metavar="N",
+        type=_size,
+        help="resize and crop images to N x N, or to HxW (needed where they have several sizes)",
+    )
+    add.add_argument(
+        "--crop",
+        choices=("centre", "random"),
+        default="centre",
+        help="which part of an image stays; random: another one whenever it is read"
+        " (default: centre)",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``64`` is 64 x 64, ``48x64`` a height and a width."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def _add_sampling(add: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import data, inverse
 from ..data.images import SUFFIXES
 from ..training import load
-from .commands import _labels
+from .commands import _labels, class_of
 from .restored import Restored, check_out, save
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def _told(options: argparse.Namespace, measured: Measured) -> str:
     return f"{given}: {a.shape} -> {a.measured}, observations: {measured.seen.batch or 1}, {law}"
 
 
-def _prior(model: ScoreNetwork, label: int | None) -> Score:
+def _prior(model: ScoreNetwork, label: str | None) -> Score:
     """The model, of one class if it is said which; moments of all data serve for each class."""
     if label is None:
         return model
     _labels(model, 1, label)
-    return model.given(y=label).with_facts(model.facts)
+    return model.given(y=class_of(model, label)).with_facts(model.facts)
 
 
 def _by_particles(

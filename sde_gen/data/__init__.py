@@ -17,6 +17,7 @@ True
 from __future__ import annotations
 
 from ..levels import Dequantise, centre, dequantise, quantise
+from .augment import Flip
 from .files import (
     check_writable,
     load_array,
@@ -26,6 +27,7 @@ from .files import (
 )
 from .images import Images, class_folders, image_folder, load_image
 from .order import Order
+from .originals import cifar10, cifar10_classes, idx_images, is_cifar10, is_idx, load_idx
 from .sets import (
     TOYS,
     Labelled,
@@ -43,6 +45,7 @@ from .sources import Mapped, Memory, as_source, glance
 __all__ = [
     "TOYS",
     "Dequantise",
+    "Flip",
     "Images",
     "Labelled",
     "Mapped",
@@ -52,14 +55,20 @@ __all__ = [
     "centre",
     "check_writable",
     "checkerboard",
+    "cifar10",
+    "cifar10_classes",
     "class_folders",
     "dequantise",
     "digits",
     "eight_gaussians",
     "glance",
     "grid_25",
+    "idx_images",
     "image_folder",
+    "is_cifar10",
+    "is_idx",
     "load_array",
+    "load_idx",
     "load_image",
     "load_labels",
     "mnist",

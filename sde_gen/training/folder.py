@@ -165,6 +165,17 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
+def run_of(folder: Path) -> dict[str, Any] | None:
+    """What the state in a folder says of its run, as ``about`` does; None where there is none."""
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, *_DAMAGE):
+        return None
+    run = state.get("run") if isinstance(state, dict) else None
+    known = isinstance(run, dict) and {"recipe.seed", "recipe.holdout", "data"} <= run.keys()
+    return run if known else None
+
+
 def _are_looks(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(look, list) and [type(part) for part in look] == [int, float] for look in value
