@@ -120,7 +120,6 @@ class _Sweep(Trainer[Any]):
 
 def _stop(trainer: Trainer[Any], step: int, loss: float) -> None:
     losses = [loss for _, loss in trainer.history]
-    recent = sum(losses[-5:]) / len(losses[-5:])
-    least = min(sum(losses[i : i + 5]) / len(losses[i : i + 5]) for i in range(0, len(losses), 5))
-    if not math.isfinite(loss) or recent > _SPREAD * abs(least):
+    means = [sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4)]
+    if not math.isfinite(loss) or (means and means[-1] > _SPREAD * abs(min(means))):
         raise _Diverged

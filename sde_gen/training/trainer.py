@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -225,7 +226,7 @@ class Trainer(Saved[M]):
         )
         bar.update(round(100 * self._progress(), 1) - bar.n)
         for note in self._notes if self._notes and not bar.disable else ():
-            bar.write(note)
+            bar.write(note, file=sys.stderr)
         self._notes = []
         if self.folder is not None and self.is_main:
             self._file.add(look, self.folder, self.elapsed)
