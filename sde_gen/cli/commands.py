@@ -160,7 +160,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..data import centre, quantise
     from ..likelihood import bits_per_dim
     from ..training import load
-    from ..training.folder import run_of
+    from ..training.fingerprint import run_of
     from ..training.rows import count_known
 
     model, folder = load(options.model, options.device), Path(options.model)

@@ -136,7 +136,7 @@ def split_data(options: argparse.Namespace, run: dict | None) -> tuple[Data, Dat
         options: of the command. run: what the folder of the model says of its run, if it does.
     """
     from ..data import TOYS, Order
-    from ..training.folder import fingerprints
+    from ..training.fingerprint import fingerprints
 
     # Of a toy, training with the same seed has these points; torch reads 32 bits of a seed.
     other_points = 2**31 if options.data in TOYS else 0

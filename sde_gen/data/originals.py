@@ -105,9 +105,10 @@ def load_idx(path: str | Path) -> Tensor:
     if kind is None:
         raise ValueError(f"{file} is no IDX file: it begins with {content[:4].hex(' ')}")
     head = 4 + 4 * content[3]
-    shape = tuple(int(n) for n in np.frombuffer(content[4:head][: 4 * content[3]], ">u4"))
-    wanted = math.prod(shape) * np.dtype(kind).itemsize
-    if len(shape) != content[3] or len(content) - head != wanted:
+    if len(content) < head:
+        raise ValueError(f"{file} holds {len(content)} bytes, and says that its head has {head}")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", content[3], 4))
+    if len(content) - head != math.prod(shape) * np.dtype(kind).itemsize:
         raise ValueError(f"{file} holds {len(content) - head} bytes for {shape} of {kind}")
     array = np.frombuffer(content, kind, offset=head).reshape(shape)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

@@ -23,6 +23,7 @@ from ..data.sources import Memory, Rows, Source, read
 from ..levels import place
 from ..noise import Streams
 from ..noise.philox import hashed
+from ..ops import check_count
 from .inputs import Transform
 from .losses import Context
 
@@ -64,7 +65,8 @@ class Reader:
         transforms: applied to x on the device in turn, each may change it in place.
         levels: of integers that no transform scales: they are put to the centres of the cells.
         device: where batches go.
-        workers: processes that read ahead, of a source that is not in memory.
+        workers: processes that read ahead, of a source that is not in memory; None for
+            ``default_workers``.
     """
 
     def __init__(
@@ -74,8 +76,11 @@ class Reader:
         transforms: Sequence[Transform] = (),
         levels: int | None = None,
         device: torch.device | str = "cpu",
-        workers: int = 0,
+        workers: int | None = 0,
     ) -> None:
+        if workers is None:
+            workers = default_workers(source)
+        workers = check_count(workers, "workers", 0)
         self.device = torch.device(device)
         self.source, self.order = source, order
         if isinstance(source, Memory):
@@ -107,16 +112,17 @@ class Reader:
             rows = self._read_ahead(part, share)
         return self._ready(rows, Streams(self.order.seed, first))
 
-    def held(self, first: int, n: int) -> Batch:
+    def held(self, first: int, n: int, device: torch.device | None = None) -> Batch:
         """Samples first .. first + n - 1 of those that are held out, in turn and over again: the
-        same items with the same noise whenever they are asked for."""
+        same items with the same noise whenever they are asked for, on the device of the reader
+        or on another."""
         v = torch.arange(first, first + n)
         items = self._held[v % len(self._held)]
         if isinstance(self.source, Memory):
             rows = self.source.rows(items.to(self.device))
         else:
             rows = read(self.source, items.tolist(), v.tolist(), self._other_seed)
-        return self._ready(rows, Streams(self._other_seed, first))
+        return self._ready(rows, Streams(self._other_seed, first), device)
 
     def trained(self, size: int = 4096) -> Iterator[Tensor]:
         """What is trained on and lies in memory, in the units of the data and some rows at a time;
@@ -129,8 +135,9 @@ class Reader:
         """Let the workers go; the next batch starts new ones."""
         self._stream, self._next = iter(()), range(0)
 
-    def _ready(self, rows: Rows, noise: Streams) -> Batch:
-        rows = {name: value.to(self.device, non_blocking=True) for name, value in rows.items()}
+    def _ready(self, rows: Rows, noise: Streams, device: torch.device | None = None) -> Batch:
+        place = device or self.device
+        rows = {name: value.to(place, non_blocking=True) for name, value in rows.items()}
         x = rows.pop("x")
         x = x if self.transforms else self._centred(x)
         for transform in self.transforms:

@@ -6,35 +6,28 @@ carry checksums, which are compared before anything in it is read.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import lzma
 import math
 import os
 import pickle
-import re
 import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.sources import Memory, Source, glance
-from ..scores import ScoreNetwork
 from .checkpoints import CONFIG, WEIGHTS, CheckpointError, write
-from .recipe import Recipe
+from .history import HISTORY
+from .layout import Layout
 
-STATE, LOCK = "training.pt", "training.lock"
-LOOKED_AT = 64
-"""Items of a source beyond memory that tell it from others."""
-MAY_CHANGE = ("steps", "minutes", "epochs", "every", "save_every", "patience")
-"""What a run that is resumed may have otherwise in its recipe: how long, and how often."""
+STATE, BEFORE, LOCK = "training.pt", "training.before.pt", "training.lock"
 
 
 _HELD: set[int] = set()
@@ -89,7 +82,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove what runs that were killed while they wrote have left half written."""
-    for name in (STATE, WEIGHTS, CONFIG):
+    for name in (STATE, WEIGHTS, CONFIG, HISTORY):
         for part in folder.glob(f".{name}.*"):
             part.unlink(missing_ok=True)
 
@@ -103,12 +96,17 @@ def _is(handle: int, file: Path) -> bool:
 
 def check_free(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds a run or a model."""
-    held = [name for name in (STATE, WEIGHTS, CONFIG) if (folder / name).exists()]
+    held = [name for name in (STATE, BEFORE, WEIGHTS, CONFIG) if (folder / name).exists()]
     if held:
-        choice = "resume to go on with that run, or " if STATE in held else ""
+        choice = "resume to go on with that run, or " if holds_run(folder) else ""
         raise FileExistsError(
             f"{folder} already holds {', '.join(held)}: say {choice}overwrite to begin anew"
         )
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is something to resume."""
+    return any((folder / name).exists() for name in (STATE, BEFORE))
 
 
 @contextmanager
@@ -123,8 +121,8 @@ def as_os_error(folder: Path) -> Iterator[None]:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what ``read_state`` reads."""
-    write(folder / STATE, lambda file: torch.save(dict(state), file))
+    """Write what ``read_state`` reads; the state that was there is kept as the one before."""
+    write(folder / STATE, lambda file: torch.save(dict(state), file), folder / BEFORE)
 
 
 def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,22 +131,24 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         here: the state of this run, with whatever entries the other may have.
 
+    Where the last state cannot be read, the one before it is taken, with a warning.
+
     Raises:
         CheckpointError: no state, a damaged one, or one of another run; the field is named.
     """
-    file = folder / STATE
-    state = _load(file)
+    file, state = _load_last(folder)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} must hold a dict, got {type(state).__name__}")
-    for name in here:
+    for name in ("run", *here):
         if name not in state:
             raise CheckpointError(f"{file} lacks the field {name!r}")
-    _check_run(state["run"], here["run"], file)
+        if name == "run":
+            _check_run(state["run"], here["run"], file)
     for name, kind in (("step", int), ("elapsed", float)):
         value = state[name]
         if type(value) is not kind or not 0 <= value < math.inf:
             raise CheckpointError(f"{file}: {name} must be a number >= 0, got {value!r}")
-    for name in ("model", "average"):
+    for name in here.keys() & {"model", "average", "narrow"}:
         _check_tensors(state[name], here[name], name, file)
     if not isinstance(state["optimizer"], dict):
         raise CheckpointError(f"{file}: optimizer must hold tensors, got {state['optimizer']!r}")
@@ -162,24 +162,46 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
         if i not in here["optimizer"]:
             raise CheckpointError(f"{file}: optimizer has an unknown entry {i!r}")
         _check_tensors(moments, here["optimizer"][i], f"optimizer[{i}]", file)
+    _check_layout(state["layout"], here["layout"], file)
+    length = state["length"]
+    if not (isinstance(length, list) and len(length) == 2):
+        raise CheckpointError(f"{file}: length must be [steps, minutes], got {length!r}")
     return state
-
-
-def run_of(folder: Path) -> dict[str, Any] | None:
-    """What the state in a folder says of its run, as ``about`` does; None where there is none."""
-    try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, *_DAMAGE):
-        return None
-    run = state.get("run") if isinstance(state, dict) else None
-    known = isinstance(run, dict) and {"recipe.seed", "recipe.holdout", "data"} <= run.keys()
-    return run if known else None
 
 
 def _are_looks(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(look, list) and [type(part) for part in look] == [int, float] for look in value
     )
+
+
+def _check_layout(there: Any, here: Mapping[str, bool] | None, file: Path) -> None:
+    """Raise unless it is one, and the one that is asked for here, if one is."""
+    names = set(asdict(Layout()))
+    if there is not None and not (
+        isinstance(there, dict)
+        and set(there) == names
+        and all(type(taken) is bool for taken in there.values())
+    ):
+        raise CheckpointError(f"{file}: layout must be three times true or false, got {there!r}")
+    if here is not None and there is not None and here != there:
+        raise CheckpointError(
+            f"{file} is not of this recipe: layout is {Layout(**there)} there and"
+            f" {Layout(**here)} here. Leave it away, or overwrite the run"
+        )
+
+
+def _load_last(folder: Path) -> tuple[Path, Any]:
+    """The last state that can be read, and its file."""
+    file, before = folder / STATE, folder / BEFORE
+    try:
+        return file, _load(file)
+    except CheckpointError as error:
+        if not before.is_file():
+            raise
+        state = _load(before)
+        warnings.warn(f"{error}; the run goes on from {before}, the state before", stacklevel=5)
+        return before, state
 
 
 def _load(file: Path) -> Any:
@@ -195,13 +217,14 @@ def _load(file: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it advises to run whatever the file says
         raise CheckpointError(f"{file} holds more than tensors, numbers and names") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{file} is truncated or cannot be read: {error}") from error
     raise CheckpointError(f"{file} is damaged: {damaged} does not have its checksum")
 
 
 # What zipfile and torch.load raise for records that are not what they say.
-_DAMAGE = (
+DAMAGE = (
+    pickle.UnpicklingError,
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(OSError, EOFError, ArithmeticError, AssertionError, AttributeError, LookupError),
     *(MemoryError, RuntimeError, TypeError, ValueError),
@@ -247,60 +270,15 @@ def _check_tensors(found: Any, wanted: Mapping[Any, Any], name: str, file: Path)
         verb = "has an unknown" if odd[0] in found else "lacks the"
         raise CheckpointError(f"{file} is not of this model: {name} {verb} entry {odd[0]!r}")
     for key, value in wanted.items():
-        if isinstance(value, Tensor) and _kind(found[key]) != _kind(value):
+        if isinstance(value, Tensor) and kind_of(found[key]) != kind_of(value):
             raise CheckpointError(
-                f"{file} is not of this model: {name}[{key!r}] is {_kind(found[key])} there and"
-                f" {_kind(value)} here"
+                f"{file} is not of this model: {name}[{key!r}] is {kind_of(found[key])} there and"
+                f" {kind_of(value)} here"
             )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Dtype and shape of a tensor, in words."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
         return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-
-
-def about(model: nn.Module, source: Source, recipe: Recipe, objective: object) -> dict[str, Any]:
-    """What a run must have in common with the one that it takes up."""
-    known: dict[str, Any] = {"class": type(model).__name__}
-    if isinstance(model, ScoreNetwork):
-        known |= {"sde": _plain(model.sde), "prediction": model.prediction}
-        facts, units = model.facts, model.facts.units
-        known |= {"std": facts.std, "shape": facts.shape, "levels": facts.levels}
-        known["units"] = units and [units.shift.tolist(), units.scale.tolist()]
-        known |= {"net": f"{type(model.net).__name__} {getattr(model.net, 'config', '')}"}
-    options = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in MAY_CHANGE}
-    return {
-        **{f"model.{name}": value for name, value in known.items()},
-        **{f"recipe.{name}": value for name, value in options.items()},
-        # An objective that is a function of one's own says nothing of what it computes.
-        "objective": _plain(objective) if dataclasses.is_dataclass(objective) else None,
-        **fingerprints(source),
-    }
-
-
-def _plain(value: object) -> str:
-    """What a dataclass shows of itself; functions in it are named, wherever they lie."""
-    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def fingerprints(source: Source) -> dict[str, Any]:
-    """What tells data from others: of tensors in memory all values, of other sources their
-    length and a few items, which is all that can be had soon.
-
-    >>> fingerprints(Memory(torch.zeros(2, 3)))
-    {'labels': None, 'data': 'float32 (2, 3), checksum 2bb6ae06ad472028'}
-    """
-    if isinstance(source, Memory):
-        rows, count = source.rows(slice(None)), ""
-    else:
-        rows, count = glance(source, LOOKED_AT), f"{len(source)} items, some of them "
-    found = {name: count + _fingerprint(value) for name, value in rows.items()}
-    names = {"x": "data", "y": "labels"}
-    return {"labels": None} | {names.get(k, f"data.{k}"): v for k, v in found.items()}
-
-
-def _fingerprint(x: Tensor) -> str:
-    """Dtype, shape and a checksum of the values."""
-    values = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return f"{_kind(x)}, checksum {hashlib.blake2b(values.data, digest_size=8).hexdigest()}"

@@ -40,6 +40,15 @@ def as_transforms(transform: object) -> tuple[Any, ...]:
     return tuple(transform) if isinstance(transform, list | tuple) else (transform,)
 
 
+def check_functions(optimizer: object, callbacks: object) -> None:
+    """Raise ``TypeError`` unless these are a function and several."""
+    if optimizer is not None:
+        check_callable(optimizer, "optimizer", "optimizer(parameters)")
+    check_kind(callbacks, Sequence, "callbacks", "a list of functions (trainer, step, loss)")
+    for i, callback in enumerate(callbacks):  # type: ignore[arg-type, var-annotated]
+        check_callable(callback, f"callbacks[{i}]", "callback(trainer, step, loss)")
+
+
 def check_data(
     model: nn.Module,
     source: Source,

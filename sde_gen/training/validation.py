@@ -53,10 +53,11 @@ class Validation:
     def loss(self, model: nn.Module) -> Tensor:
         """The mean loss of a model on what is held out, without dropout."""
         n, was_training = self._recipe.batch, model.training
+        place = next((p.device for p in model.parameters()), torch.device("cpu"))
         total = torch.zeros((), dtype=torch.float64)
         model.eval()
         for first in range(0, SAMPLES, n):
-            x, y, noise = self._reader.held(first, min(n, SAMPLES - first))
+            x, y, noise = self._reader.held(first, min(n, SAMPLES - first), place)
             total += self._objective(model, x, y, noise).sum().double().cpu()
         model.train(was_training)
         return total / SAMPLES
