@@ -119,6 +119,7 @@ def bound(
     terms: int | None = None,
     importance: Moments | Tensor | None = None,
     seed: int = 0,
+    first: int = 0,
 ) -> Bound:
     """A bound on -log p(x), sample by sample and term by term, with standard errors.
 
@@ -137,6 +138,7 @@ def bound(
             what they are expected to be.
         importance: what is expected of them: moments of the data, by default those that the model
             knows, or the denoiser's mean squared errors (N,).
+        seed, first: what is drawn for row i is a function of the seed and of first + i.
 
     Raises:
         TypeError: the model knows no process; floating data with a decoder for levels.
@@ -157,9 +159,10 @@ def bound(
     if model.shape is not None and data.shape[1:] != model.shape:
         raise ValueError(f"x must have shape {('B', *model.shape)}, got {tuple(data.shape)}")
     z = model.facts.encode(data)
-    parts = _Terms(model, chain, z, variance, Streams(seed), decode)
+    streams = Streams(seed, check_count(first, "first", 0))
+    parts = _Terms(model, chain, z, variance, streams, decode)
     with torch.no_grad():
-        first = _prior(chain, z, model.facts.moments if prior is None else prior)
+        top = _prior(chain, z, model.facts.moments if prior is None else prior)
         last = torch.stack([parts.reconstruction(f"term 1 {k}") for k in range(draws)])
         if terms is None:
             found = [_all(parts, k) for k in range(draws)]
@@ -172,9 +175,9 @@ def bound(
             steps, sums = _drawn(parts, p, check_count(terms, "terms"))
             value, square = sums.value, sums.standard_error.square()
             calls = draws + terms
-    rec, exact = Estimate.of(last), Estimate.exact(first)
+    rec, exact = Estimate.of(last), Estimate.exact(top)
     error = torch.sqrt(square + rec.standard_error.square())
-    total = Estimate(first + value + rec.value, error, torch.zeros_like(error), calls, "chain")
+    total = Estimate(top + value + rec.value, error, torch.zeros_like(error), calls, "chain")
     return Bound(exact, steps, rec, total, z[0].numel(), calls)
 
 
