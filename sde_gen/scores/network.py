@@ -150,8 +150,8 @@ class ScoreNetwork(nn.Module, Score):
 
         Its times are matched by the ratio of noise to signal, w = (sigma / alpha)^2: at
         ``sde.time_at(self.sde.log_snr(t))`` the denoised state of y = x / alpha is what it is here
-        at t. The network, its facts and what it was tuned to are shared, not copied. It was trained
-        on the ratios of its own process; of larger ones it can only guess.
+        at t. The network, its facts and what it was tuned to are shared, not copied. It was
+        trained on the ratios of its own process; of larger ones it can only guess.
 
         Raises:
             TypeError: as the constructor.
