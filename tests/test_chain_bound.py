@@ -30,7 +30,7 @@ from sde_gen.chain import Bound, bayes
 from sde_gen.facts import Units
 from sde_gen.likelihood import Estimate
 from sde_gen.moments import isotropic
-from sde_gen.schedules import Cosine, Tabulated
+from sde_gen.schedules import Cosine
 from sde_gen.training import InformationTimes, LogNormalTimes, likelihood_weight
 
 V = 0.25
@@ -465,35 +465,6 @@ def test_levels_are_the_same_bits_in_every_unit(decoder: str) -> None:
         *(float(b.total.standard_error.square().mean().sqrt()) for b in (half_chain, other))
     )
     assert mean < 4 * error / math.sqrt(5)
-
-
-# ---- published chains ----
-
-
-def test_the_numbers_of_published_schedules() -> None:
-    linear = Chain(VP(Tabulated(torch.linspace(1e-4, 0.02, 1000, dtype=F64))))
-    assert float(linear.nodes.alpha[-1]) ** 2 == pytest.approx(4.036e-5, rel=1e-3)
-    # Ho et al. (2020), section 4: L_T is about 1e-5 bits a dimension for data in [-1, 1].
-    x = torch.full((1, 64), 0.6, dtype=F64)
-    law = Gaussian(linear.sde, torch.zeros(64, dtype=F64), 0.5)
-    prior = bound(law, x, linear.strided(2), prior=isotropic(1.0)).prior.value
-    assert float(prior) / 64 / math.log(2) == pytest.approx(1e-5, rel=0.1)
-    # Nichol & Dhariwal (2021), equation 17, clipped at 0.999: the last step alone is.
-    angle = (torch.arange(4001).double() / 4000 + 0.008) / 1.008 * math.pi / 2
-    abar = (angle.cos() / angle[0].cos()) ** 2
-    betas = (1 - abar[1:] / abar[:-1]).clamp_max(0.999)
-    cosine = Chain(VP(Tabulated(betas)))
-    torch.testing.assert_close(
-        cosine.nodes.alpha[1:-1].square(), abar[1:-1], rtol=1e-9, atol=1e-15
-    )
-    assert float(cosine.betas[-1]) == pytest.approx(0.999)
-    # Their figure 1: the small and the large variance differ at the first steps alone.
-    for chain in (linear, cosine):
-        t = torch.arange(2, len(chain) + 1)
-        ratio = (chain.variance(t, t - 1, "small") / chain.variance(t, t - 1, "large")).flatten()
-        assert bool((ratio.diff() > 0).all())
-        assert 0.4 < float(ratio[0]) < 0.6
-        assert float(ratio[len(ratio) // 10]) > 0.95
 
 
 def test_what_cannot_be_bounded_says_so() -> None:

@@ -12,6 +12,7 @@ sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -70,9 +71,12 @@ def _data(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
 
 
 def _velocity(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
-    # v = alpha z - sigma x_0 (Salimans & Ho 2022)
+    # v = cos(phi) z - sin(phi) x_0, tan(phi) = sigma / alpha (Salimans & Ho 2022): by the angle,
+    # which is the same under every process; with alpha and sigma in place of its cosine and sine
+    # it would be another number where alpha^2 + sigma^2 is not 1, and a large one under EDM.
     n = alpha**2 + sigma**2
-    return Reading(-1 / n, -alpha / (sigma * n), alpha / n, -sigma / n)
+    root = torch.sqrt(n)
+    return Reading(-1 / n, -alpha / (sigma * root), alpha / n, -sigma / root)
 
 
 def _score(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
@@ -102,8 +106,8 @@ class ScoreNetwork(nn.Module, Score):
 
     c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
     standard deviation of the data: what the network sees depends on the noise level and not on
-    the clock, so a network trained under one clock can serve under another. (On a matrix process
-    x, alpha and sigma are y, 1 and sqrt(W).)
+    the clock, so a network trained under one process serves under another (``under``). (On a
+    matrix process x, alpha and sigma are y, 1 and sqrt(W).)
 
     Args:
         net: ``net(x, c_noise, **context)`` -> F of the shape of x, or of twice its first axis: the
@@ -140,6 +144,37 @@ class ScoreNetwork(nn.Module, Score):
         check_one_component(sde)
         self.net, self.sde, self.prediction = net, sde, prediction
         self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
+
+    def under(self, sde: KernelSDE) -> ScoreNetwork:
+        """The same network under another process: the schedule of a trained denoiser changed.
+
+        Its times are matched by the ratio of noise to signal, w = (sigma / alpha)^2: at
+        ``sde.time_at(self.sde.log_snr(t))`` the denoised state of y = x / alpha is what it is here
+        at t. The network, its facts and what it was tuned to are shared, not copied. It was
+        trained on the ratios of its own process; of larger ones it can only guess.
+
+        Raises:
+            TypeError: as the constructor.
+            ValueError: a network that predicts the score, which has the scale of its states.
+
+        >>> from sde_gen import EDM, VP
+        >>> from sde_gen.networks import MLP
+        >>> model = ScoreNetwork(MLP((2,)), VP())
+        >>> t, y = 0.3, torch.ones(1, 2)
+        >>> s = EDM().time_at(VP().log_snr(t))
+        >>> here = model.denoise(VP().alpha(t).float() * y, t)
+        >>> torch.allclose(model.under(EDM()).denoise(y, s), here)
+        True
+        """
+        check_one_component(sde)
+        if self.prediction == "score" and not sde.agrees(self.sde):
+            raise ValueError(
+                f"a network that predicts the score of the states of {self.sde!r} says nothing of"
+                f" those of {sde!r}: train one that predicts noise, data or velocity"
+            )
+        other = copy.copy(self)
+        other.sde = sde
+        return other
 
     @property
     def device(self) -> torch.device:
