@@ -121,15 +121,15 @@ def log_prob(
     return Estimate(value, spread, bias, found.calls, method)
 
 
-def _tracer(
-    x: Tensor, probes: int | None, seed: int, first: int
-) -> tuple[Tensor | None, str]:
+def _tracer(x: Tensor, probes: int | None, seed: int, first: int) -> tuple[Tensor | None, str]:
     """The probes (K, B, *D), None for the exact trace, and either in words."""
     n = x[0].numel()
     if probes is None:
         probes = n if n <= _EXACT else _PROBES
     probes = check_count(probes, "probes")
-    streams = Streams(seed, check_count(first, "first", 0))  # refuses what is no seed, whether or not it is needed
+    streams = Streams(
+        seed, check_count(first, "first", 0)
+    )  # refuses what is no seed, whether or not it is needed
     if probes >= n:
         return None, "exact trace"
     signs = orthogonal_signs(x, probes, streams)
