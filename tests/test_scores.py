@@ -10,7 +10,6 @@ import pytest
 import torch
 from problems import (
     F64,
-    Straight,
     correlated,
     digits,
     gaussian,
@@ -47,6 +46,7 @@ from sde_gen import (
     LinearSDE,
     MatrixOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
+    RectifiedFlow,
     Score,
     ScoreNetwork,
     SubVP,
@@ -397,10 +397,17 @@ def test_a_network_sees_unit_variance_and_the_noise_level() -> None:
         assert seen[-1][1].shape == (3,)
 
 
-OTHERS = [VP(Cosine()), SubVP(), VE(Geometric(0.01, 50.0)), EDM(), Straight(), CriticallyDamped()]
+OTHERS = [
+    VP(Cosine()),
+    SubVP(),
+    VE(Geometric(0.01, 50.0)),
+    EDM(),
+    RectifiedFlow(),
+    CriticallyDamped(),
+]
 
 
-@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "preconditioned"])
+@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "flow", "preconditioned"])
 @pytest.mark.parametrize("other", OTHERS, ids=lambda sde: type(sde).__name__)
 def test_the_schedule_of_a_trained_denoiser_can_be_changed(
     other: KernelSDE, prediction: Prediction
