@@ -26,7 +26,7 @@ PICTURES = {
     "06_guidance": 0,
     "07_posterior": 2,
     "08_chain": 2,
-    "09_likelihood": 6,
+    "09_likelihood": 7,
 }
 
 

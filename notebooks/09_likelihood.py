@@ -365,7 +365,7 @@ plots.image_grid(torch.cat([x, z / 2, back]), 3, ["digit", "latent", "and back"]
 #
 # Mix two pictures, and both shine through. Mix their latents instead. A straight line between two
 # latents leaves the shell of radius $\sqrt n$ where all latents live; half-way it has half the
-# variance, and decodes to something blurred. Two remedies: turn on the **sphere**, or divide by
+# variance, which no latent of a picture has. Two remedies: turn on the **sphere**, or divide by
 # $\sqrt{(1-c)^2+c^2}$, which is the **Gaussian metric**: of two independent normals each point is
 # a normal again.
 
@@ -400,7 +400,10 @@ assert straight[4].square().mean() < 0.75 * a.square().mean()
 figure
 
 # %% [markdown]
-# Sphere and Gaussian metric go the same way, at another pace: the one turns evenly.
+# The pixels fade into each other, and the contrast with them; on every path of latents a digit
+# stays one until it turns into another. Sphere and Gaussian metric go the same way, at another
+# pace: the one turns evenly. What the straight line costs hardly shows on pictures as small as
+# these; but its middle is a state that the network was never shown.
 #
 # ## Another label
 #
