@@ -138,6 +138,19 @@ def test_the_terms_of_gaussian_data(name: str) -> None:
     )
 
 
+def test_no_number_of_steps_makes_up_for_the_small_variance() -> None:
+    """From t = 1 / N the k-th step has 1 + 1 / k times the noise of the one before, and loses
+    1/2 [1/k - log(1 + 1/k)] while v is far above it: in the limit half of Euler's constant."""
+    known, lost = isotropic(V), {}
+    for n in (1000, 10_000, 100_000):
+        chain = Chain(VP(Linear(1.0, 1.0)), torch.arange(1, n + 1) / n)
+        lost[n] = float((chain.expected(known, "small") - chain.expected(known, known)).sum())
+    limit = 0.5 * 0.5772156649015329
+    away = [value - limit for value in lost.values()]
+    assert away[-1] == pytest.approx(0, abs=2e-4)
+    assert all(6 < a / b < 10 for a, b in pairwise(away))  # as log(N) / N
+
+
 def part(chain: Chain, steps: int) -> float:
     """What part of sum L_(t-1), at the right variance, the first so many of the terms have."""
     terms = chain.expected(isotropic(V), isotropic(V))
