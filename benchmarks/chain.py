@@ -40,7 +40,8 @@ BITS = 64 * math.log(2)
 def chain_of(sde: sg.LinearSDE, variance: float, end: float = END, steps: int = STEPS) -> sg.Chain:
     """Steps even in information, down to this ratio of noise to signal."""
     stop = float(sde.time_at(-2 * math.log(end)))
-    return sg.Chain(sde, grids.information(sde, steps, end=stop, reference=variance))
+    times = grids.information(sde, steps, end=stop, reference=variance, to_zero=True)
+    return sg.Chain(sde, times)
 
 
 def network(steps: int, seed: int = 0) -> sg.ScoreNetwork:
@@ -127,7 +128,8 @@ def variances(s: Setting) -> list[dict[str, Any]]:
     1,000 steps even in t, of which 32 are drawn; and the flow."""
     x = Dequantise(LEVELS)(s.test.x, sg.Streams(2))
     sde, rows = s.model.sde, []
-    even = sg.Chain(sde, grids.uniform(sde, 1000, end=float(s.chain(END).times[1])))
+    last = float(s.chain(END).times[1])
+    even = sg.Chain(sde, grids.uniform(sde, 1000, end=last, to_zero=True))
     for kind, y, chain, terms, offset in (
         ("levels", s.levels, s.chain(END), None, 0.0),
         ("levels, 1000 even in t", s.levels, even, 32, 0.0),
@@ -144,10 +146,21 @@ def variances(s: Setting) -> list[dict[str, Any]]:
                 row["draws of t"] = draws_of_t(s, b, chain, variance)
             rows.append(row)
             print(f"{kind}, {name}: {row['total']:.4f} +- {row['error']:.4f}", flush=True)
-    flow = sg.bits_per_dim(s.score, s.levels)
-    mean = flow.mean()
-    found = {"total": float(mean), "error": float(mean.standard_error), "calls": flow.calls}
-    return [*rows, {"of": "levels, dequantised", "variance": "flow", **found}]
+    return [*rows, flow(s, x)]
+
+
+def flow(s: Setting, x: Tensor) -> dict[str, Any]:
+    """Bits a pixel by the probability flow, from where training ended."""
+    times = [float(s.chain(FINEST).times[1]), s.model.sde.T]
+    found = sg.log_prob(s.score, x, probes=2, steps=96, times=times)
+    bits = (-found / BITS + math.log2(LEVELS / 2)).mean()
+    return {
+        "of": "density",
+        "variance": "flow",
+        "total": float(bits),
+        "error": float(bits.standard_error),
+        "calls": found.calls,
+    }
 
 
 def draws_of_t(
@@ -218,27 +231,32 @@ def show(rows: list[dict[str, Any]], by_end: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]], by_end: list[dict[str, Any]], chain: Any, path: Any) -> None:
-    """The terms by the noise of their step, and the parts of the bound by the end."""
-    fig, axes = _report.panels(2)
-    left, right = axes
+    """The bound by variance, the terms by the noise of their step, the parts by the end."""
+    fig, axes = _report.panels(3, 3, (3.6, 3.0))
+    steps, decoder, whole = _report.COLORS[0], _report.COLORS[1], _report.COLORS[5]
+    names = ("small", "large", "estimated", "learned")
+    own = {n: next(r for r in rows if (r["of"], r["variance"]) == ("levels", n)) for n in names}
+    base = [own[n]["steps"] for n in names]
+    axes[0].bar(names, base, 0.6, color=steps, label="steps")
+    last = [own[n]["reconstruction"] for n in names]
+    axes[0].bar(names, last, 0.6, base, color=decoder, label="$L_0$")
+    axes[0].set(title=f"by variance, {len(chain)} steps", ylabel="bits / pixel")
+    axes[0].tick_params(axis="x", labelsize=8)
     ratio = torch.exp(-0.5 * chain.nodes.log_snr[2:])
-    for color, name in zip(_report.COLORS, ("small", "estimated", "learned"), strict=False):
-        (row,) = (r for r in rows if (r["of"], r["variance"]) == ("levels", name))
-        left.plot(ratio, row["each"], color=color, lw=1.4, label=name)
-    left.set(xscale="log", ylim=(0, None), title="each step")
-    left.set_xlabel(r"$\sigma/\alpha$ of the noisier node")
-    left.legend(frameon=False, fontsize=8)
-    x = [r["end"] for r in by_end]
-    for color, (key, label) in zip(
-        _report.COLORS, (("steps", "steps"), ("reconstruction", "$L_0$"), ("total", "bound")),
-        strict=False,
-    ):  # fmt: skip
-        right.plot(x, [r[key] for r in by_end], "o-", color=color, ms=3.5, lw=1.4, label=label)
-    right.set(xscale="log", ylim=(0, None), title="by the end of the chain")
-    _report.call_ticks(right, x)
-    right.set_xlabel(r"$\sigma/\alpha$ at the end")
-    right.legend(frameon=False, fontsize=8)
-    fig.supylabel("bits / pixel", fontsize=10)
+    axes[1].plot(ratio, own["learned"]["each"], ".-", color=steps, lw=1, ms=3)
+    axes[1].set(xscale="log", ylim=(0, None), title="each step, learned")
+    axes[1].set_xlabel(r"$\sigma/\alpha$ of its noisier node")
+    x, shown = [r["end"] for r in by_end], {"steps": steps, "reconstruction": decoder}
+    for key, color in {**shown, "total": whole}.items():
+        label = {"reconstruction": "$L_0$", "total": "bound"}.get(key, key)
+        y = [r[key] for r in by_end]
+        axes[2].plot(x, y, "o-", color=color, ms=3.5, lw=1.4, label=label)
+    axes[2].set(xscale="log", ylim=(0, None), title="by the end of the chain, learned")
+    _report.call_ticks(axes[2], x)
+    axes[2].tick_params(axis="x", labelsize=8)
+    axes[2].set_xlabel(r"$\sigma/\alpha$ at the end")
+    handles, labels = axes[2].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     fig.savefig(path, dpi=140)
 
 

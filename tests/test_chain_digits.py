@@ -19,7 +19,8 @@ LEVELS = 17
 
 def chain(sde: sg.LinearSDE, end: float, variance: float) -> sg.Chain:
     stop = float(sde.time_at(-2 * math.log(end)))
-    return sg.Chain(sde, grids.information(sde, 100, end=stop, reference=variance))
+    times = grids.information(sde, 100, end=stop, reference=variance, to_zero=True)
+    return sg.Chain(sde, times)
 
 
 @pytest.mark.slow
@@ -52,7 +53,9 @@ def test_learned_variances_on_trained_digits() -> None:
     found = sg.bound(given, k, ours, variance="learned")
     bits = found.bits_per_dim.mean()
     assert float(bits) + 2 * float(bits.standard_error) < 1.88
-    even = sg.Chain(sde, grids.uniform(sde, 1000, end=float(ours.times[1])))
+    last = float(ours.times[1])
+    even = sg.Chain(sde, grids.uniform(sde, 1000, end=last, to_zero=True))
+    assert (len(ours), len(even)) == (100, 1000)
     small = sg.bound(given, k, even, variance="small", terms=16).bits_per_dim.mean()
     assert float(small) > float(bits) + 0.1
     # Two draws a, b of x_t in each step: a b has the mean of E[L]^2.
