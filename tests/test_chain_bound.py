@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from problems import F64, draw, gaussian, line, mixture
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_gen import (
     EDM,
@@ -21,6 +22,7 @@ from sde_gen import (
     Gaussian,
     Moments,
     OrnsteinUhlenbeck,
+    ScoreNetwork,
     SubVP,
     bound,
     gaussians,
@@ -30,6 +32,7 @@ from sde_gen.chain import Bound, bayes
 from sde_gen.facts import Units
 from sde_gen.likelihood import Estimate
 from sde_gen.moments import isotropic
+from sde_gen.networks import MLP
 from sde_gen.schedules import Cosine
 from sde_gen.training import InformationTimes, LogNormalTimes, likelihood_weight
 
@@ -251,6 +254,46 @@ def test_the_parts_make_the_whole() -> None:
     few, kept = (bound(law, y, CHAIN, terms=4) for y in (x[:2], x))
     torch.testing.assert_close(few.total.value, kept.total.value[:2], rtol=1e-12, atol=0)
     assert few.calls == 6
+
+
+@pytest.mark.parametrize("terms", [None, 3])
+def test_neither_chunks_nor_a_bar_change_a_value(
+    terms, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = ScoreNetwork(
+        MLP((3,), 16, 1, classes=4, head=True), VP(), facts=Facts((3,), levels=8)
+    ).double()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.3)
+    k = torch.randint(0, 8, (7, 3), generator=torch.Generator().manual_seed(0))
+    model = network.given(y=torch.arange(7) % 4)
+    whole = bound(model, k, CHAIN, variance="learned", terms=terms)
+    assert "likelihood" not in capsys.readouterr().err
+    parts = bound(model, k, CHAIN, variance="learned", terms=terms, chunk=3, progress=True)
+    assert "likelihood" in capsys.readouterr().err
+    listed = bound(model, k.tolist(), CHAIN, variance="learned", terms=terms, chunk=np.int64(2))
+    for name in ("prior", "steps", "reconstruction", "total"):
+        one, *others = (getattr(b, name) for b in (whole, parts, listed))
+        for other in others:
+            torch.testing.assert_close(other.value, one.value, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                other.standard_error, one.standard_error, rtol=1e-6, atol=1e-9
+            )
+    assert whole.calls == parts.calls == (2 * 13 if terms is None else 2 + terms)
+    with pytest.raises(ValueError, match="bound for 7 samples, x has 6"):
+        bound(model, k[:6], CHAIN, chunk=3)
+
+
+def test_a_long_bound_says_so_beforehand(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 calls a draw, 26 in all, in each of two chunks; each takes ten seconds."""
+    now = iter(10.0 * i for i in range(100))
+    monkeypatch.setattr("sde_gen.likelihood.watch.time.perf_counter", lambda: next(now))
+    with caplog.at_level(logging.WARNING, logger="sde_gen.likelihood"):
+        bound(gaussian(VP()), draw(4, 3), CHAIN, chunk=2)
+    assert caplog.text.count("52 calls will take about 9 minutes") == 1
 
 
 @pytest.mark.parametrize("importance", ["moments", "errors", "wrong"])
