@@ -161,6 +161,13 @@ def test_work_gives_the_rows_that_it_was_asked_for() -> None:
         many.shared(lambda i, k: torch.zeros(k), 7, 0)
 
 
+def test_what_does_not_share_its_work_is_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["demo"]) == 2
+    assert "demo runs in one process, the launcher started 2" in capsys.readouterr().err
+
+
 # --- the files of several processes --------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from ..many import place
 from .commands import COMMANDS
 
 DATA_HELP = """\
@@ -84,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` where a number of things is none, or a seed too long for torch."""
+    """Raise ``ValueError`` where a number of things is none, a seed too long for torch, or a
+    launcher has started what does not share its work."""
     if abs(options.seed) >= 2**62:
         raise ValueError(f"--seed must lie between -2^62 and 2^62, got {options.seed}")
     for name in ("batch", "channels", "chunk", "draws", "levels", "n", "particles", "steps"):
@@ -93,6 +95,8 @@ def check(options: argparse.Namespace) -> None:
             least = 2 if name == "particles" else 1
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if options.name in ("demo", "tune", "restore") and (n := place()[1]) > 1:
+        raise ValueError(f"{options.name} runs in one process, the launcher started {n}")
     if getattr(options, "first", 0) < 0:
         raise ValueError(f"--first must be at least 0, got {options.first}")
 
