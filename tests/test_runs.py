@@ -39,7 +39,7 @@ from sde_gen.training import (
 from sde_gen.tuning import Tuned
 from sde_gen.tuning.tuned import Choice
 
-STATE, LOCK = "training.pt", "training.lock"
+STATE, BEFORE, LOCK = "training.pt", "training.before.pt", "training.lock"
 DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(500) % 3
 OPTIONS = {"progress": False, "device": "cpu"}
@@ -232,7 +232,9 @@ OTHERS = {
     "recipe.warmup": ({}, {"warmup": 0.1}, {}),
     "recipe.clip": ({}, {"clip": 2.0}, {}),
     "recipe.ema": ({}, {"ema": 0.2}, {}),
-    "recipe.autocast": ({}, {"autocast": False}, {}),
+    "recipe.snapshots": ({}, {"snapshots": 2}, {}),
+    "optimizer": ({}, {}, {"optimizer": torch.optim.SGD}),
+    "optimizer: its numbers": ({}, {}, {"optimizer": lambda p: torch.optim.Adam(p, 2e-3)}),
     "recipe.seed": ({}, {"seed": 1}, {}),
     "objective": ({}, {}, {"objective": Denoising(label_dropout=0.2)}),
     "objective: its weight": ({}, {}, {"objective": Denoising(weighting=uniform_weight)}),
@@ -542,7 +544,7 @@ def test_the_last_save_that_fails_is_an_error_and_the_one_before_is_whole(straig
         full.free()
     assert torch.equal(weights(trainer.average), straight)
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 30
-    whole = {STATE, "model.safetensors", "config.json", "trained_on.bin"}
+    whole = {STATE, BEFORE, "model.safetensors", "config.json", "trained_on.bin", "history.csv"}
     assert {f.name for f in tmp_path.iterdir()} == whole
     resumed = train(small(), DATA, LABELS, RECIPE, folder=tmp_path, resume=True, **OPTIONS)
     assert torch.equal(weights(resumed), straight)
@@ -664,6 +666,7 @@ def check_damaged_states(folder: Path, seeds: range) -> None:
     """Each is refused by name with nothing changed, or loads as what it was."""
     recipe = Recipe(steps=4, batch=8)
     train(small(), DATA, LABELS, recipe, folder=folder, **OPTIONS)
+    (folder / BEFORE).unlink()
     good, refused = (folder / STATE).read_bytes(), 0
     state = torch.load(folder / STATE, weights_only=True)
     trainer = Trainer(small(), DATA, LABELS, recipe, folder=folder, device="cpu")
@@ -708,6 +711,8 @@ def changed(name: str, value):
 TAMPERED = {
     "a list": (lambda state: [state], "must hold a dict, got list"),
     **{f"no {k}": (without(k), f"lacks the field '{k}'") for k in ("run", "step", "optimizer")},
+    "half a layout": (changed("layout", {"half": True}), "layout must be three times true or"),
+    "no length": (changed("length", 5), r"length must be \[steps, minutes\], got 5"),
     "a step of text": (changed("step", "7"), "step must be a number >= 0, got '7'"),
     "a step of truth": (changed("step", True), "step must be"),
     "a step below 0": (changed("step", -1), "step must be a number >= 0, got -1"),
@@ -744,6 +749,7 @@ def test_a_state_that_runs_code_is_refused_without_advice(tmp_path):
     recipe = Recipe(steps=2, batch=8)
     train(small(), DATA, LABELS, recipe, folder=tmp_path, **OPTIONS)
     torch.save({"step": print}, tmp_path / STATE)
+    (tmp_path / BEFORE).unlink()
     trainer = Trainer(small(), DATA, LABELS, recipe, folder=tmp_path, device="cpu")
     with pytest.raises(CheckpointError, match="holds more than tensors") as info:
         trainer.resume()

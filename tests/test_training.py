@@ -648,6 +648,7 @@ def test_resume_refuses(tmp_path):
     with pytest.raises(CheckpointError, match="not of this model"):
         Trainer(wider, DATA, recipe=recipe, folder=tmp_path, device="cpu").resume()
     state = tmp_path / "training.pt"
+    (tmp_path / "training.before.pt").unlink()
     state.write_bytes(state.read_bytes()[:1000])
     trainer = Trainer(small(), DATA, recipe=recipe, folder=tmp_path, device="cpu")
     with pytest.raises(CheckpointError, match="truncated or cannot be read"):

@@ -9,6 +9,7 @@ draws into an ``ax`` of yours, and then returns that one's figure. Colours are p
 from __future__ import annotations
 
 from .movies import Movie, movie_2d
+from .progress import loss_curve
 from .ranks import rank_curves
 from .stills import (
     COLOURS,
@@ -33,6 +34,7 @@ __all__ = [
     "density_2d",
     "density_over_time",
     "image_grid",
+    "loss_curve",
     "movie_2d",
     "noise_schedule",
     "rank_curves",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from .callbacks import Drawings, Logged, LossPlot
 from .checkpoints import CheckpointError, load, save
 from .devices import pick_device
+from .history import Look, read_history
 from .inputs import Transform
+from .layout import Layout
 from .losses import (
     Classification,
     Denoising,
@@ -23,17 +26,25 @@ from .losses import (
 )
 from .recipe import Recipe
 from .registry import register
+from .snapshots import average_of
+from .sweep import RateTest, learning_rate_test
 from .trainer import Trainer, TrainingError, train
 
 __all__ = [
     "CheckpointError",
     "Classification",
     "Denoising",
+    "Drawings",
     "InformationTimes",
     "KarrasWeight",
+    "Layout",
     "LogNormalTimes",
+    "Logged",
+    "Look",
+    "LossPlot",
     "MinSNRWeight",
     "Objective",
+    "RateTest",
     "Recipe",
     "TimeSampler",
     "Trainer",
@@ -41,10 +52,13 @@ __all__ = [
     "Transform",
     "Uncertainty",
     "Weighting",
+    "average_of",
     "dsm_loss",
+    "learning_rate_test",
     "likelihood_weight",
     "load",
     "pick_device",
+    "read_history",
     "register",
     "save",
     "train",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .recipe import power_of_width
+from .shards import is_part, like, local, whole
 
 M = TypeVar("M", bound=nn.Module)
 HALVES = (torch.float16, torch.bfloat16)
@@ -42,13 +43,41 @@ class Average(nn.Module, Generic[M]):
         self.steps = 0
         self._power = power_of_width(width) + 1
 
+    def spread(self, model: nn.Module) -> None:
+        """Average the parts of a model that was spread over processes; ``module`` waits for
+        ``gathered`` on the host."""
+        wide = [m.dtype for m in self._mean]
+        pairs = zip(model.parameters(), wide, strict=True)
+        self._mean = [p.detach().clone().to(dtype) for p, dtype in pairs]
+        self.module.to("cpu")
+
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights after one more step; buffers are copied."""
         self.steps += 1
         weight = 1 - (1 - 1 / self.steps) ** self._power
-        pairs = zip(self._mean, model.parameters(), strict=True)
-        new = [p if p.dtype == m.dtype else p.to(m.dtype) for m, p in pairs]
-        torch._foreach_lerp_(self._mean, new, weight)
+        pairs = zip(map(local, self._mean), map(local, model.parameters()), strict=True)
+        mean, new = zip(*((m, p.to(m.dtype)) for m, p in pairs), strict=True)
+        torch._foreach_lerp_(mean, new, weight)
         for kept, value in zip(self._copied, model.buffers(), strict=True):
             kept.copy_(value)
+
+    @torch.no_grad()
+    def gathered(self) -> M:
+        """``module``, up to date; where the model is spread over processes all must call it."""
+        if any(map(is_part, self._mean)):
+            for p, mean in zip(self.module.parameters(), self._mean, strict=True):
+                p.copy_(whole(mean))
+        return self.module
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Take the weights of ``module``, which were set, for the average so far."""
+        for p, mean in zip(self.module.parameters(), self._mean, strict=True):
+            if is_part(mean):
+                mean.copy_(like(p.detach(), mean))
+
+    @torch.no_grad()
+    def parts(self) -> list[Tensor]:
+        """What is averaged or copied, as far as it lies here, in its own memory."""
+        return [*map(local, self._mean), *map(local, self._copied)]

@@ -137,9 +137,16 @@ def load(
     return model.to(place).eval()
 
 
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Let ``writer`` fill a temporary file beside ``path``, then rename it to ``path``."""
-    _write_all({path: writer})
+def write(path: Path, writer: Callable[[Path], Any], before: Path | None = None) -> None:
+    """Let ``writer`` fill a temporary file beside ``path``, then rename it to ``path``; what was
+    there is kept as ``before``, where that is given."""
+
+    def fill(part: Path) -> None:
+        writer(part)
+        if before is not None and path.is_file():
+            os.replace(path, before)
+
+    _write_all({path: fill})
 
 
 def _write_all(writers: Mapping[Path, Callable[[Path], Any]]) -> None:

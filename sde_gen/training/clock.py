@@ -33,3 +33,11 @@ class Clock:
             seconds = float(both[0]) / torch.distributed.get_world_size(self.group)
             told = bool(both[1] > 0)
         return seconds, told
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over the processes; infinite where it is in one of them."""
+        if self.group is None:
+            return value
+        one = torch.tensor(value, dtype=torch.float64)
+        torch.distributed.all_reduce(one, group=self.group)
+        return float(one) / torch.distributed.get_world_size(self.group)

@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from torch import Tensor, nn
 
 from ..scores import ScoreNetwork
 from .checkpoints import CONFIG, WEIGHTS, CheckpointError, write
+from .history import HISTORY
+from .layout import Layout
 from .recipe import Recipe
 
-STATE, LOCK = "training.pt", "training.lock"
-MAY_CHANGE = ("steps", "minutes", "every", "save_every")
-"""What a run that is resumed may have otherwise in its recipe: how long, and how often."""
+STATE, BEFORE, LOCK = "training.pt", "training.before.pt", "training.lock"
+MAY_CHANGE = ("steps", "minutes", "every", "save_every", "accumulate", "layout")
+"""What a run that is resumed may have otherwise in its recipe: how long, how often, in how many
+parts. (A layout that is asked for is compared with the one that was taken.)"""
 
 
 @contextmanager
@@ -69,7 +73,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove what runs that were killed while they wrote have left half written."""
-    for name in (STATE, WEIGHTS, CONFIG):
+    for name in (STATE, WEIGHTS, CONFIG, HISTORY):
         for part in folder.glob(f".{name}.*"):
             part.unlink(missing_ok=True)
 
@@ -83,12 +87,17 @@ def _is(handle: int, file: Path) -> bool:
 
 def check_free(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds a run or a model."""
-    held = [name for name in (STATE, WEIGHTS, CONFIG) if (folder / name).exists()]
+    held = [name for name in (STATE, BEFORE, WEIGHTS, CONFIG) if (folder / name).exists()]
     if held:
-        choice = "resume to go on with that run, or " if STATE in held else ""
+        choice = "resume to go on with that run, or " if holds_run(folder) else ""
         raise FileExistsError(
             f"{folder} already holds {', '.join(held)}: say {choice}overwrite to begin anew"
         )
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is something to resume."""
+    return any((folder / name).exists() for name in (STATE, BEFORE))
 
 
 @contextmanager
@@ -103,8 +112,8 @@ def as_os_error(folder: Path) -> Iterator[None]:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what ``read_state`` reads."""
-    write(folder / STATE, lambda file: torch.save(dict(state), file))
+    """Write what ``read_state`` reads; the state that was there is kept as the one before."""
+    write(folder / STATE, lambda file: torch.save(dict(state), file), folder / BEFORE)
 
 
 def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,22 +122,24 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         here: the state of this run, with whatever entries the other may have.
 
+    Where the last state cannot be read, the one before it is taken, with a warning.
+
     Raises:
         CheckpointError: no state, a damaged one, or one of another run; the field is named.
     """
-    file = folder / STATE
-    state = _load(file)
+    file, state = _load_last(folder)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} must hold a dict, got {type(state).__name__}")
-    for name in here:
+    for name in ("run", *here):
         if name not in state:
             raise CheckpointError(f"{file} lacks the field {name!r}")
-    _check_run(state["run"], here["run"], file)
+        if name == "run":
+            _check_run(state["run"], here["run"], file)
     for name, kind in (("step", int), ("elapsed", float)):
         value = state[name]
         if type(value) is not kind or not 0 <= value < math.inf:
             raise CheckpointError(f"{file}: {name} must be a number >= 0, got {value!r}")
-    for name in ("model", "average"):
+    for name in here.keys() & {"model", "average", "narrow"}:
         _check_tensors(state[name], here[name], name, file)
     if not isinstance(state["optimizer"], dict):
         raise CheckpointError(f"{file}: optimizer must hold tensors, got {state['optimizer']!r}")
@@ -136,7 +147,40 @@ def read_state(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
         if i not in here["optimizer"]:
             raise CheckpointError(f"{file}: optimizer has an unknown entry {i!r}")
         _check_tensors(moments, here["optimizer"][i], f"optimizer[{i}]", file)
+    _check_layout(state["layout"], here["layout"], file)
+    length = state["length"]
+    if not (isinstance(length, list) and len(length) == 2):
+        raise CheckpointError(f"{file}: length must be [steps, minutes], got {length!r}")
     return state
+
+
+def _check_layout(there: Any, here: Mapping[str, bool] | None, file: Path) -> None:
+    """Raise unless it is one, and the one that is asked for here, if one is."""
+    names = set(asdict(Layout()))
+    if there is not None and not (
+        isinstance(there, dict)
+        and set(there) == names
+        and all(type(taken) is bool for taken in there.values())
+    ):
+        raise CheckpointError(f"{file}: layout must be three times true or false, got {there!r}")
+    if here is not None and there is not None and here != there:
+        raise CheckpointError(
+            f"{file} is not of this recipe: layout is {Layout(**there)} there and"
+            f" {Layout(**here)} here. Leave it away, or overwrite the run"
+        )
+
+
+def _load_last(folder: Path) -> tuple[Path, Any]:
+    """The last state that can be read, and its file."""
+    file, before = folder / STATE, folder / BEFORE
+    try:
+        return file, _load(file)
+    except CheckpointError as error:
+        if not before.is_file():
+            raise
+        state = _load(before)
+        warnings.warn(f"{error}; the run goes on from {before}, the state before", stacklevel=5)
+        return before, state
 
 
 def _load(file: Path) -> Any:
@@ -218,7 +262,12 @@ def _kind(value: Any) -> str:
 
 
 def about(
-    model: nn.Module, data: Tensor, labels: Tensor | None, recipe: Recipe, objective: object
+    model: nn.Module,
+    data: Tensor,
+    labels: Tensor | None,
+    recipe: Recipe,
+    objective: object,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
     """What a run must have in common with the one that it takes up."""
     known: dict[str, Any] = {"class": type(model).__name__}
@@ -232,11 +281,21 @@ def about(
     return {
         **{f"model.{name}": value for name, value in known.items()},
         **{f"recipe.{name}": value for name, value in options.items()},
+        "optimizer": _optimizer(optimizer),
         # An objective that is a function of one's own says nothing of what it computes.
         "objective": _plain(objective) if dataclasses.is_dataclass(objective) else None,
         "data": fingerprint(data),
         "labels": None if labels is None else fingerprint(labels),
     }
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """Its class and numbers, but for those that follow the device or the run."""
+    skipped = {"params", "fused", "foreach", "capturable", "differentiable", "initial_lr"}
+    groups = [
+        {k: v for k, v in group.items() if k not in skipped} for group in optimizer.param_groups
+    ]
+    return f"{type(optimizer).__name__} {groups[0] if len(groups) == 1 else groups}"
 
 
 def _plain(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,15 @@ def check_kinds(model: object, recipe: object, objective: object, transform: obj
         check_callable(objective, "objective", "objective(model, x, y, noise)")
     if transform is not None:
         check_callable(transform, "transform", "transform(x, noise)")
+
+
+def check_functions(optimizer: object, callbacks: object) -> None:
+    """Raise ``TypeError`` unless these are a function and several."""
+    if optimizer is not None:
+        check_callable(optimizer, "optimizer", "optimizer(parameters)")
+    check_kind(callbacks, Sequence, "callbacks", "a list of functions (trainer, step, loss)")
+    for i, callback in enumerate(callbacks):  # type: ignore[arg-type, var-annotated]
+        check_callable(callback, f"callbacks[{i}]", "callback(trainer, step, loss)")
 
 
 def check_data(

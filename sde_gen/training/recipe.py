@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..ops import as_integer, check_count, set_number
+from ..ops import as_integer, check_count, check_kind, set_number
+from .layout import Layout
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,17 @@ class Recipe:
         minutes: the most minutes to take, saving included; a run that it ends depends on the
             machine's speed.
         batch: samples in a step, in all processes together, drawn with replacement.
-        lr: peak learning rate of Adam, betas (0.9, 0.99).
+        accumulate: the parts of a batch that a process computes one after the other, for less
+            memory; the step is the same.
+        lr: peak learning rate of Adam, betas (0.9, 0.99); an optimiser of your own has its own.
         warmup: the part of the run in which the rate rises.
         clip: the largest norm of a gradient.
         ema: width of the average relative to the run (a standard deviation), in (0, 0.28).
         every: the most steps between two looks at the loss, for which the device is waited for.
         save_every: minutes between checkpoints, where there is a folder.
-        autocast: bfloat16 on a GPU.
+        snapshots: how often in the run two averages are stored, of width ``ema`` and half of it,
+            from which ``average_of`` makes one of another width; 0 for never.
+        layout: how the network computes; None for the fastest, which a few steps find.
         seed: of batches, noise, times and dropout.
 
     Raises:
@@ -38,21 +43,25 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 256
+    accumulate: int = 1
     lr: float = 2e-3
     warmup: float = 0.05
     clip: float = 1.0
     ema: float = 0.1
     every: int = 10
     save_every: float = 5.0
-    autocast: bool = True
+    snapshots: int = 0
+    layout: Layout | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
             object.__setattr__(self, "steps", 10_000)
-        for name in ("steps", "batch", "every"):
+        for name in ("steps", "batch", "accumulate", "every", "snapshots"):
             if name != "steps" or self.steps is not None:
-                object.__setattr__(self, name, check_count(getattr(self, name), name))
+                least = 0 if name == "snapshots" else 1
+                object.__setattr__(self, name, check_count(getattr(self, name), name, least))
+        check_kind(self.layout, (Layout, type(None)), "layout", "a Layout or None")
         seed = as_integer(self.seed)
         if seed is None:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")

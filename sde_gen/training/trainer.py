@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -21,18 +24,28 @@ from ..scores import ScoreNetwork
 from .checkpoints import describe
 from .clock import Clock
 from .devices import accelerator, globals_kept, pick_device, seed_globally
-from .folder import STATE, about
-from .inputs import Transform, check_data, check_kinds
+from .folder import about, holds_run
+from .history import Look
+from .inputs import Transform, check_data, check_functions, check_kinds
 from .interrupts import Interrupts
+from .layout import Layout, choose, laid_out
 from .losses import Denoising, Objective
 from .packing import bare
 from .recipe import Recipe, learning_rate
 from .registry import known
 from .rows import remember
 from .saving import M, Saved
+from .shards import asks_for_shards, unsynchronised, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+OptimizerOf = Callable[[list[Any]], torch.optim.Optimizer]
+"""parameters -> an optimiser of them."""
+
+Callback = Callable[["Trainer[Any]", int, float], object]
+"""(trainer, step, loss), called at every look at the loss."""
 
 
 class TrainingError(RuntimeError):
@@ -55,12 +68,21 @@ class Trainer(Saved[M]):
         recipe: how long, how fast, how smoothly.
         objective: the loss; ``Denoising()`` by default.
         transform: applied to every batch, which it may change in place.
+        optimizer: parameters -> the optimiser, whose own learning rates are then the peaks:
+            ``lambda parameters: torch.optim.AdamW(parameters, 1e-3)``; Adam by default.
+        callbacks: each is called as (trainer, step, loss) at every look at the loss, in every
+            process; ``trainer.look`` tells the rest.
         device: the fastest there is, by default.
-        folder: where checkpoints go, of the average and of the state of the run.
+        folder: where checkpoints go, of the average and of the state of the run, and the history.
         overwrite: whether the run or model that the folder already holds may go.
+        shard: whether several processes spread the weights among them (FSDP2); None for what
+            ``accelerate launch --use_fsdp`` says.
 
     Under a launcher of several processes (``torchrun``, ``accelerate launch``) each takes its
     part of the batch.
+
+    Attributes:
+        look: the last look at the loss.
 
     Raises:
         TypeError, ValueError: data that are integers, NaN, infinite or of the wrong shape, labels
@@ -77,42 +99,49 @@ class Trainer(Saved[M]):
         *,
         objective: Objective | None = None,
         transform: Transform | None = None,
+        optimizer: OptimizerOf | None = None,
+        callbacks: Sequence[Callback] = (),
         device: torch.device | str | None = None,
         folder: str | Path | None = None,
         overwrite: bool = False,
+        shard: bool | None = None,
     ) -> None:
-        self.recipe = recipe = Recipe() if recipe is None else recipe
+        recipe = Recipe() if recipe is None else recipe
         check_kinds(model, recipe, objective, transform)
+        check_functions(optimizer, callbacks)
         self.accelerator = accelerator(device)
         self.device = self.accelerator.device if self.accelerator else pick_device(device)
         self.processes = self.accelerator.num_processes if self.accelerator else 1
-        if recipe.batch % self.processes:
-            raise ValueError(f"batch {recipe.batch} does not divide by {self.processes} processes")
+        self._check_recipe(recipe, folder)
         check_data(model, data, labels, transform)
         self.objective = Denoising() if objective is None else objective
-        self.transform = transform
+        self.transform, self.callbacks = transform, list(callbacks)
         if folder is not None and (isinstance(bare(model), ScoreNetwork) or known(bare(model))):
             describe(model)
         writes = self.accelerator is None or self.accelerator.is_main_process
-        super().__init__(model.to(self.device), recipe.ema, folder, overwrite, writes)
+        super().__init__(model.to(self.device), recipe, folder, overwrite, writes)
+        self._optimizer_of = self._adam if optimizer is None else optimizer
+        self.optimizer = self._optimizer_of(list(model.parameters()))
         if folder is not None:
-            self._about = about(model, data, labels, recipe, self.objective)
+            self._about = about(model, data, labels, recipe, self.objective, self.optimizer)
+        if self.accelerator and (asks_for_shards() if shard is None else shard):
+            self._spread()
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.data = data.to(self.device)
         self.labels = None if labels is None else labels.to(self.device)
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), recipe.lr, (0.9, 0.99), fused=self.device.type in ("cpu", "cuda")
-        )
         hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
         self._clock, self._stopping = Clock(hosts), False
+        self.look = Look(0, math.nan)
 
     def run(self, progress: bool = True) -> M:
         """Train to the end of the budget; returns the averaged model, in evaluation mode.
 
-        Ctrl-C and SIGTERM are obeyed once the step is done and saved, where there is a folder; a
-        second Ctrl-C at once. A save on the way that fails is a warning, and the run goes on.
+        Ctrl-C, SIGTERM and SIGUSR1 are obeyed once the step is done and saved, where there is a
+        folder; a second Ctrl-C at once. A save on the way that fails is a warning, and the run
+        goes on.
 
         Args:
-            progress: show a bar with the loss.
+            progress: show a bar with the loss, and say what was chosen.
 
         Raises:
             TrainingError: a loss or gradient is not finite, or the objective raised.
@@ -122,10 +151,12 @@ class Trainer(Saved[M]):
         """
         with self._folder_alone() as folder, Interrupts(self.folder is not None) as interrupts:
             if self._progress() < 1:
-                self._begin(folder)
+                self._begin()
                 if folder is not None:
                     remember(self.data, folder)
                 with self._bar(progress) as bar, globals_kept(self.device):
+                    self._clock.start()
+                    self._choose_layout()
                     self._train(bar, interrupts)
             self.model.eval()
             self.save()
@@ -133,41 +164,43 @@ class Trainer(Saved[M]):
                 self._stop(interrupts)
         if self.accelerator:
             self.accelerator.wait_for_everyone()
-        return self.average.module.eval()
+        return self.average.gathered().eval()
 
     def _train(self, bar: Any, interrupts: Interrupts) -> None:
-        model = self.accelerator.prepare_model(self.model) if self.accelerator else self.model
-        self._clock.start()
-        self._stopping, saved = False, self.elapsed
+        self._stopping, saved, began = False, self.elapsed, self.step
         self.model.train()
         self._keep()
-        while self._progress() < 1:
-            loss = self._window(model, interrupts)
-            self._keep()
-            self.history.append((self.step, loss))
-            bar.set_postfix_str(f"loss {loss:.4f}, step {self.step}", refresh=False)
-            bar.update(round(100 * self._progress(), 1) - bar.n)
-            if self._stopping:
-                try:
+        averages = [average.module for average in self._averages]
+        with laid_out(self.layout or Layout(), self.model, *averages):
+            model = self._joined()
+            while (before := self._progress()) < 1:
+                self._window(model, interrupts, self.step == began)
+                self._keep()
+                self._tell(bar)
+                self._try_to_store_snapshot(before, self._progress())
+                if self._stopping:
+                    try:
+                        self._try_to_save()
+                    finally:
+                        self._stop(interrupts)
+                if self.elapsed - saved > 60 * self.recipe.save_every:
                     self._try_to_save()
-                finally:
-                    self._stop(interrupts)
-            if self.elapsed - saved > 60 * self.recipe.save_every:
-                self._try_to_save()
-                saved = self.elapsed
+                    saved = self.elapsed
 
-    def _window(self, model: nn.Module, interrupts: Interrupts) -> float:
-        """Take up to ``every`` steps, or those of two seconds; returns their mean loss."""
+    def _window(self, model: nn.Module, interrupts: Interrupts, first: bool) -> None:
+        """Take steps to the next multiple of ``every``, those of two seconds, or the first one;
+        then look at their losses."""
         start, began = self.step, self.elapsed
         reports: list[Tensor] = []
         while not self._stopping and self._progress() < 1:
             try:
                 reports.append(self._step(model))
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                raise self._failure(self.step, f"{type(error).__name__}: {error}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise self._failure(self.step, reason, together=False) from error
             self.step += 1
             self._look_at_clock(interrupts)
-            if len(reports) == self.recipe.every or self.elapsed - began > 2:
+            if first or self.step % self.recipe.every == 0 or self.elapsed - began > 2:
                 break
         losses, norms = self._mean(torch.stack(reports, 1)).tolist()
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
@@ -176,25 +209,51 @@ class Trainer(Saved[M]):
             if not math.isfinite(norm):
                 raise self._failure(start + i, f"the gradient's norm is {norm}")
         self._look_at_clock(interrupts)
-        return sum(losses) / len(losses)
+        n, seconds = len(losses), max(self.elapsed - began, 1e-9)
+        means = (sum(losses) / n, sum(norms) / n)
+        self.look = Look(self.step, *means, self._rate(), n * self.recipe.batch / seconds)
+
+    def _tell(self, bar: Any) -> None:
+        """Bar, file and callbacks hear of the last look."""
+        look = self.look
+        self.history.append((look.step, look.loss))
+        seconds = self.recipe.batch / look.samples
+        steps = math.ceil(self.step / self._progress() - 1e-6)
+        fit = f"{steps}" if self.recipe.minutes is None else f"about {steps}"
+        bar.set_postfix_str(
+            f"loss {look.loss:.4f}, step {look.step} of {fit}, {seconds:.2g} s each",
+            refresh=False,
+        )
+        bar.update(round(100 * self._progress(), 1) - bar.n)
+        for note in self._notes if self._notes and not bar.disable else ():
+            bar.write(note, file=sys.stderr)
+        self._notes = []
+        if self.folder is not None and self.is_main:
+            self._file.add(look, self.folder, self.elapsed)
+        for callback in self.callbacks:
+            callback(self, look.step, look.loss)
 
     def _step(self, model: nn.Module) -> Tensor:
         """One step; returns loss and gradient norm, on the device, without waiting for them."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * learning_rate(self._progress(0.5), self.recipe.warmup)
-        self._seed_dropout()
-        n = self.recipe.batch // self.processes
-        x, y, noise = self._batch(self.step * self.recipe.batch + self._rank * n, n)
-        half = self.recipe.autocast and self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            losses = self.objective(model, x, y, noise)
-        loss = losses.mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        rate, parts = self._rate(0.5), self.recipe.accumulate
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * rate
+        n = self.recipe.batch // (self.processes * parts)
+        total = torch.zeros((), device=self.device)
+        for i in range(parts):
+            first = self.step * self.recipe.batch + (self._rank * parts + i) * n
+            self._seed_dropout(first)
+            x, y, noise = self._batch(first, n)
+            with nullcontext() if i + 1 == parts else unsynchronised(model):
+                loss = self.objective(model, x, y, noise).mean() / parts
+                loss.backward()
+            total += loss.detach()
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update_parameters(self.model)
-        return torch.stack([loss.detach().float(), norm.float()])
+        for average in self._averages:
+            average.update_parameters(self.model)
+        return torch.stack([total, norm.float()])
 
     def _batch(self, first: int, n: int) -> tuple[Tensor, Tensor | None, Streams]:
         """Samples first .. first + n - 1 of the run: the same, with the same noise, whoever
@@ -205,6 +264,10 @@ class Trainer(Saved[M]):
         x = self.data[rows]
         x = x if self.transform is None else self.transform(x, noise)
         return x, None if self.labels is None else self.labels[rows], noise
+
+    def _rate(self, ahead: float = 0.0) -> float:
+        """The learning rate ``ahead`` steps from here, in parts of its peak."""
+        return learning_rate(self._progress(ahead), self.recipe.warmup)
 
     def _look_at_clock(self, interrupts: Interrupts) -> None:
         seconds, self._stopping = self._clock.agree(interrupts.pending is not None)
@@ -219,6 +282,58 @@ class Trainer(Saved[M]):
             parts.append(self.elapsed * step / max(self.step, 1) / (60 * minutes))
         return min(1.0, max(parts))
 
+    def _choose_layout(self) -> None:
+        """Of a new run, by timing a few steps; one that was taken up has chosen."""
+        if self.layout is None:
+            n = self.recipe.batch // (self.processes * self.recipe.accumulate)
+            self.layout, note = choose(
+                self.model, n, self._steps_for, self._clock.mean, self.sharded
+            )
+            if note:
+                self._notes.append(f"{note}. Recipe(layout=Layout(...)) sets it")
+
+    def _steps_for(self, seconds: float) -> float:
+        """How many steps the run has if each takes so many seconds for every part of a batch."""
+        steps, minutes = self.recipe.steps, self.recipe.minutes
+        each = seconds * self.recipe.accumulate
+        return min(steps or math.inf, 60 * minutes / each if minutes else math.inf)
+
+    def _check_recipe(self, recipe: Recipe, folder: object) -> None:
+        parts = self.processes * recipe.accumulate
+        if recipe.batch % parts:
+            raise ValueError(
+                f"batch {recipe.batch} does not divide by {self.processes} processes times"
+                f" {recipe.accumulate} parts (accumulate)"
+            )
+        if recipe.snapshots and folder is None:
+            raise ValueError("snapshots need a folder")
+
+    def _adam(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        fused = parameters[0].device.type in ("cpu", "cuda") if parameters else False
+        return torch.optim.Adam(parameters, self.recipe.lr, (0.9, 0.99), fused=fused)
+
+    def _spread(self) -> None:
+        """Spread model and averages over the processes; each optimises its part."""
+        from .shards import shard
+
+        shard(self.model, self.device)
+        self.sharded = True
+        for average in self._averages:
+            average.spread(self.model)
+        self.optimizer = self._optimizer_of(list(self.model.parameters()))
+
+    def _joined(self) -> nn.Module:
+        """The model that adds gradients up over the processes."""
+        if self.accelerator is None or self.sharded:
+            return self.model
+        joined: nn.Module = self.accelerator.prepare_model(self.model)
+        return joined
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used."""
+        return self._progress() >= 1
+
     @property
     def _rank(self) -> int:
         return self.accelerator.process_index if self.accelerator else 0
@@ -227,9 +342,10 @@ class Trainer(Saved[M]):
     def _wide(self) -> torch.dtype:
         return torch.float32 if self.device.type == "mps" else torch.float64
 
-    def _seed_dropout(self) -> None:
-        """Seed the global generators, which dropout reads, for the step to come."""
-        name = f"{self.recipe.seed}, {self._rank}, {self.step}".encode()
+    def _seed_dropout(self, first: int) -> None:
+        """Seed the global generators, which dropout reads, for the part that begins with this
+        sample."""
+        name = f"{self.recipe.seed}, {first}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "little")
         seed_globally(self.device, seed)
 
@@ -237,9 +353,9 @@ class Trainer(Saved[M]):
         """The mean over the processes, so that all decide alike."""
         return self.accelerator.reduce(values, "mean") if self.accelerator else values
 
-    def _failure(self, step: int, reason: str) -> TrainingError:
+    def _failure(self, step: int, reason: str, together: bool = True) -> TrainingError:
         """Go back to the last good weights, write them, and say what happened."""
-        reason += self._go_back()
+        reason += self._go_back(together)
         return TrainingError(step, reason, self.step)
 
     def _bar(self, show: bool) -> Any:
@@ -258,9 +374,12 @@ class Options(TypedDict, total=False):
 
     objective: Objective | None
     transform: Transform | None
+    optimizer: OptimizerOf | None
+    callbacks: Sequence[Callback]
     device: torch.device | str | None
     folder: str | Path | None
     overwrite: bool
+    shard: bool | None
 
 
 def train(
@@ -277,7 +396,8 @@ def train(
 
     Args:
         model, data, labels, recipe, options: what ``Trainer`` takes, with its keywords
-            ``objective``, ``transform``, ``device``, ``folder`` and ``overwrite``.
+            ``objective``, ``transform``, ``optimizer``, ``callbacks``, ``device``, ``folder``,
+            ``overwrite`` and ``shard``.
         resume: take up the run in ``folder`` where it stopped, if it holds one.
         progress: show a bar with the loss.
 
@@ -296,6 +416,6 @@ def train(
     if resume and (options.get("overwrite") or options.get("folder") is None):
         raise ValueError("resume needs a folder, and a run that is resumed is not overwritten")
     trainer = Trainer(model, data, labels, recipe, **options)
-    if resume and trainer.folder is not None and (trainer.folder / STATE).exists():
+    if resume and trainer.folder is not None and holds_run(trainer.folder):
         trainer.resume()
     return trainer.run(progress)
