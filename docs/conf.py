@@ -25,6 +25,8 @@ PICTURES = {
     "05_samplers": 3,
     "06_guidance": 0,
     "07_posterior": 2,
+    "08_chain": 2,
+    "09_likelihood": 7,
 }
 
 

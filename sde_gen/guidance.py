@@ -34,7 +34,7 @@ from .ops import (
 )
 from .scores import Given, Score
 from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
-from .scores.network import network_input, shaped
+from .scores.network import fitted, network_input, shaped
 from .sdes import Evaluation, KernelSDE, at_rest
 
 Labels = int | Sequence[int] | np.ndarray | Tensor
@@ -79,7 +79,8 @@ class Classifier(Score):
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p(y | x_t) in nats, (B, *D) -> (B,)."""
         with at_rest(self.net):
-            logits = self.net(*network_input(self.sde, self.facts.std, x, t))
+            seen = network_input(self.sde, self.facts.std, x, t)
+            logits = self.net(*fitted(self.net, *seen))
         y = _labels(self.y, x, logits.shape[1])
         return torch.log_softmax(logits.to(x.dtype), 1).gather(1, y.unsqueeze(1)).squeeze(1)
 
@@ -123,7 +124,7 @@ def classifier_loss(
     half = user_precision(x.device.type)
     with full_precision(x.device.type):
         x_t = sde.perturb(x, t, noise).x
-        seen = network_input(sde, data_std, x_t, t)
+        seen = fitted(net, *network_input(sde, data_std, x_t, t))
         with half:
             logits = net(*seen)
         y = _labels(as_labels(y), x, logits.shape[1])

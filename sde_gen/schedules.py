@@ -264,6 +264,9 @@ class Tabulated(Schedule):
 
     B is piecewise linear through -sum log(1 - beta_i), so that alpha^2 = exp(-B) at the nodes is
     exactly the chain's cumulative product of 1 - beta_i (Ho et al. 2020, equation 4).
+
+    The last beta may be 1: zero terminal signal (Lin et al. 2024). B(T) is infinite then, and in
+    the last part exp(-B), not B, falls linearly.
     """
 
     betas: tuple[float, ...]
@@ -271,8 +274,12 @@ class Tabulated(Schedule):
 
     def __init__(self, betas: Sequence[float] | Tensor, T: float = 1.0) -> None:
         values = as_real(betas, "betas").cpu()
-        if values.ndim != 1 or len(values) == 0 or not bool(((values > 0) & (values < 1)).all()):
-            raise ValueError(f"betas must be one or more numbers in (0, 1), got {shown(betas)}")
+        inside = (values > 0) & (values < 1)
+        if values.ndim != 1 or not bool(inside[:-1].all() and (inside | (values == 1))[-1:].any()):
+            raise ValueError(
+                f"betas must be one or more numbers in (0, 1), the last at most 1, got"
+                f" {shown(betas)}"
+            )
         object.__setattr__(self, "betas", tuple(values.tolist()))
         object.__setattr__(self, "T", check_number(T, "T", above=0))
 
@@ -291,21 +298,26 @@ class Tabulated(Schedule):
     def beta(self, t: Time) -> Tensor:
         """-N / T log(1 - beta_i) in the i-th of N equal parts of [0, T]."""
         t = as_time(t)
-        _, low, high = self._cell(t)
-        return ((high - low) * len(self.betas) / self.T).to(t.device)
+        u, low, high = self._cell(t)
+        last = high.isinf()
+        rate = torch.where(last, 1 / (1 - u * last).clamp_min(0), high - low)
+        return (rate * len(self.betas) / self.T).to(t.device)
 
     def integral(self, t: Time) -> Tensor:
         """Linear between the nodes -sum log(1 - beta_i)."""
         t = as_time(t)
         u, low, high = self._cell(t)
-        return (low + u * (high - low)).to(t.device)
+        last = high.isinf()
+        rise = (high - low).masked_fill(last, 0.0)
+        return (low + torch.where(last, -torch.log1p(-u * last), u * rise)).to(t.device)
 
     def time_at(self, integral: Time) -> Tensor:
         """The interpolation inverted."""
         b = as_time(integral, "integral")
         n, table = len(self.betas), self._table.to(b.device)
         i = (torch.searchsorted(table, b.contiguous(), right=True) - 1).clamp(0, n - 1)
-        u = (b - table[i]) / (table[i + 1] - table[i])
+        rise, gap = b - table[i], table[i + 1] - table[i]
+        u = torch.where(gap.isinf(), -torch.expm1(-rise), rise / gap)
         return (i + u) * self.T / n
 
 

@@ -14,28 +14,8 @@ import torch
 from torch import Tensor
 
 from sde_gen import Gaussian, GaussianMixture, LinearSDE
-from sde_gen.ops import Time
 
 F64 = torch.float64
-
-
-class Straight(LinearSDE):
-    """x_t = (1 - t) x_0 + t z: the straight path of flow matching; alpha = 0 at its end."""
-
-    T = 1.0
-
-    def rate(self, t: Time) -> Tensor:
-        return -1 / (1 - torch.as_tensor(t, dtype=F64))
-
-    def diffusion(self, t: Time) -> Tensor:
-        t = torch.as_tensor(t, dtype=F64)
-        return torch.sqrt(2 * t / (1 - t))
-
-    def log_alpha(self, t: Time) -> Tensor:
-        return torch.log1p(-torch.as_tensor(t, dtype=F64))
-
-    def sigma(self, t: Time) -> Tensor:
-        return torch.as_tensor(t, dtype=F64) + 0.0
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:

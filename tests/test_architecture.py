@@ -22,7 +22,7 @@ FLOORS = [
     {"networks"},
     {"scores"},
     {"solvers", "grids"},
-    {"sampling"},
+    {"sampling", "many"},
     {"guidance", "mcmc", "tuning"},
     {"training"},
     {"likelihood"},

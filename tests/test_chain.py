@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from problems import F64, Straight, correlated, draw, gaussian, line, mixture
+from problems import F64, correlated, draw, gaussian, line, mixture
 from torch import Tensor, nn
 
 from sde_gen import (
@@ -23,6 +23,7 @@ from sde_gen import (
     LinearSDE,
     Moments,
     OrnsteinUhlenbeck,
+    RectifiedFlow,
     ScoreNetwork,
     Streams,
     SubVP,
@@ -38,7 +39,7 @@ from sde_gen.training import load, save
 
 BETAS = torch.linspace(1e-3, 0.2, 40, dtype=F64)
 DDPM = VP(Tabulated(BETAS))
-PROCESSES = [VP(), SubVP(), VE(), EDM(), OrnsteinUhlenbeck(), Straight(), DDPM, VP(Cosine())]
+PROCESSES = [VP(), SubVP(), VE(), EDM(), OrnsteinUhlenbeck(), RectifiedFlow(), DDPM, VP(Cosine())]
 
 
 def chain_of(sde: LinearSDE, steps: int = 12) -> Chain:
@@ -154,7 +155,7 @@ def test_the_three_parametrisations_are_one(sde: LinearSDE) -> None:
 
 
 def test_a_chain_may_end_where_nothing_is_left_of_the_data() -> None:
-    chain = Chain(Straight(), [1.0, 0.5, 0.2])
+    chain = Chain(RectifiedFlow(), [1.0, 0.5, 0.2])
     p = chain.posterior(draw(2, 3), 3, data=torch.full((2, 3), 0.4, dtype=F64))
     torch.testing.assert_close(p.mean, torch.full((2, 3), 0.2, dtype=F64))
     assert float(p.variance) == pytest.approx(0.25)
@@ -227,7 +228,7 @@ def test_the_variances_are_the_published_ones() -> None:
     assert float(Chain(VP(), [1.0]).variance(1, 0, "small")) > 0.99
 
 
-@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), Straight()])
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), RectifiedFlow()])
 @pytest.mark.parametrize("law", [gaussian, correlated])
 def test_the_right_variance_makes_the_exact_reversal_of_gaussian_data(sde, law) -> None:
     """p(x_s | x_t) by conditioning the joint law of (x_s, x_t), with full matrices."""

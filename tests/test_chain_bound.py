@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from problems import F64, draw, gaussian, line, mixture
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_gen import (
     EDM,
@@ -21,6 +22,7 @@ from sde_gen import (
     Gaussian,
     Moments,
     OrnsteinUhlenbeck,
+    ScoreNetwork,
     SubVP,
     bound,
     gaussians,
@@ -30,7 +32,8 @@ from sde_gen.chain import Bound, bayes
 from sde_gen.facts import Units
 from sde_gen.likelihood import Estimate
 from sde_gen.moments import isotropic
-from sde_gen.schedules import Cosine, Tabulated
+from sde_gen.networks import MLP
+from sde_gen.schedules import Cosine
 from sde_gen.training import InformationTimes, LogNormalTimes, likelihood_weight
 
 V = 0.25
@@ -253,6 +256,46 @@ def test_the_parts_make_the_whole() -> None:
     assert few.calls == 6
 
 
+@pytest.mark.parametrize("terms", [None, 3])
+def test_neither_chunks_nor_a_bar_change_a_value(
+    terms, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = ScoreNetwork(
+        MLP((3,), 16, 1, classes=4, head=True), VP(), facts=Facts((3,), levels=8)
+    ).double()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.3)
+    k = torch.randint(0, 8, (7, 3), generator=torch.Generator().manual_seed(0))
+    model = network.given(y=torch.arange(7) % 4)
+    whole = bound(model, k, CHAIN, variance="learned", terms=terms)
+    assert "likelihood" not in capsys.readouterr().err
+    parts = bound(model, k, CHAIN, variance="learned", terms=terms, chunk=3, progress=True)
+    assert "likelihood" in capsys.readouterr().err
+    listed = bound(model, k.tolist(), CHAIN, variance="learned", terms=terms, chunk=np.int64(2))
+    for name in ("prior", "steps", "reconstruction", "total"):
+        one, *others = (getattr(b, name) for b in (whole, parts, listed))
+        for other in others:
+            torch.testing.assert_close(other.value, one.value, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                other.standard_error, one.standard_error, rtol=1e-6, atol=1e-9
+            )
+    assert whole.calls == parts.calls == (2 * 13 if terms is None else 2 + terms)
+    with pytest.raises(ValueError, match="bound for 7 samples, x has 6"):
+        bound(model, k[:6], CHAIN, chunk=3)
+
+
+def test_a_long_bound_says_so_beforehand(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 calls a draw, 26 in all, in each of two chunks; each takes ten seconds."""
+    now = iter(10.0 * i for i in range(100))
+    monkeypatch.setattr("sde_gen.likelihood.watch.time.perf_counter", lambda: next(now))
+    with caplog.at_level(logging.WARNING, logger="sde_gen.likelihood"):
+        bound(gaussian(VP()), draw(4, 3), CHAIN, chunk=2)
+    assert caplog.text.count("52 calls will take about 9 minutes") == 1
+
+
 @pytest.mark.parametrize("importance", ["moments", "errors", "wrong"])
 def test_a_few_drawn_steps_have_the_right_mean(importance: str) -> None:
     law = mixture(VP())
@@ -465,35 +508,6 @@ def test_levels_are_the_same_bits_in_every_unit(decoder: str) -> None:
         *(float(b.total.standard_error.square().mean().sqrt()) for b in (half_chain, other))
     )
     assert mean < 4 * error / math.sqrt(5)
-
-
-# ---- published chains ----
-
-
-def test_the_numbers_of_published_schedules() -> None:
-    linear = Chain(VP(Tabulated(torch.linspace(1e-4, 0.02, 1000, dtype=F64))))
-    assert float(linear.nodes.alpha[-1]) ** 2 == pytest.approx(4.036e-5, rel=1e-3)
-    # Ho et al. (2020), section 4: L_T is about 1e-5 bits a dimension for data in [-1, 1].
-    x = torch.full((1, 64), 0.6, dtype=F64)
-    law = Gaussian(linear.sde, torch.zeros(64, dtype=F64), 0.5)
-    prior = bound(law, x, linear.strided(2), prior=isotropic(1.0)).prior.value
-    assert float(prior) / 64 / math.log(2) == pytest.approx(1e-5, rel=0.1)
-    # Nichol & Dhariwal (2021), equation 17, clipped at 0.999: the last step alone is.
-    angle = (torch.arange(4001).double() / 4000 + 0.008) / 1.008 * math.pi / 2
-    abar = (angle.cos() / angle[0].cos()) ** 2
-    betas = (1 - abar[1:] / abar[:-1]).clamp_max(0.999)
-    cosine = Chain(VP(Tabulated(betas)))
-    torch.testing.assert_close(
-        cosine.nodes.alpha[1:-1].square(), abar[1:-1], rtol=1e-9, atol=1e-15
-    )
-    assert float(cosine.betas[-1]) == pytest.approx(0.999)
-    # Their figure 1: the small and the large variance differ at the first steps alone.
-    for chain in (linear, cosine):
-        t = torch.arange(2, len(chain) + 1)
-        ratio = (chain.variance(t, t - 1, "small") / chain.variance(t, t - 1, "large")).flatten()
-        assert bool((ratio.diff() > 0).all())
-        assert 0.4 < float(ratio[0]) < 0.6
-        assert float(ratio[len(ratio) // 10]) > 0.95
 
 
 def test_what_cannot_be_bounded_says_so() -> None:

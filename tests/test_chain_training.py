@@ -32,6 +32,9 @@ from sde_gen.schedules import Tabulated
 from sde_gen.training import (
     Denoising,
     InformationTimes,
+    KarrasWeight,
+    LogNormalTimes,
+    Uncertainty,
     likelihood_weight,
     uniform_weight,
 )
@@ -82,6 +85,51 @@ def test_information_times_are_even_in_information(sde: LinearSDE) -> None:
     torch.testing.assert_close(bits.diff(), bits.diff().mean().expand(4), rtol=1e-6, atol=0)
     assert float(t[0]) == pytest.approx(grids.default_end(sde))
     assert float(t[-1]) == pytest.approx(sde.T)
+
+
+@pytest.mark.parametrize("sde", [VP(), VE()], ids=str)
+def test_the_default_weight_at_information_times_is_the_likelihood(sde: LinearSDE) -> None:
+    """g^2 / sigma^2 over dI/dt = v / (v + w) dlog w / dt is 1 + w / v, up to a factor."""
+    std = 0.55
+    times, u, step = InformationTimes(std**2), torch.linspace(0.05, 0.95, 19, dtype=F64), 1e-4
+    t = times(sde, u)
+    per_u = (times(sde, u + step) - times(sde, u - step)) / (2 * step)
+    ratio = likelihood_weight(sde, t) * per_u / KarrasWeight(std)(sde, t)
+    torch.testing.assert_close(ratio, ratio.mean().expand(19), rtol=1e-5, atol=0)
+
+
+# ---- the uncertainty of a loss ----
+
+
+def test_uncertainty_divides_a_loss_by_what_the_head_expects_of_it() -> None:
+    """exp(-u) l + u, with l written out: least where u = log l."""
+    model, x, noise = awake(), draw(64, 2), Streams(3)
+    found = Uncertainty()(model, x, None, noise)
+    t = LogNormalTimes()(SDE, noise.spread(64))
+    z, (alpha, sigma) = noise.normal(x, "perturb"), (SDE.alpha(t), SDE.sigma(t))
+    e = model(alpha[:, None] * x + sigma[:, None] * z, t, whole=True)
+    weight = 1 + (sigma / alpha / model.facts.std) ** 2
+    loss = weight * (sigma[:, None] * e.score + z).square().mean(1)
+    u = e.head.mean(1)
+    torch.testing.assert_close(found, loss / u.exp() + u)
+
+
+def test_uncertainty_learns_the_logarithm_of_the_loss() -> None:
+    """A head that is one number learns log E l, and the score does not know that it is there."""
+    law = line(VP())
+    chain = Chain(VP(), torch.tensor([0.3], dtype=F64))
+    model = ScoreNetwork(Known(law, chain), VP(), "data", law.facts)
+    data = law.sample(40_000, torch.Generator().manual_seed(0))
+    at = NodeTimes.of(chain)
+    loss = Denoising(times=at)(model, data, None, Streams(0)).detach()
+    model.net.f.data.fill_(float(loss.mean().log()))
+    Uncertainty(times=at)(model, data, None, Streams(0)).mean().backward()
+    # d/du (e^-u l + u) = 1 - e^-u l, which is 0 in the mean.
+    assert float(model.net.f.grad.abs().max()) < 1e-9
+    model.net.f.data.add_(0.1)
+    model.zero_grad()
+    Uncertainty(times=at)(model, data, None, Streams(0)).mean().backward()
+    assert float(model.net.f.grad) == pytest.approx(1 - math.exp(-0.1), rel=1e-9)
 
 
 # ---- the hybrid loss ----
@@ -260,6 +308,8 @@ def test_what_cannot_be_trained_says_so() -> None:
     x = draw(4, 2)
     with pytest.raises(TypeError, match="no head to learn variances by"):
         Hybrid(NodeTimes.of(CHAIN))(awake(head=False), x, None, Streams(0))
+    with pytest.raises(TypeError, match="no head to tell its uncertainty by"):
+        Uncertainty()(awake(head=False), x, None, Streams(0))
     with pytest.raises(TypeError, match="times must be NodeTimes"):
         Hybrid(CHAIN)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model must be a ScoreNetwork"):

@@ -97,6 +97,9 @@ def test_several_sizes_need_a_size(photos, tmp_path, capsys):
     assert "2 of 2 files will not do" in text
     assert "a.png" in text
     assert "b.png" in text
+    assert "--size must be N or HxW, got big" in refused(
+        capsys, "train", photos, "--size", "big", *out
+    )
     never = ("--size", 8, "--holdout", 0, "--patience", 1)
     assert "give holdout too" in refused(capsys, "train", photos, *never, *out)
     assert not (tmp_path / "m").exists()

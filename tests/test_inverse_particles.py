@@ -475,5 +475,6 @@ def test_an_observation_on_the_host_serves_a_prior_on_the_device() -> None:
         for m in (mean.cuda(), mean)
     )
     assert there.x.is_cuda
-    assert torch.allclose(there.x.cpu(), here.x, rtol=1e-8)
-    assert torch.allclose(there.log_evidence.cpu(), here.log_evidence, rtol=1e-8)
+    # Normals are made in float32 from the same bits.
+    assert torch.allclose(there.x.cpu(), here.x, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(there.log_evidence.cpu(), here.log_evidence, rtol=1e-5, atol=1e-5)

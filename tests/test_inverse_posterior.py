@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, Straight, correlated, draw, gaussian, mixture
+from problems import F64, correlated, draw, gaussian, mixture
 from torch import Tensor, nn
 
 from sde_gen import (
@@ -25,6 +25,7 @@ from sde_gen import (
     Impulses,
     LinearSDE,
     Moments,
+    RectifiedFlow,
     Reverse,
     Score,
     ScoreNetwork,
@@ -480,7 +481,7 @@ def test_gradients_of_the_observation_flow_where_asked_for() -> None:
 
 
 def test_where_no_signal_is_left_the_denoised_state_is_the_posterior_mean() -> None:
-    prior = full(Straight())
+    prior = full(RectifiedFlow())
     exact = exact_posterior(prior, observed())
     x = draw(3, 4, seed=8)
     for rule in RULES:

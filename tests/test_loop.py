@@ -283,8 +283,8 @@ def test_snapshots_after_the_checkpoint_are_dropped(snapped, tmp_path):
     options = {"folder": tmp_path, **QUIET}
     train(small(), DATA, LABELS, replace(recipe, steps=80), **options)
     assert names() == [20, 40, 60, 80]
+    often = replace(recipe, save_every=1e-9)
     with pytest.raises(KeyboardInterrupt):
-        often = replace(recipe, save_every=1e-9)
         train(small(), DATA, LABELS, often, transform=at(15, stop), overwrite=True, **options)
     assert names() == [10]
     (tmp_path / "averages" / "000000017.safetensors").write_bytes(b"of a run that was killed")

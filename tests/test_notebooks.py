@@ -23,8 +23,8 @@ def cells(script: Path) -> list[dict[str, Any]]:
     return json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
 
 
-def test_there_are_seven() -> None:
-    assert [script.stem[:2] for script in SCRIPTS] == [f"0{i}" for i in range(1, 8)]
+def test_there_are_nine() -> None:
+    assert [script.stem[:2] for script in SCRIPTS] == [f"0{i}" for i in range(1, 10)]
 
 
 @pytest.mark.parametrize(

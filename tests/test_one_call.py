@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from problems import Straight
 from torch import Tensor, nn
 
 import sde_gen as sg
@@ -167,7 +166,7 @@ class Exact(nn.Module):
 
 
 def test_exact_scores_denoise_where_no_signal_is_left() -> None:
-    sde = Straight()
+    sde = sg.RectifiedFlow()
     x = points()
     mean = torch.tensor([0.2, 0.3, 0.5], dtype=F64) @ MEANS
     torch.testing.assert_close(mixture(sde).denoise(x, 1.0), mean.expand(6, 2))
@@ -184,7 +183,7 @@ def test_exact_scores_denoise_where_no_signal_is_left() -> None:
 def test_one_exponential_step_from_no_signal_is_exact_on_gaussian_data(
     eta: float, order: int, corrector: bool
 ) -> None:
-    sde, std = Straight(), 0.4
+    sde, std = sg.RectifiedFlow(), 0.4
     score = sg.Gaussian(sde, MEANS[0], std)
     times = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=F64)
     solver = sg.Exponential(order, std**2, corrector)
@@ -201,7 +200,7 @@ def test_one_exponential_step_from_no_signal_is_exact_on_gaussian_data(
 
 @pytest.mark.parametrize("order", [1, 3])
 def test_the_start_at_no_signal_is_the_limit_of_starts_before_it(order: int) -> None:
-    sde = Straight()
+    sde = sg.RectifiedFlow()
     score, x = mixture(sde), points()
     solver = sg.Exponential(order, 0.5, corrector=order > 1)
     rest = torch.tensor([0.7, 0.4, 0.1], dtype=F64)
@@ -218,7 +217,7 @@ def test_the_start_at_no_signal_is_the_limit_of_starts_before_it(order: int) -> 
 
 
 def test_sampling_a_network_from_no_signal_draws_the_data() -> None:
-    sde = Straight()
+    sde = sg.RectifiedFlow()
     exact = mixture(sde)
     model = sg.ScoreNetwork(Exact(exact), sde, "data", sg.Facts((2,)))
     x = sg.sample(model, 2000, 30, seed=0, dtype=F64)

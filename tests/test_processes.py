@@ -18,10 +18,10 @@ PLAIN = {"kind": "mlp", "dtype": "float64", "recipe": {}, "shard": False, "resum
 
 
 def launch(processes: int, folder: Path, *options: dict, command: tuple[str, ...] = ()) -> list:
-    """What rank 0 of so many processes on the CPU leaves, after one run for each of the options."""
+    """What rank 0 of so many processes on the CPU leaves after each of these runs."""
     start = command or (
         *(sys.executable, "-m", "torch.distributed.run"),
-        *(f"--nproc-per-node={processes}", "--master-port=0"),
+        *(f"--nproc-per-node={processes}", "--standalone"),
     )
     texts = [json.dumps(PLAIN | more) for more in options]
     folder.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def launch(processes: int, folder: Path, *options: dict, command: tuple[str, ...
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{folder / 'out'}.{i}") for i in range(len(options))]

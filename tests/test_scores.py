@@ -37,6 +37,7 @@ from sde_gen import (
     CorrelatedMixture,
     CriticallyDamped,
     Empirical,
+    Exponential,
     Facts,
     Gaussian,
     GaussianMixture,
@@ -45,16 +46,19 @@ from sde_gen import (
     LinearSDE,
     MatrixOrnsteinUhlenbeck,
     OrnsteinUhlenbeck,
+    RectifiedFlow,
     Score,
     ScoreNetwork,
     SubVP,
+    sample,
     solve,
 )
+from sde_gen.grids import from_table
 from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
 from sde_gen.schedules import Cosine, Geometric, Linear, Power
 from sde_gen.scores import Given, exact
-from sde_gen.scores.network import network_input
+from sde_gen.scores.network import Prediction, network_input
 from sde_gen.sdes import KernelSDE, MatrixSDE
 
 PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
@@ -349,7 +353,7 @@ class Oracle(nn.Module):
         return {
             "noise": z,
             "data": x_0,
-            "velocity": alpha * z - sigma * x_0,
+            "velocity": (alpha * z - sigma * x_0) / torch.hypot(alpha, sigma),
             "score": -z / sigma,
             "preconditioned": (x_0 - skip * x) / out,
         }[self.prediction]
@@ -391,6 +395,83 @@ def test_a_network_sees_unit_variance_and_the_noise_level() -> None:
         assert float(level) == pytest.approx(math.log(ratio) / 4, rel=1e-9)
         ScoreNetwork(Spy(), sde, facts=Facts(std=c))(x[:3], t.expand(3))
         assert seen[-1][1].shape == (3,)
+
+
+OTHERS = [
+    VP(Cosine()),
+    SubVP(),
+    VE(Geometric(0.01, 50.0)),
+    EDM(),
+    RectifiedFlow(),
+    CriticallyDamped(),
+]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "flow", "preconditioned"])
+@pytest.mark.parametrize("other", OTHERS, ids=lambda sde: type(sde).__name__)
+def test_the_schedule_of_a_trained_denoiser_can_be_changed(
+    other: KernelSDE, prediction: Prediction
+) -> None:
+    """D(y, w) is one function under every process; times are matched by noise to signal."""
+    torch.manual_seed(0)
+    net = MLP((3,), 16, 1).double()
+    nn.init.normal_(net.output.weight, std=0.5)
+    sde = VP()
+    model = ScoreNetwork(net, sde, prediction, Facts(std=0.6))
+    moved = model.under(other)
+    assert moved.net is net
+    assert moved.facts is model.facts
+    assert (model.sde, moved.sde) == (sde, other)
+    y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for log_snr in torch.linspace(4.0, -6.0, 5, dtype=F64):
+        t, s = (p.time_at(log_snr) for p in (sde, other))
+        alpha = other.alpha(s) if isinstance(other, LinearSDE) else 1.0
+        state = alpha * y
+        if isinstance(other, MatrixSDE):  # a state with y for its statistic
+            state = torch.stack([y, torch.zeros_like(y)], 1)
+            seen = other.statistic(state, other.channel(s))
+            state[:, 0] *= y / seen
+        found, wanted = moved.denoise(state, s), model.denoise(sde.alpha(t) * y, t)
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+    back = moved.under(sde)
+    torch.testing.assert_close(back(y, 0.3), model(y, 0.3), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda sde: type(sde).__name__)
+def test_what_was_learned_under_one_process_samples_the_same_law_under_another(
+    other: KernelSDE,
+) -> None:
+    """The network that is right for Gaussian data under VP draws them under all."""
+    m, c, n = 0.7, 0.5, 4000
+    oracle = Oracle(VP(), "velocity", m, c, 0.5)
+    model = ScoreNetwork(oracle, VP(), "velocity", Facts(shape=(1,), std=0.5))
+    for score in (model, model.under(other)):
+        x = sample(score, n, steps=30, seed=0, dtype=F64)
+        assert float(x.mean()) == pytest.approx(m, abs=4 * c / math.sqrt(n))
+        assert float(x.std()) == pytest.approx(c, abs=4 * c / math.sqrt(2 * n))
+
+
+def test_one_path_serves_all_processes() -> None:
+    """On grids of the same ratios the states over alpha are the same, step by step."""
+    model = ScoreNetwork(Oracle(VP(), "data", 0.7, 0.5, 0.5), VP(), "data", Facts((2,), 0.5))
+    ratios = torch.tensor([20.0, 5.0, 1.0, 0.3, 0.05], dtype=F64)
+    z, paths = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=F64), []
+    for sde in (VP(), VP(Cosine()), SubVP(), VE(), EDM()):
+        grid = from_table(sde, ratios)
+        flow = sde.probability_flow(model.under(sde))
+        path = solve(flow, sde.sigma(grid[0]) * z, grid, Exponential(2), trajectory=True)
+        paths.append(path / sde.alpha(grid)[:, None, None])
+    for path in paths[1:]:
+        torch.testing.assert_close(path, paths[0], rtol=1e-7, atol=1e-8)
+
+
+def test_a_network_that_predicts_the_score_stays_where_it_is() -> None:
+    model = ScoreNetwork(MLP((2,), 8, 1), VP(), "score")
+    assert model.under(VP()).sde == VP()
+    with pytest.raises(ValueError, match="predicts the score of the states of VP"):
+        model.under(EDM())
+    with pytest.raises(TypeError, match="sde must be a LinearSDE, got str"):
+        model.under("EDM")  # type: ignore[arg-type]
 
 
 def test_small_noise_does_not_lose_the_prediction() -> None:

@@ -20,6 +20,7 @@ from sde_gen import (
     Langevin,
     LinearSDE,
     OrnsteinUhlenbeck,
+    RectifiedFlow,
     Reverse,
     ScoreNetwork,
     Streams,
@@ -49,6 +50,7 @@ LINEAR = [
     Wiener(4.0),
     OrnsteinUhlenbeck(),
     OrnsteinUhlenbeck(a=-0.2, g=0.7, end=3.0),
+    RectifiedFlow(),
 ]
 every_linear = pytest.mark.parametrize("sde", LINEAR, ids=repr)
 

@@ -351,11 +351,17 @@ class Chain:
         return Exponential(1, spread=spread)
 
     def sample(
-        self, model: Score, n: int, seed: int | None = None, variance: Variance = "small"
+        self,
+        model: Score,
+        n: int,
+        seed: int | None = None,
+        variance: Variance = "small",
+        first: int = 0,
     ) -> Tensor:
-        """Ancestral sampling: n samples (n, *D) in the units of the data, sample i a function of
-        the seed and i."""
-        return sample(model, n, seed=seed, eta=1.0, solver=self.solver(variance), times=self.grid)
+        """Ancestral sampling: the samples first .. first + n - 1 of the seed's sequence, (n, *D),
+        in the units of the data."""
+        solver, times = self.solver(variance), self.grid
+        return sample(model, n, seed=seed, eta=1.0, solver=solver, times=times, first=first)
 
     def encode(self, model: Score, x: Tensor) -> Tensor:
         """DDIM forward, data (B, *D) in their own units -> x_N, without noise.

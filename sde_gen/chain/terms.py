@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ from .. import gaussians
 from ..facts import Facts
 from ..levels import check_levels, place
 from ..likelihood import Estimate
+from ..likelihood.watch import Watch
 from ..moments import Moments, isotropic
 from ..noise import Streams
 from ..ops import check_choice, check_count, check_finite, check_kind, check_state, sum_rest
 from ..scores import Score
+from ..sdes import Evaluation
 from .normal import Normal
 from .steps import Chain, Variance
 
@@ -70,6 +72,20 @@ class Bound:
         """total / (n log 2)."""
         return self.total / (self.dimensions * math.log(2))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Bound]) -> Bound:
+        """The bounds of several batches as that of one."""
+
+        def cat(name: str) -> Estimate:
+            each = [getattr(part, name) for part in parts]
+            value, spread, bias = (
+                torch.cat([getattr(e, of) for e in each]) for of in ("value", "spread", "bias")
+            )
+            return replace(each[0], value=value, spread=spread, bias=bias)
+
+        found: dict[str, Any] = {n: cat(n) for n in ("prior", "steps", "reconstruction", "total")}
+        return replace(parts[0], **found)
+
     def mean(self) -> Bound:
         """The mean over the samples, with standard errors from their spread."""
         prior, steps, reconstruction, total = (
@@ -80,7 +96,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class _Terms:
-    """What the terms of one batch are made of; z, the data in the units of the process, float64
+    """What the terms of some samples are made of; z, the data in the units of the process, float64
     in what is compared."""
 
     model: Score
@@ -89,21 +105,45 @@ class _Terms:
     variance: Variance
     streams: Streams
     decode: Callable[[Tensor, Normal], Tensor]
+    watch: Watch
 
     def noisy(self, t: int | Tensor, name: str) -> Tensor:
         return self.chain.forward(self.z, t).sample(self.streams.normal(self.z, name))
 
+    def evaluate(self, x: Tensor, t: int | Tensor) -> Evaluation:
+        """What the model says of x_t."""
+        at = self.chain.times[t]
+        e = self.model.evaluate(x, at.to(x.device) if at.ndim else at)
+        self.watch.tick()
+        return e
+
     def step(self, t: int | Tensor, name: str) -> Tensor:
         """L_(t-1) at one draw of x_t, (B,)."""
-        x, at = self.noisy(t, name), self.chain.times[t]
-        e = self.model.evaluate(x, at.to(x.device) if at.ndim else at)
-        return self.chain.divergence(e, self.z, x, t, self.variance)
+        x = self.noisy(t, name)
+        return self.chain.divergence(self.evaluate(x, t), self.z, x, t, self.variance)
 
     def reconstruction(self, name: str) -> Tensor:
         """L_0 at one draw of x_1, (B,)."""
         x = self.noisy(1, name)
-        e = self.model.evaluate(x, self.chain.times[1])
-        return self.decode(x, self.chain.read(e, x.double(), 1, 0, self.variance))
+        p = self.chain.read(self.evaluate(x, 1), x.double(), 1, 0, self.variance)
+        return self.decode(x, p)
+
+    def bound(self, moments: Moments | None, draws: int, terms: int, p: Tensor | None) -> Bound:
+        """All terms, or so many drawn with the probabilities p."""
+        first = _prior(self.chain, self.z, moments)
+        last = torch.stack([self.reconstruction(f"term 1 {k}") for k in range(draws)])
+        if p is None:
+            steps = Estimate.of(torch.stack([_all(self, k) for k in range(draws)]))
+            value, square = steps.value.sum(1), steps.standard_error.square().sum(1)
+            calls = draws * len(self.chain)
+        else:
+            steps, sums = _drawn(self, p, terms)
+            value, square = sums.value, sums.standard_error.square()
+            calls = draws + terms
+        rec, exact = Estimate.of(last), Estimate.exact(first)
+        error = torch.sqrt(square + rec.standard_error.square())
+        total = Estimate(first + value + rec.value, error, torch.zeros_like(error), calls, "chain")
+        return Bound(exact, steps, rec, total, self.z[0].numel(), calls)
 
 
 def bound(
@@ -119,6 +159,9 @@ def bound(
     terms: int | None = None,
     importance: Moments | Tensor | None = None,
     seed: int = 0,
+    first: int = 0,
+    progress: bool = False,
+    chunk: int | None = None,
 ) -> Bound:
     """A bound on -log p(x), sample by sample and term by term, with standard errors.
 
@@ -137,10 +180,13 @@ def bound(
             what they are expected to be.
         importance: what is expected of them: moments of the data, by default those that the model
             knows, or the denoiser's mean squared errors (N,).
+        seed, first: what is drawn for row i is a function of the seed and of first + i.
+        progress, chunk: as in ``log_prob``; a value does not depend on them.
 
     Raises:
         TypeError: the model knows no process; floating data with a decoder for levels.
-        ValueError: the chain of another process, levels out of range, shapes that do not fit.
+        ValueError: the chain of another process, levels out of range, shapes that do not fit, a
+            score bound for another number of samples.
 
     >>> from sde_gen import VP, Gaussian, grids
     >>> law = Gaussian(VP(), torch.zeros(3).double(), 0.5)
@@ -153,29 +199,32 @@ def bound(
     """
     check_process(model, chain)
     draws = check_count(draws, "draws")
-    data, decode = decoder_of(model.facts, chain, x, decoder, n_levels)
+    data, _ = decoder_of(model.facts, chain, x, decoder, n_levels)
     if model.shape is not None and data.shape[1:] != model.shape:
         raise ValueError(f"x must have shape {('B', *model.shape)}, got {tuple(data.shape)}")
-    z = model.facts.encode(data)
-    parts = _Terms(model, chain, z, variance, Streams(seed), decode)
-    with torch.no_grad():
-        first = _prior(chain, z, model.facts.moments if prior is None else prior)
-        last = torch.stack([parts.reconstruction(f"term 1 {k}") for k in range(draws)])
-        if terms is None:
-            found = [_all(parts, k) for k in range(draws)]
-            steps = Estimate.of(torch.stack(found))
-            value, square = steps.value.sum(1), steps.standard_error.square().sum(1)
-            calls = draws * len(chain)
-        else:
-            known = model.facts.moments or isotropic(model.facts.variance)
-            p = _probabilities(chain, known if importance is None else importance, variance)
-            steps, sums = _drawn(parts, p, check_count(terms, "terms"))
-            value, square = sums.value, sums.standard_error.square()
-            calls = draws + terms
-    rec, exact = Estimate.of(last), Estimate.exact(first)
-    error = torch.sqrt(square + rec.standard_error.square())
-    total = Estimate(first + value + rec.value, error, torch.zeros_like(error), calls, "chain")
-    return Bound(exact, steps, rec, total, z[0].numel(), calls)
+    if model.batch not in (None, len(data)):
+        raise ValueError(f"the score is bound for {model.batch} samples, x has {len(data)}")
+    p, number = None, 0
+    if terms is not None:
+        known = model.facts.moments or isotropic(model.facts.variance)
+        p = _probabilities(chain, known if importance is None else importance, variance)
+        number = check_count(terms, "terms")
+    x = x if isinstance(x, Tensor) else torch.as_tensor(x)
+    numbers = Streams(seed, check_count(first, "first", 0))
+    size = len(data) if chunk is None else check_count(chunk, "chunk")
+    parts = [slice(i, min(i + size, len(data))) for i in range(0, len(data), size)]
+    calls = draws + number if terms is not None else draws * len(chain)
+    watch, found = Watch(calls * len(parts), progress), []
+    moments = model.facts.moments if prior is None else prior
+    for part in parts:
+        own = model.rows(part) if len(parts) > 1 else model
+        some, decode = decoder_of(model.facts, chain, x[part], decoder, n_levels)
+        z, streams = model.facts.encode(some), numbers.rows(part)
+        with torch.no_grad():
+            made_of = _Terms(own, chain, z, variance, streams, decode, watch)
+            found.append(made_of.bound(moments, draws, number, p))
+    watch.close()
+    return found[0] if len(found) == 1 else Bound.joined(found)
 
 
 def check_process(model: Score, chain: Chain) -> None:

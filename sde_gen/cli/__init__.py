@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from safetensors import SafetensorError
 
+from .config import read_config
 from .options import check, parser
 
 __all__ = ["ERRORS", "main", "parser"]
@@ -28,15 +29,18 @@ traceback is wanted."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    top = parser()
 
     def say(kind: str, text: object) -> None:
         said, *_ = str(text).split("Exception raised from")  # torch appends its own frames
-        _say(f"sde-gen {options.name}: {kind}{' '.join(said.split())}")
+        _say(f"sde-gen {words[0]}: {kind}{' '.join(said.split())}")
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say("warning: ", message)
         try:
+            read_config(top, words)
+            options = top.parse_args(words)
             check(options)
             options.command(options)
             sys.stdout.flush()

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .config import KEPT, text_of
 from .reading import Data, read_data, split_data, tell_seen
 
 if TYPE_CHECKING:
     from ..networks import Network
-    from ..scores import Score, ScoreNetwork
+    from ..scores import ScoreNetwork
     from ..sdes import LinearSDE
     from ..training import Recipe, Transform
 
@@ -30,6 +31,7 @@ def _train(options: argparse.Namespace) -> None:
     from ..facts import Facts
     from ..scores import ScoreNetwork
     from ..training import train
+    from ..training.folder import check_free
 
     check_writable(Path(options.out) / "config.json")
     data = read_data(options, options.seed, "train")
@@ -42,6 +44,11 @@ def _train(options: argparse.Namespace) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
+    folder = Path(options.out)
+    if not options.resume:
+        if not options.overwrite:
+            check_free(folder)
+        _keep(options, folder)
     train(
         ScoreNetwork(net, _process(options.sde), facts=facts),
         data.items,
@@ -53,6 +60,8 @@ def _train(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         workers=options.workers,
     )
+    if options.resume:
+        _keep(options, folder)
     print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out x.npz")
 
 
@@ -99,6 +108,17 @@ def _transforms(options: argparse.Namespace, data: Data) -> list[Transform]:
     return [*([Flip()] if options.flip else []), *levels]
 
 
+def _keep(options: argparse.Namespace, folder: Path) -> None:
+    """Write the options into the folder of the run, as a file that ``--config`` reads."""
+    from ..many import place
+    from ..training.checkpoints import write
+
+    if place()[0] == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = text_of(options)
+        write(folder / KEPT, lambda file: file.write_text(text, encoding="utf-8"))
+
+
 def _tune(options: argparse.Namespace) -> None:
     from ..data import check_writable
     from ..training import load, save
@@ -114,40 +134,9 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from ..data import check_writable
-    from ..training import load
+    from .samples import sample
 
-    out = Path(options.out)
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {out}")
-    model = load(options.model, options.device)
-    shape = model.shape or ()
-    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(f"samples of shape {model.shape} are no images: use --out FILE.npz")
-    check_writable(out)
-    y = _labels(model, options.n, options.label)
-    if model.tuned is not None and options.eta == 0 and options.guidance == 0:
-        print("the sampler is tuned to this model (sde-gen tune)")
-    x = _draw(model, options.n, y, options, options.guidance, options.eta)
-    _write_samples(out, x, torch.full((len(x),), -1) if y is None else y)
-    print(f"{out}: {len(x)} samples of shape {tuple(x.shape[1:])}")
-
-
-def _write_samples(out: Path, x: Tensor, y: Tensor) -> None:
-    import numpy as np
-
-    from .. import plots
-    from ..training.checkpoints import write
-
-    def fill(file: Path) -> None:
-        with file.open("wb") as opened:
-            if out.suffix == ".png":
-                plots.image_grid(x).savefig(opened, format="png")
-            else:
-                np.savez_compressed(opened, x=x.numpy(), y=y.numpy())
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, fill)
+    sample(options)
 
 
 def _restore(options: argparse.Namespace) -> None:
@@ -158,18 +147,21 @@ def _restore(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from ..data import centre, quantise
-    from ..likelihood import bits_per_dim
-    from ..training import load
+    from ..many import place, shared
     from ..training.fingerprint import run_of
     from ..training.rows import count_known
+    from .samples import draws, read_model
 
-    model, folder = load(options.model, options.device), Path(options.model)
+    model, folder = read_model(options), Path(options.model)
     reference, held, said = split_data(options, run_of(folder))
     for part in (reference, held):
         _check_comparable(model, part, options.bits)
     seen = tell_seen(said, count_known(held.x, folder), len(held.x))
     y = held.y if model.classes and held.y is not None else _labels(model, len(held.x), None)
-    x = _draw(model, len(held.x), y, options)
+    x = shared(draws(model, y, options), len(held.x), options.chunk)
+    bits = _bits(model, held, y, options.chunk) if options.bits else ""
+    if place()[0] > 0:
+        return
     if held.levels is not None:
         x = centre(quantise(x, held.levels), held.levels)
     drawn, real = (_grades(z, y, reference, options.data) for z in (x, held.x))
@@ -177,13 +169,29 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{'':20} {'samples':>10} {'real':>10}")
     for name, value in drawn.items():
         print(f"{name:20} {value:10.4f} {real[name]:10.4f}")
-    if options.bits and held.levels is not None:
-        score = model if y is None else model.given(y=y.to(model.device))
-        levels = quantise(held.x, held.levels).to(model.device)
-        bits = bits_per_dim(score, levels, held.levels, chunk=options.chunk).mean()
-        error = f"+- {float(bits.standard_error):.4f}"
-        print(f"{'bits per dimension':20} {'':10} {float(bits):10.4f} {error}")
+    if bits:
+        print(f"{'bits per dimension':20} {'':10} {bits}")
     print(seen)
+
+
+def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
+    """Bits a dimension of quantised data, with the error bar."""
+    from ..data import quantise
+    from ..likelihood import Estimate, bits_per_dim
+    from ..many import shared
+
+    assert held.levels is not None
+    levels = quantise(held.x, held.levels)
+
+    def work(first: int, count: int) -> Tensor:
+        rows = slice(first, first + count)
+        score = model if y is None else model.given(y=y[rows].to(model.device))
+        found = bits_per_dim(score, levels[rows].to(model.device), held.levels, first=first)
+        return torch.stack([found.value, found.spread, found.bias], 1)
+
+    value, spread, bias = shared(work, len(levels), chunk).unbind(1)
+    found = Estimate(value, spread, bias).mean()
+    return f"{float(found):10.4f} +- {float(found.standard_error):.4f}"
 
 
 def _check_comparable(model: ScoreNetwork, data: Data, bits: bool) -> None:
@@ -238,28 +246,6 @@ def class_of(model: ScoreNetwork, label: str | int) -> int:
     if not 0 <= number < (model.classes or 0):
         raise ValueError(f"--label must lie in 0 .. {(model.classes or 0) - 1}, got {number}")
     return number
-
-
-def _draw(
-    model: ScoreNetwork,
-    n: int,
-    y: Tensor | None,
-    options: argparse.Namespace,
-    weight: float = 0.0,
-    eta: float = 0.0,
-) -> Tensor:
-    """Samples on the CPU, with the labels y and the classifier-free weight."""
-    from ..guidance import ClassifierFree
-    from ..sampling import sample
-
-    score: Score = model
-    if y is not None:
-        y = y.to(model.device)
-        score = ClassifierFree(model, y, weight) if weight else model.given(y=y)
-    elif weight:
-        raise ValueError("the model has no classes: leave --guidance away")
-    steps, seed, chunk = options.steps, options.seed, options.chunk
-    return sample(score, n, steps, seed, eta=eta, progress=True, chunk=chunk).cpu()
 
 
 def _classes(y: Tensor) -> int:

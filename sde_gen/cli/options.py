@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from ..many import place
 from .commands import COMMANDS
 
 DATA_HELP = """\
@@ -28,6 +29,13 @@ Fits time grids and solvers to the model and stores them with it, where they bea
 trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes two minutes
 for the model of the demo on one CPU core. Other numbers of --steps, --guidance and --eta still
 work, and gain less or nothing."""
+
+
+SAMPLE_HELP = """\
+Sample i is a function of the model, the seed and i. Samples are drawn in chunks (--chunk); under
+torchrun or accelerate launch the chunks are cut among the processes, and the files are those of
+one process. --out FOLDER writes each chunk as it is drawn: said again, the command goes on where
+it was stopped, and with a larger --n it adds to what is there."""
 
 
 EVALUATE_HELP = """\
@@ -78,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` where a number of things is none, or a seed too long for torch."""
+    """Raise ``ValueError`` where a number of things is none, a seed too long for torch, or a
+    launcher has started what does not share its work."""
     if abs(options.seed) >= 2**62:
         raise ValueError(f"--seed must lie between -2^62 and 2^62, got {options.seed}")
     for name in ("batch", "channels", "chunk", "draws", "levels", "n", "particles", "steps"):
@@ -87,6 +96,10 @@ def check(options: argparse.Namespace) -> None:
             least = 2 if name == "particles" else 1
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if options.name in ("demo", "tune", "restore") and (n := place()[1]) > 1:
+        raise ValueError(f"{options.name} runs in one process, the launcher started {n}")
+    if getattr(options, "first", 0) < 0:
+        raise ValueError(f"--first must be at least 0, got {options.first}")
 
 
 def _command(
@@ -102,6 +115,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.set_defaults(command=COMMANDS[name], name=name)
+    made.add_argument("--config", metavar="FILE", help="options from a TOML file, by their names")
     return made
 
 
@@ -159,15 +173,21 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add = _command(commands, "sample", "draw samples from a trained model")
+    add = _command(commands, "sample", "draw samples from a trained model", SAMPLE_HELP)
     add.add_argument("model", metavar="MODEL", help="a folder that `train` or `demo` wrote")
     add.add_argument(
         "--out",
-        metavar="FILE",
+        metavar="PATH",
         required=True,
-        help=".png of images, .npz of x and y (-1: no class)",
+        help=".png of images, .npz of x and y (-1: no class), or a folder, in chunks",
+    )
+    add.add_argument(
+        "--format",
+        choices=("npz", "png"),
+        help="of a folder: x and y of each chunk, or a .png a sample (default: npz)",
     )
     add.add_argument("--n", type=int, default=100, help="how many (default: 100)")
+    add.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
     add.add_argument("--label", help="the class, by name or number (default: all in turn)")
     add.add_argument(
         "--guidance", type=float, default=0.0, help="classifier-free weight (default: 0, none)"
@@ -256,7 +276,6 @@ def _add_data(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--size",
         metavar="N",
-        type=_size,
         help="resize and crop images to N x N, or to HxW (needed where they have several sizes)",
     )
     add.add_argument(
@@ -266,12 +285,6 @@ def _add_data(add: argparse.ArgumentParser) -> None:
         help="which part of an image stays; random: another one whenever it is read"
         " (default: centre)",
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    """``64`` is 64 x 64, ``48x64`` a height and a width."""
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
 
 
 def _add_sampling(add: argparse.ArgumentParser) -> None:

@@ -98,13 +98,24 @@ def _read_images(options: argparse.Namespace, path: Path) -> Data:
     from .. import data
 
     channels: Literal[1] | None = 1 if options.grey else None
-    images = data.Images(path, options.size, options.crop, channels)
+    images = data.Images(path, size_of(options.size), options.crop, channels)
     in_memory = images.nbytes <= IN_MEMORY and images.crop == "centre"
     print(_told(images, in_memory), flush=True)
     if in_memory:
         return Data(images.load(), images.labels, 256, images.classes)
     x = data.glance(images, KNOWN_BY)["x"]
     return Data(x, images.labels, 256, images.classes, images)
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """``64`` is 64 x 64, ``48x64`` a height and a width."""
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise ValueError(f"--size must be N or HxW, got {text}") from None
 
 
 def _told(images: Images, in_memory: bool) -> str:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..facts import Facts
-from ..moments import Moments, isotropic
+from ..moments import Moments, alike, handed, isotropic
 from ..ops import check_count, match
 from ..sdes import LinearSDE
 from .whitened import Local, Whitened, apply, conjugate_gradients
@@ -53,7 +53,7 @@ class Here(NamedTuple):
     def back(self, u: Tensor) -> Tensor:
         """alpha (dD / dx)^T u = (dD / dy)^T u, y = x / alpha."""
         assert self.pull is not None
-        alpha = match(self.sde.alpha(self.t).to(self.like.device), self.like)
+        alpha = match(handed(self.sde.alpha(self.t), self.like.device), self.like)
         return alpha * self.pull(u.to(self.like))
 
 
@@ -221,7 +221,7 @@ class Stepwise(Covariance):
 
     def term(self, here: Here) -> Tensor:
         """-zeta grad_x |o - A D| over what the ancestral step from t multiplies a score by."""
-        step = (self.times.to(here.t.device) - here.t).abs()
+        step = (handed(self.times, here.t.device) - here.t).abs()
         i = int(step.argmin())
         if here.t.ndim or i == len(self.times) - 1 or float(step[i]) > 1e-9:
             raise ValueError(f"dps(...) was made for the steps of another grid: t = {here.t}")
@@ -236,7 +236,7 @@ class Stepwise(Covariance):
 
 def ratios(moments: Moments, w: Tensor) -> Tensor:
     """C_t / w = C / (C + w) as values (1 or B, k), for w () or (B,): 1 where w = 0."""
-    c, w = moments.values.to(w), w.reshape(-1, 1)
+    c, w = alike(moments.values, w), w.reshape(-1, 1)
     return torch.where(w > 0, c / (c + torch.where(w > 0, w, 1.0)), 1.0)
 
 

@@ -123,7 +123,9 @@ def _rotate(u: Tensor, v: Tensor) -> Tensor:
 def _coupling(rho: float | None, values: Tensor, deflate: bool) -> float:
     most = float(values.max().clamp_min(1e-300) ** -0.5)
     if rho is None:
-        return SHARE * most
+        # The noise of a step is named by its times. Devices find eigenvalues that differ in their
+        # last bits: to six digits they agree.
+        return float(f"{SHARE * most:.6g}")
     if not (math.isfinite(rho) and rho > 0):
         raise ValueError(f"rho must be a positive number, got {rho}")
     if deflate and rho > most:

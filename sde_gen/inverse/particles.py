@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..moments import Moments
+from ..moments import Moments, alike
 from ..ops import all_finite, check_count, full_precision, user_precision
 from ..scores import Score
 from ..sdes import LinearSDE
@@ -256,7 +256,7 @@ def _run(
     cloud, network = Cloud(systems, count, device), user_precision(device.type)
     with torch.no_grad(), full_precision(device.type):
         y = torch.zeros(systems * count, *shape, dtype=dtype, device=device)
-        d = y if twist.moments.mean is None else y + twist.moments.mean.to(y).reshape(shape)
+        d = y if twist.moments.mean is None else y + alike(twist.moments.mean, y).reshape(shape)
         here = twist.at(d, math.inf)
         cloud.weigh(here.log_psi)
         first = Level(math.inf, float(grid[0]), math.inf, w[0])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..moments import alike
 from ..ops import Time, as_time, full_precision, match
 from ..scores import Score
 from ..scores.base import check_batch
@@ -109,7 +110,7 @@ class Posterior(Score):
         e = prior.linearise(x, t) if jacobian else prior.evaluate(x, t)
         with full_precision(x.device.type):
             d = e.denoised if x.device.type == "mps" else e.denoised.double()
-            w = ((sigma / alpha) ** 2).to(d)
+            w = alike((sigma / alpha) ** 2, d)
             here = Here(self.seen, self.seen.at(d), e.pull, self.sde, t, w, self.prior.facts, x)
             if is_blind:
                 return Evaluation(e.score, (d + _from_nothing(here)).to(x), e.head)
@@ -136,5 +137,5 @@ def _from_nothing(here: Here) -> Tensor:
     """E[x_0 | o] - E[x_0] where alpha = 0 and a state says nothing of the data: C B^T K^-1 r."""
     rule = DataCovariance()
     moments = rule.moments(here.facts)
-    c = moments.values.to(here.w).reshape(1, -1)
+    c = alike(moments.values, here.w).reshape(1, -1)
     return apply(moments, c, rule.solved(here, moments, c))

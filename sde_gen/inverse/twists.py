@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..moments import Moments
+from ..moments import Moments, alike
 from ..noise import Noise
 from .whitened import Local, Whitened, apply, cholesky_plus_one
 
@@ -91,7 +91,7 @@ class GaussianTwist:
     def _log_normal(self, low: Tensor, r: Tensor) -> Tensor:
         """log N of whitened residuals r (B, m) under L L^T, as a density of o: (B,)."""
         z = _solve(low, r.double())
-        return -0.5 * z.square().sum(1) - _log_det(low, len(r)) - self.volume.to(z)
+        return -0.5 * z.square().sum(1) - _log_det(low, len(r)) - alike(self.volume, z)
 
     def move(
         self, here: Expected, y: Tensor, d: Tensor, level: Level, noise: Noise
@@ -112,7 +112,7 @@ class GaussianTwist:
         y = mean + jitter + _times(gain, off).reshape(y.shape)
         u = torch.cholesky_solve(low_s, low_t).mT
         z = (z + _times(u, off)).double()
-        return y, -0.5 * z.square().sum(1) - _log_det(low_s, len(z)) - self.volume.to(z)
+        return y, -0.5 * z.square().sum(1) - _log_det(low_s, len(z)) - alike(self.volume, z)
 
     def _drawn(
         self, y: Tensor, d: Tensor, m: int, level: Level, noise: Noise
@@ -137,7 +137,7 @@ class GaussianTwist:
     def end(self, x: Tensor) -> Tensor:
         """log N(o; A x, S), (B,)."""
         z = self.seen.at(x.double()).r
-        return -0.5 * z.square().sum(1) - self.volume.to(z)
+        return -0.5 * z.square().sum(1) - alike(self.volume, z)
 
 
 class TweedieTwist(GaussianTwist):
@@ -267,6 +267,6 @@ def _log_det(low: Tensor, n: int) -> Tensor:
 
 def _jacobian(local: Local) -> Tensor:
     """B of each row, (B, m, n), float64: a backward pass of A for each measurement."""
-    one = torch.eye(local.r.shape[1]).to(local.r)
+    one = torch.eye(local.r.shape[1], dtype=local.r.dtype, device=local.r.device)
     rows = [local.pull(e.expand_as(local.r)).flatten(1) for e in one]
     return torch.stack(rows, 1).double()

@@ -213,7 +213,7 @@ class _Decode(Operator):
         return self.units.decode(x)
 
     def linearize(self, x: Tensor) -> Linearization:
-        scale = self.units.scale.to(x)
+        scale = alike(self.units.scale, x)
         return Linearization(self.forward(x), lambda u: scale * u, lambda v: scale * v)
 
 
@@ -228,7 +228,7 @@ def of_state(observation: Observation, facts: Facts) -> Observation:
         return seen
 
     def scaled(x: Tensor) -> Tensor:
-        return units.scale.to(x) * x
+        return alike(units.scale, x) * x
 
     scale = Callables(scaled, scaled, operator.shape, operator.shape, check=False)
     seen.operator = Composed(operator, scale)

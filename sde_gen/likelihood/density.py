@@ -48,6 +48,7 @@ def log_prob(
     probes: int | None = None,
     steps: int | None = None,
     seed: int = 0,
+    first: int = 0,
     solver: Solver | None = None,
     times: Tensor | Sequence[float] | None = None,
     progress: bool = False,
@@ -76,6 +77,8 @@ def log_prob(
             one call each, and three quarters as many again for the bias. None is 32 of them with
             probes, whose spread is the larger error, and ``Adaptive`` steps with the exact trace
             and on matrix processes, every sample by itself: right for rough laws too.
+        first: the number of the first sample: a part of the data gets the probes that it has in
+            the whole.
         solver: an ODE solver in place of all this, for state and divergence together. Its
             bias is then yours to judge: it is not in the error bar.
         times: a rising grid that ends at T, where the law is known; two times by default. Without
@@ -95,7 +98,7 @@ def log_prob(
     sde = check_model(model, x)
     fixed = _FIXED if steps is None else check_count(steps, "steps", 2)
     grid = flow_grid(sde, model, times)
-    signs, method = _tracer(x, probes, seed)
+    signs, method = _tracer(x, probes, seed, first)
     if solver is not None:
         check_kind(solver, Solver, "solver", "a Solver, such as Adaptive()")
     moved = enter(model, x)
@@ -118,13 +121,15 @@ def log_prob(
     return Estimate(value, spread, bias, found.calls, method)
 
 
-def _tracer(x: Tensor, probes: int | None, seed: int) -> tuple[Tensor | None, str]:
+def _tracer(x: Tensor, probes: int | None, seed: int, first: int) -> tuple[Tensor | None, str]:
     """The probes (K, B, *D), None for the exact trace, and either in words."""
     n = x[0].numel()
     if probes is None:
         probes = n if n <= _EXACT else _PROBES
     probes = check_count(probes, "probes")
-    streams = Streams(seed)  # refuses what is no seed, whether or not it is needed
+    streams = Streams(
+        seed, check_count(first, "first", 0)
+    )  # refuses what is no seed, whether or not it is needed
     if probes >= n:
         return None, "exact trace"
     signs = orthogonal_signs(x, probes, streams)

@@ -146,6 +146,7 @@ def redraw(
     *,
     steps: int = 25,
     seed: int = 0,
+    first: int = 0,
     eta: float = 0.0,
     solver: Solver | None = None,
 ) -> Tensor:
@@ -157,7 +158,7 @@ def redraw(
     Args:
         level: ratio of noise to signal, in the units of the process, below that at T.
         steps, eta, solver: as in ``sample``.
-        seed: sample i is a function of the seed and i.
+        seed, first: row i is a function of the seed and of first + i.
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``; a level out of range.
@@ -173,7 +174,7 @@ def redraw(
     if not end < start <= sde.T:
         low, high = (float(torch.exp(-sde.log_snr(t) / 2)) for t in (end, sde.T))
         raise ValueError(f"level must lie between {low:.3g} and {high:.3g}, got {level:g}")
-    noise = Streams(seed)
+    noise = Streams(seed, check_count(first, "first", 0))
     z = float(sde.alpha(start)) * enter(model, x) + float(sde.sigma(start)) * noise.start(x)
     solver = default_solver(model, eta) if solver is None else solver
     times = grids.default(

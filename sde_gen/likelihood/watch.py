@@ -35,8 +35,8 @@ class Watch:
             spent = (time.perf_counter() - self._last) * self.calls
             if spent > _PATIENCE:
                 _log.warning(
-                    "%d calls will take about %.0f minutes: fewer steps or probes take less,"
-                    " and only a part of the data",
+                    "%d calls will take about %.0f minutes: fewer steps, probes or terms take"
+                    " less, and only a part of the data",
                     self.calls,
                     spent / 60,
                 )

@@ -237,9 +237,9 @@ class UNet(Network):
         return cast(Tensor, self.output(F.silu(self.norm(h))))
 
     @classmethod
-    def digits(cls, classes: int | None = 10) -> UNet:
+    def digits(cls, classes: int | None = 10, head: bool = False) -> UNet:
         """For (1, 8, 8) images, about 0.2 M parameters, made to be fast on a CPU."""
-        return cls((1, 8, 8), 32, (1, 2), blocks=0, width=64, classes=classes)
+        return cls((1, 8, 8), 32, (1, 2), blocks=0, width=64, classes=classes, head=head)
 
     @classmethod
     def cifar10(cls, classes: int | None = None) -> UNet:

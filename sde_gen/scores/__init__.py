@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from .base import Given, Score, Shared, Sum, shared
+from .diffusers import from_diffusers, to_diffusers
 from .exact import Empirical, Gaussian, GaussianMixture
+from .foreign import Foreign, Steps, from_denoiser, from_noise, from_velocity
 from .matrix import CorrelatedMixture, Lifted
 from .network import Prediction, ScoreNetwork
 
 __all__ = [
     "CorrelatedMixture",
     "Empirical",
+    "Foreign",
     "Gaussian",
     "GaussianMixture",
     "Given",
@@ -18,6 +21,12 @@ __all__ = [
     "Score",
     "ScoreNetwork",
     "Shared",
+    "Steps",
     "Sum",
+    "from_denoiser",
+    "from_diffusers",
+    "from_noise",
+    "from_velocity",
     "shared",
+    "to_diffusers",
 ]

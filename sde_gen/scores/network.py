@@ -1,9 +1,18 @@
 """Learned scores: one class, one table.
 
 A network F sees the state scaled to unit variance and the noise level, and its output is read as
-the noise, the data, the velocity, the score, or EDM's preconditioned residual. Each reading is
-a pair of coefficients in score = a x + b F; they are written without cancellation, computed in
-float64, and meet the network's output only after it has left half precision.
+
+    noise           z
+    data            x_0
+    velocity        v = alpha z - sigma x_0                      (Salimans & Ho 2022)
+    flow            u = z - x_0                                  (Lipman et al. 2023)
+    score           s
+    preconditioned  (x_0 - c_skip y) / c_out, y = x / alpha      (Karras et al. 2022)
+
+Each reading is a pair of coefficients in score = a x + b F; they are written without cancellation,
+computed in float64, and meet the network's output only after it has left half precision. u is
+dx_t / dt on the straight path x_t = (1 - t) x_0 + t z (``RectifiedFlow``). At the same ratio of
+noise to signal x / (alpha + sigma) lies on that path, so u is read on every process.
 
 Of a state that holds more than the data (``CriticallyDamped``) the network sees the one statistic
 y = x_0 + sqrt(W) z that speaks of them: it is the network of a scalar process with alpha = 1 and
@@ -12,6 +21,7 @@ sigma = sqrt(W), and its score becomes that of the state (``sdes.Channel``).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -32,6 +42,7 @@ from ..ops import (
     check_kind,
     check_state,
     check_time,
+    looks,
     match,
 )
 from ..sdes import (
@@ -46,7 +57,7 @@ from ..sdes import (
 )
 from .base import Score
 
-Prediction = Literal["noise", "data", "velocity", "score", "preconditioned"]
+Prediction = Literal["noise", "data", "velocity", "flow", "score", "preconditioned"]
 Levels = tuple[Tensor, Tensor, Tensor]
 """alpha, sigma and log(sigma / alpha), which is finite where alpha is not."""
 
@@ -70,9 +81,17 @@ def _data(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
 
 
 def _velocity(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
-    # v = alpha z - sigma x_0 (Salimans & Ho 2022)
+    # v = cos(phi) z - sin(phi) x_0, tan(phi) = sigma / alpha (Salimans & Ho 2022): by the angle,
+    # which is the same under every process; with alpha and sigma in place of its cosine and sine
+    # it would be another number where alpha^2 + sigma^2 is not 1, and a large one under EDM.
     n = alpha**2 + sigma**2
-    return Reading(-1 / n, -alpha / (sigma * n), alpha / n, -sigma / n)
+    root = torch.sqrt(n)
+    return Reading(-1 / n, -alpha / (sigma * root), alpha / n, -sigma / root)
+
+
+def _flow(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
+    n = alpha + sigma
+    return Reading(-1 / (sigma * n), -alpha / (sigma * n), 1 / n, -sigma / n)
 
 
 def _score(alpha: Tensor, sigma: Tensor, c: float) -> Reading:
@@ -90,6 +109,7 @@ _TABLE: dict[str, Callable[[Tensor, Tensor, float], Reading]] = {
     "noise": _noise,
     "data": _data,
     "velocity": _velocity,
+    "flow": _flow,
     "score": _score,
     "preconditioned": _preconditioned,
 }
@@ -102,8 +122,8 @@ class ScoreNetwork(nn.Module, Score):
 
     c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
     standard deviation of the data: what the network sees depends on the noise level and not on
-    the clock, so a network trained under one clock can serve under another. (On a matrix process
-    x, alpha and sigma are y, 1 and sqrt(W).)
+    the clock, so a network trained under one process serves under another (``under``). (On a
+    matrix process x, alpha and sigma are y, 1 and sqrt(W).)
 
     Args:
         net: ``net(x, c_noise, **context)`` -> F of the shape of x, or of twice its first axis: the
@@ -112,6 +132,9 @@ class ScoreNetwork(nn.Module, Score):
         prediction: what the output of the network stands for.
         facts: what is known of the data, ``Facts.of(x)``; c is their standard deviation. A shape
             that they do not tell is taken from ``net.shape``, where there is one.
+
+    The network gets states in the dtype of its weights, whatever that of x, and the noise level in
+    float32 or finer; the score comes in the dtype of x.
 
     In training mode the network has its dropout where it is called, as a loss does it, and not
     where a process, a solver or a likelihood reads it (``sdes.evaluate``).
@@ -140,6 +163,37 @@ class ScoreNetwork(nn.Module, Score):
         check_one_component(sde)
         self.net, self.sde, self.prediction = net, sde, prediction
         self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
+
+    def under(self, sde: KernelSDE) -> ScoreNetwork:
+        """The same network under another process: the schedule of a trained denoiser changed.
+
+        Its times are matched by the ratio of noise to signal, w = (sigma / alpha)^2: at
+        ``sde.time_at(self.sde.log_snr(t))`` the denoised state of y = x / alpha is what it is here
+        at t. The network, its facts and what it was tuned to are shared, not copied. It was
+        trained on the ratios of its own process; of larger ones it can only guess.
+
+        Raises:
+            TypeError: as the constructor.
+            ValueError: a network that predicts the score, which has the scale of its states.
+
+        >>> from sde_gen import EDM, VP
+        >>> from sde_gen.networks import MLP
+        >>> model = ScoreNetwork(MLP((2,)), VP())
+        >>> t, y = 0.3, torch.ones(1, 2)
+        >>> s = EDM().time_at(VP().log_snr(t))
+        >>> here = model.denoise(VP().alpha(t).float() * y, t)
+        >>> torch.allclose(model.under(EDM()).denoise(y, s), here)
+        True
+        """
+        check_one_component(sde)
+        if self.prediction == "score" and not sde.agrees(self.sde):
+            raise ValueError(
+                f"a network that predicts the score of the states of {self.sde!r} says nothing of"
+                f" those of {sde!r}: train one that predicts noise, data or velocity"
+            )
+        other = copy.copy(self)
+        other.sde = sde
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -173,10 +227,7 @@ class ScoreNetwork(nn.Module, Score):
             return self._evaluate(x, t, context)
 
     def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:
-        check_state(x)
-        shape = self.facts.shape
-        if shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(shape)):
-            raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
+        self._check(x)
         levels, c = _levels(self.sde, t)
         if c is None:
             return self._read(x, levels, context)
@@ -184,13 +235,45 @@ class ScoreNetwork(nn.Module, Score):
         e = self._read(self.sde.statistic(x, c), levels, context)
         return Evaluation(self.sde.state_score(x, e.score, c), lambda: e.denoised, e.head)
 
+    def _check(self, x: Tensor) -> None:
+        check_state(x)
+        shape = self.facts.shape
+        if shape is not None and x.shape[1:] != (wanted := self.sde.state_shape(shape)):
+            raise ValueError(f"x must have shape {batch_of(wanted)}, got {tuple(x.shape)}")
+
     def _read(self, x: Tensor, levels: Levels, context: dict[str, Any]) -> Evaluation:
+        scaled, level = _scaled(x, levels, self.facts.std)
+        return self._ask(x, scaled, level, levels, context)
+
+    def _ask(
+        self, x: Tensor, scaled: Tensor, level: Tensor, levels: Levels, context: dict[str, Any]
+    ) -> Evaluation:
+        """One call of the network, net(scaled, level), read at the state x and its levels."""
         with at_rest(self.net) if evaluating() else nullcontext():
-            f = self.net(*_scaled(x, levels, self.facts.std), **context)
+            f = self.net(*fitted(self.net, scaled, level), **context)
         f, head = _split(f, x)
-        r = _TABLE[self.prediction](*levels[:2], self.facts.std)
-        score = match(r.score_x, x) * x + match(r.score_f, x) * f
-        return Evaluation(score, lambda: match(r.data_x, x) * x + match(r.data_f, x) * f, head)
+        alpha, sigma, _ = levels
+        r = _TABLE[self.prediction](alpha, sigma, self.facts.std)
+
+        def denoised() -> Tensor:
+            if self.prediction in ("noise", "score") and looks(alpha) and bool((alpha == 0).any()):
+                raise ValueError(
+                    f"a network that predicts the {self.prediction} says nothing of the data where"
+                    " alpha = 0: start the grid a little before"
+                )
+            return match(r.data_x, x) * x + match(r.data_f, x) * f
+
+        return Evaluation(match(r.score_x, x) * x + match(r.score_f, x) * f, denoised, head)
+
+
+def fitted(net: nn.Module, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """State and noise level in the dtype of a network's weights (of x where it has none), the
+    level in float32 at least: half precision cannot hold it."""
+    weights = net.parameters() if isinstance(net, nn.Module) else ()
+    dtype = next((p.dtype for p in weights if p.is_floating_point()), x.dtype)
+    if level.is_floating_point():
+        level = level.to(torch.promote_types(dtype, torch.float32))
+    return x.to(dtype), level
 
 
 def shaped(facts: Facts, shape: Sequence[int] | None) -> Facts:
@@ -246,14 +329,19 @@ def network_input(sde: KernelSDE, data_std: float, x: Tensor, t: Time) -> tuple[
     return _scaled(x, levels, data_std)
 
 
-def _levels(sde: KernelSDE, t: Time) -> tuple[Levels, Channel | None]:
-    """The noise levels that a network sees; of a matrix process those of its statistic."""
-    t = as_time(t)
+def check_positive(t: Tensor, sde: KernelSDE) -> None:
+    """Raise ``ValueError`` unless a learned score can be read at these times."""
     check_time(t, sde.T)
-    if t.device.type == "cpu" and bool((t == 0).any()):
+    if looks(t) and bool((t == 0).any()):
         raise ValueError(
             "a learned score is singular at t = 0: end the grid at a small positive time"
         )
+
+
+def _levels(sde: KernelSDE, t: Time) -> tuple[Levels, Channel | None]:
+    """The noise levels that a network sees; of a matrix process those of its statistic."""
+    t = as_time(t)
+    check_positive(t, sde)
     if isinstance(sde, MatrixSDE):
         c = sde.channel(t)
         sigma = c.noise[..., 0, 0].sqrt()

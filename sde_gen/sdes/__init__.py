@@ -6,7 +6,7 @@ from .base import SDE, KernelSDE, Perturbed, Reverse
 from .damped import CriticallyDamped
 from .evaluation import Evaluation, ScoreFunction, at_rest, evaluate, evaluating, read, resting
 from .langevin import Langevin
-from .linear import EDM, VE, VP, LinearSDE, OrnsteinUhlenbeck, SubVP, Wiener
+from .linear import EDM, VE, VP, LinearSDE, OrnsteinUhlenbeck, RectifiedFlow, SubVP, Wiener
 from .matrix import Channel, Correlated, MatrixOrnsteinUhlenbeck, MatrixSDE
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "MatrixSDE",
     "OrnsteinUhlenbeck",
     "Perturbed",
+    "RectifiedFlow",
     "Reverse",
     "ScoreFunction",
     "SubVP",

@@ -225,6 +225,48 @@ class Wiener(VE):
 
 
 @dataclass(frozen=True)
+class RectifiedFlow(LinearSDE):
+    """x_t = (1 - t) x_0 + t z on [0, 1]: straight paths from the data to the noise.
+
+    alpha = 1 - t, sigma = t: the process of flow matching (Lipman et al. 2023, with t running the
+    other way), rectified flow (Liu et al. 2023) and the linear interpolant (Albergo &
+    Vanden-Eijnden 2023). As a diffusion dX = -X / (1 - t) dt + sqrt(2 t / (1 - t)) dW. Its
+    probability flow is u = E[z - x_0 | x_t] = (x_t - D) / t, finite on (0, 1].
+
+    At t = 1 no signal is left and drift and diffusion are infinite, although u is not: the
+    exponential family starts there (``Exponential(1)`` is Euler's method for u), other solvers
+    refuse and start a little before.
+    """
+
+    T = 1.0
+
+    def rate(self, t: Time) -> Tensor:
+        """-1 / (1 - t)."""
+        return -1 / (1 - as_time(t))
+
+    def diffusion(self, t: Time) -> Tensor:
+        """sqrt(2 t / (1 - t))."""
+        t = as_time(t)
+        return torch.sqrt(2 * t / (1 - t))
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """log(1 - t)."""
+        return torch.log1p(-as_time(t))
+
+    def alpha(self, t: Time) -> Tensor:
+        """1 - t."""
+        return 1 - as_time(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        """t."""
+        return as_time(t) + 0.0
+
+    def time_at(self, log_snr: Time) -> Tensor:
+        """1 / (1 + exp(log_snr / 2))."""
+        return torch.sigmoid(-as_time(log_snr, "log_snr") / 2)
+
+
+@dataclass(frozen=True)
 class OrnsteinUhlenbeck(LinearSDE):
     """dX = a X dt + g dW with constant a < 0 and g > 0 (Uhlenbeck & Ornstein 1930).
 

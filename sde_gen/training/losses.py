@@ -304,6 +304,12 @@ class Denoising:
 
     def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
         """``dsm_loss`` of the batch in the units of the process, (B,)."""
+        return self._loss(model, model, x, y, noise)
+
+    def _loss(
+        self, model: Any, read: Callable[..., Tensor], x: Tensor, y: Context, noise: Streams
+    ) -> Tensor:
+        """The loss of ``read(x, t, **context)``, the score that the model gives."""
         inner = getattr(model, "module", model)
         if not isinstance(getattr(inner, "facts", None), Facts):
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
@@ -312,11 +318,37 @@ class Denoising:
         x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
         context = context_of(y, len(x), self.label_dropout, noise)
+        return dsm_loss(lambda x, t: read(x, t, **context), inner.sde, x, t, weighting, noise)
 
-        def score(x: Tensor, t: Tensor) -> Tensor:
-            return model(x, t, **context)
 
-        return dsm_loss(score, inner.sde, x, t, weighting, noise)
+@dataclass(frozen=True)
+class Uncertainty(Denoising):
+    """exp(-u) l + u, l the loss of ``Denoising``: each noise level weighs as it can be told.
+
+    u is the mean of what the network's head says (``UNet(..., head=True)``). Its best value is
+    log E[l | x_t], so that every level, and every state, counts by how far above its least its
+    loss is and not by how large that is; the best score stays what it is, since u depends on the
+    noisy state alone.
+
+    Source: Kendall & Gal 2017, equation 8; Karras et al. 2024 (EDM2), equation 21, where u
+    depends on the noise level alone.
+    """
+
+    def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
+        """exp(-u) l + u of the batch, (B,)."""
+        heads: list[Tensor | None] = []
+
+        def read(x: Tensor, t: Tensor, **context: Tensor) -> Tensor:
+            e = model(x, t, whole=True, **context)
+            heads.append(e.head)
+            score: Tensor = e.score
+            return score
+
+        loss = self._loss(model, read, x, y, noise)
+        if heads[0] is None:
+            raise TypeError("the network has no head to tell its uncertainty by: head=True")
+        u = heads[0].to(loss).flatten(1).mean(1)
+        return torch.exp(-u) * loss + u
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _check_moments(known: Moments, n: int | None, name: str) -> None:
 for _kind in (
     *(networks.MLP, networks.UNet),
     *(sdes.EDM, sdes.VE, sdes.VP, sdes.SubVP, sdes.Wiener, sdes.OrnsteinUhlenbeck),
-    *(sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
+    *(sdes.RectifiedFlow, sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
     *(schedules.Cosine, schedules.Geometric, schedules.Linear, schedules.Power),
     *(schedules.Quadratic, schedules.Sigmoid, schedules.Tabulated),
     *(Units, Moments, Choice),
