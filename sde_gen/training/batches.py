@@ -232,5 +232,6 @@ def _as_it_is(value: object) -> object:
 def _unheard(worker: int) -> None:
     """A signal for the group of processes is for the one that trains: it ends its step first, for
     which it needs what the workers read."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)

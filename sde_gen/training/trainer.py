@@ -179,12 +179,13 @@ class Trainer(Saved[M]):
                     self._train(bar, interrupts)
             self.model.eval()
             self.save()
-            self.validation.give_best(self.average.gathered())
+            average = self.average.gathered()
+            self.validation.give_best(average)
             if interrupts.pending:
                 self._stop(interrupts)
         if self.accelerator:
             self.accelerator.wait_for_everyone()
-        return self.average.gathered().eval()
+        return average.eval()
 
     def _train(self, bar: Any, interrupts: Interrupts) -> None:
         self._stopping, saved, began = False, self.elapsed, self.step
