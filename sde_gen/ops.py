@@ -394,20 +394,18 @@ def check_finite(x: Tensor, name: str = "x") -> None:
 
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinite: in one pass, as a sum that is finite says it."""
-    if x.is_floating_point() and math.isfinite(float(x.detach().sum())):
-        return True
-    return bool(torch.isfinite(x).all())  # or it overflowed
+    whole = x.is_floating_point() and math.isfinite(float(x.detach().sum()))
+    return whole or bool(torch.isfinite(x).all())  # the sum may overflow
 
 
-def looks(t: Tensor) -> bool:
-    """Whether a check may look at values: on the CPU, where nothing is waited for, and not while a
-    graph is traced, which would be cut (``torch.compile``) or refused (``torch.export``)."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+def on_host(device: torch.device) -> bool:
+    """Whether a question to a tensor costs no synchronisation, and breaks no graph."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_time(t: Tensor, T: float) -> None:
-    """Raise ``ValueError`` unless every time lies in [0, T], where it ``looks``."""
-    if looks(t) and not bool(((t >= 0) & (t <= T * (1 + 1e-12))).all()):
+    """Raise ``ValueError`` unless every time lies in [0, T]; asked ``on_host`` only."""
+    if on_host(t.device) and not bool(((t >= 0) & (t <= T * (1 + 1e-12))).all()):
         raise ValueError(f"times must lie in [0, T] = [0, {T}], got {t.tolist()}")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import grids
 from .facts import facts_of
 from .moments import Moments, isotropic
-from .noise import Noise, Streams, on_host
+from .noise import Noise, Streams
 from .ops import (
     Time,
     act,
@@ -34,6 +34,7 @@ from .ops import (
     check_number,
     check_state,
     lasting,
+    on_host,
 )
 from .scores import Score
 from .sdes import SDE, KernelSDE, MatrixSDE, Reverse

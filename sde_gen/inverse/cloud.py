@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..moments import handed
-from ..noise import Streams, on_host
-from ..ops import as_integer
+from ..noise import Streams
+from ..ops import as_integer, on_host
 
 
 class Draws:

@@ -13,7 +13,7 @@ the device or on who asked first, and no global generator is touched.
 from __future__ import annotations
 
 from .path import BrownianPath
-from .philox import on_host, philox
+from .philox import philox
 from .streams import Impulses, Noise, Source, Streams, normal_like
 
 __all__ = [
@@ -23,6 +23,5 @@ __all__ = [
     "Source",
     "Streams",
     "normal_like",
-    "on_host",
     "philox",
 ]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops import on_host
+
 _LOW = 0xFFFFFFFF
 _WORD = 0xFFFFFFFFFFFFFFFF
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -103,11 +105,6 @@ def philox_words(seed: int, samples: Tensor | range, stream: int, size: int) -> 
     else:
         words = philox(_counters(samples, blocks), key)
     return words.reshape(len(samples), 4 * blocks)[:, :size]
-
-
-def on_host(device: torch.device) -> bool:
-    """Whether a question to a tensor costs no synchronisation, and no break of a graph."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @torch.library.custom_op("sde_gen::counters", mutates_args=())

@@ -9,8 +9,8 @@ from typing import TypeVar, Union
 import torch
 from torch import Tensor
 
-from ..ops import as_device, as_integer, check_count, check_kind, check_state, shown
-from .philox import hashed, name_of, on_host, philox_normal, philox_words, signed, size_of
+from ..ops import as_device, as_integer, check_count, check_kind, check_state, on_host, shown
+from .philox import hashed, name_of, philox_normal, philox_words, signed, size_of
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / phi, phi the golden ratio."""

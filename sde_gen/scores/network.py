@@ -42,8 +42,8 @@ from ..ops import (
     check_kind,
     check_state,
     check_time,
-    looks,
     match,
+    on_host,
 )
 from ..sdes import (
     Channel,
@@ -256,7 +256,11 @@ class ScoreNetwork(nn.Module, Score):
         r = _TABLE[self.prediction](alpha, sigma, self.facts.std)
 
         def denoised() -> Tensor:
-            if self.prediction in ("noise", "score") and looks(alpha) and bool((alpha == 0).any()):
+            if (
+                self.prediction in ("noise", "score")
+                and on_host(alpha.device)
+                and bool((alpha == 0).any())
+            ):
                 raise ValueError(
                     f"a network that predicts the {self.prediction} says nothing of the data where"
                     " alpha = 0: start the grid a little before"
@@ -332,7 +336,7 @@ def network_input(sde: KernelSDE, data_std: float, x: Tensor, t: Time) -> tuple[
 def check_positive(t: Tensor, sde: KernelSDE) -> None:
     """Raise ``ValueError`` unless a learned score can be read at these times."""
     check_time(t, sde.T)
-    if looks(t) and bool((t == 0).any()):
+    if on_host(t.device) and bool((t == 0).any()):
         raise ValueError(
             "a learned score is singular at t = 0: end the grid at a small positive time"
         )

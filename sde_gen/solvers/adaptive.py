@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from ..facts import facts_of
-from ..noise import BrownianPath, Noise, Streams, on_host
-from ..ops import Time, act, as_time, check_count, check_number, match
+from ..noise import BrownianPath, Noise, Streams
+from ..ops import Time, act, as_time, check_count, check_number, match, on_host
 from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, check_drift, drift
 from .runge_kutta import DORMAND_PRINCE, slope

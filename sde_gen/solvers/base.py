@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..noise import Noise, on_host
-from ..ops import Time, act, as_time
+from ..noise import Noise
+from ..ops import Time, act, as_time, on_host
 from ..sdes import SDE, KernelSDE, LinearSDE, Reverse
 
 N = TypeVar("N", covariant=True)
