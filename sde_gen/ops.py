@@ -399,15 +399,10 @@ def all_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())  # or it overflowed
 
 
-def looks(t: Tensor) -> bool:
-    """Whether a check may look at values: on the CPU, where nothing is waited for, and not while a
-    graph is traced, which would be cut (``torch.compile``) or refused (``torch.export``)."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def check_time(t: Tensor, T: float) -> None:
-    """Raise ``ValueError`` unless every time lies in [0, T], where it ``looks``."""
-    if looks(t) and not bool(((t >= 0) & (t <= T * (1 + 1e-12))).all()):
+    """Raise ``ValueError`` unless every time lies in [0, T]; looks at times on the CPU only."""
+    seen = t.device.type == "cpu" and not torch.compiler.is_compiling()
+    if seen and not bool(((t >= 0) & (t <= T * (1 + 1e-12))).all()):
         raise ValueError(f"times must lie in [0, T] = [0, {T}], got {t.tolist()}")
 
 

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from ..facts import Facts
 from ..moments import handed
-from ..ops import Time, as_time, check_callable, check_kind, check_number, lasting, looks, match
+from ..noise import on_host
+from ..ops import Time, as_time, check_callable, check_kind, check_number, lasting, match
 from ..schedules import Tabulated
 from ..sdes import EDM, VP, Evaluation, LinearSDE, RectifiedFlow
 from .network import Levels, Prediction, ScoreNetwork, check_positive, fitted, shaped
@@ -139,7 +140,7 @@ class Foreign(ScoreNetwork):
         t = as_time(t)
         check_positive(t, self.sde)
         near, far = self.span
-        if looks(t):
+        if on_host(t.device):
             if bool(((near <= t) & (t <= far)).all()):
                 return self._trained(x, t, context)
             self._warn(t)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from ..facts import Facts
+from ..noise import on_host
 from ..ops import (
     Time,
     as_time,
@@ -41,7 +42,6 @@ from ..ops import (
     check_kind,
     check_state,
     check_time,
-    looks,
     match,
 )
 from ..sdes import (
@@ -220,7 +220,8 @@ class ScoreNetwork(nn.Module, Score):
         r = _TABLE[self.prediction](alpha, sigma, self.facts.std)
 
         def denoised() -> Tensor:
-            if self.prediction in ("noise", "score") and looks(alpha) and bool((alpha == 0).any()):
+            blind = self.prediction in ("noise", "score") and on_host(alpha.device)
+            if blind and bool((alpha == 0).any()):
                 raise ValueError(
                     f"a network that predicts the {self.prediction} says nothing of the data where"
                     " alpha = 0: start the grid a little before"
@@ -296,7 +297,7 @@ def network_input(sde: KernelSDE, data_std: float, x: Tensor, t: Time) -> tuple[
 def check_positive(t: Tensor, sde: KernelSDE) -> None:
     """Raise ``ValueError`` unless a learned score can be read at these times."""
     check_time(t, sde.T)
-    if looks(t) and bool((t == 0).any()):
+    if on_host(t.device) and bool((t == 0).any()):
         raise ValueError(
             "a learned score is singular at t = 0: end the grid at a small positive time"
         )
