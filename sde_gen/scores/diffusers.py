@@ -99,8 +99,8 @@ def from_diffusers(
             (epsilon, sample, v_prediction; flow matching) are read. That of a pipeline by default.
         rounded: whole step numbers, the nearest, for networks that take no others; by default
             they are interpolated linearly in log SNR.
-        facts: what is known of the data, in the units of the network; the shape is read off
-            ``model.config``.
+        facts: what is known of the data, in the units of the network; a shape that they do not
+            tell is read off ``model.config``, as one of images.
 
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that
@@ -200,7 +200,8 @@ def to_diffusers(model: Score, scheduler: Any) -> ForDiffusers:
     ``to_diffusers(model, scheduler)(x, k).sample`` is what the scheduler takes (its
     ``prediction_type``) of a state in the units of the process at step k, by one call of the
     score at the same ratio of noise to signal: any linear process will do, whatever its clock.
-    ``DDIMScheduler(trained_betas=Chain(model.sde, 1000).betas)`` has the noise levels of a ``VP``.
+    A scheduler of the same N noise levels as a ``VP`` of our own has
+    ``trained_betas=Chain(sde, grids.uniform(sde, N, end=0)).betas``.
 
     Raises:
         TypeError: a score that does not know its process and shape. ValueError: a scheduler that
