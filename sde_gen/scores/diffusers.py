@@ -200,7 +200,8 @@ def to_diffusers(model: Score, scheduler: Any) -> ForDiffusers:
     ``to_diffusers(model, scheduler)(x, k).sample`` is what the scheduler takes (its
     ``prediction_type``) of a state in the units of the process at step k, by one call of the
     score at the same ratio of noise to signal: any linear process will do, whatever its clock.
-    ``DDIMScheduler(trained_betas=Chain(model.sde, 1000).betas)`` has the noise levels of a ``VP``.
+    A scheduler of the same N noise levels as a ``VP`` of our own has
+    ``trained_betas=Chain(sde, grids.uniform(sde, N, end=0)).betas``.
 
     Raises:
         TypeError: a score that does not know its process and shape. ValueError: a scheduler that

@@ -24,8 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -66,19 +65,16 @@ class Steps:
 
     sde: VP
     rounded: bool = False
+    _nodes: Tensor = field(init=False, repr=False, compare=False)
+    """log SNR at the nodes, falling."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.sde, VP) and isinstance(self.sde.schedule, Tabulated)):
             raise TypeError(f"steps are those of VP(Tabulated(betas)), got {self.sde!r}")
-
-    @cached_property
-    def _nodes(self) -> Tensor:
-        """log SNR at the nodes, falling."""
-        assert isinstance(self.sde.schedule, Tabulated)
         n = len(self.sde.schedule.betas)
-        with lasting():
-            t = torch.arange(1, n + 1, dtype=torch.float64) * (self.sde.T / n)
-            return self.sde.log_snr(t)
+        with lasting():  # now, and not in a graph that is traced
+            t = torch.arange(1, n + 1, dtype=torch.float64, device="cpu") * (self.sde.T / n)
+            object.__setattr__(self, "_nodes", self.sde.log_snr(t))
 
     def __call__(self, t: Time) -> Tensor:
         """k at times t, clamped to 0 .. N - 1."""
@@ -168,7 +164,7 @@ class Foreign(ScoreNetwork):
         index = t if self.index is None else self.index(t)
         scaled = x / match(alpha, x) if self.relative else x
         scaled, index = fitted(self.net, scaled, index)
-        rows = handed(index.reshape(-1), x.device).expand(len(x))
+        rows = handed(index.reshape(-1), x.device).expand(x.shape[0])
         levels: Levels = (alpha, sigma, sigma)
         return self._ask(x, scaled, rows, levels, context)
 

@@ -294,7 +294,7 @@ def _split(f: object, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if isinstance(f, Tensor) and f.shape == x.shape:
         return f.to(x.dtype), None
     if isinstance(f, Tensor) and x.ndim > 1:
-        twice = (len(x), 2 * x.shape[1], *x.shape[2:])
+        twice = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         if f.shape == twice:
             first, second = f.to(x.dtype).chunk(2, 1)
             return first, second
