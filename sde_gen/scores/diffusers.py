@@ -99,8 +99,8 @@ def from_diffusers(
             (epsilon, sample, v_prediction; flow matching) are read. That of a pipeline by default.
         rounded: whole step numbers, the nearest, for networks that take no others; by default
             they are interpolated linearly in log SNR.
-        facts: what is known of the data, in the units of the network; the shape is read off
-            ``model.config``.
+        facts: what is known of the data, in the units of the network; a shape that they do not
+            tell is read off ``model.config``, as one of images.
 
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ from ..moments import handed
 from ..ops import Time, as_time, check_callable, check_kind, check_number, lasting, match, on_host
 from ..schedules import Tabulated
 from ..sdes import EDM, VP, Evaluation, LinearSDE, RectifiedFlow
-from .network import Levels, Prediction, ScoreNetwork, check_positive, fitted, shaped
+from .network import Levels, Prediction, ScoreNetwork, check_positive, fitted
 
 _MOST = 1e4
 """The largest sigma / alpha that a denoiser is asked for, where it does not tell its own."""
@@ -100,8 +100,8 @@ class Foreign(ScoreNetwork):
         net: ``net(x, index, **context)`` -> F, the index one number a sample (B,); of twice the
             channels, the second half is the ``head`` of an ``Evaluation``.
         sde: the linear process whose states it was trained on.
-        prediction, facts: as in ``ScoreNetwork``; a shape or deviation that the network tells
-            (``config``, ``img_resolution``, ``sigma_data``) need not be in the facts.
+        prediction, facts: as in ``ScoreNetwork``; a shape or deviation that a network of images
+            tells (``config``, ``img_resolution``, ``sigma_data``) need not be in the facts.
         index: what it takes for the time t; t itself by default.
         span: the first and last time that it was trained on; all of (0, T] by default.
         relative: whether it takes x / alpha, and not x.
@@ -148,7 +148,7 @@ class Foreign(ScoreNetwork):
         up, down = self.sde.alpha(u) / alpha, self.sde.sigma(u) / sigma
         scale = torch.where(t > far, down, torch.where(t < near, up, 1.0))
         e = self._trained(match(scale, x) * x, u, context)
-        early, late = (match(v.to(t), x).bool() for v in (t < near, t > far))
+        early, late = (match(v.to(t), x).to(x.device).bool() for v in (t < near, t > far))
         pull = (match(alpha, x) * e.denoised - x) / match(sigma, x) ** 2
         score = torch.where(late, pull, match(scale, x) * e.score)
 
@@ -174,7 +174,7 @@ class Foreign(ScoreNetwork):
         self._warned = True
         near, far = self.span
         warnings.warn(
-            f"the network was trained for times {near:.6g} .. {far:.6g} of {self.sde!r:.80} and is"
+            f"the network was trained for times {near:.6g} .. {far:.6g} of its process and is"
             f" asked at {float(t.min()):.6g} .. {float(t.max()):.6g}: beyond, the score (nearer to"
             " the data) or the denoised state is held. Grids with start=, end= of .span stay"
             " inside. This is said once",
@@ -194,10 +194,12 @@ class _Function(nn.Module):
 
 
 def told(net: Any, facts: Facts | None) -> Facts:
-    """The facts, with what the network tells of shape and deviation where they do not."""
+    """The facts, with what a network of images tells of shape and deviation where they do not."""
     if facts is None:
         std = getattr(net, "sigma_data", None)
         facts = Facts() if std is None else Facts(std=float(std))
+    if facts.shape is not None:
+        return facts
     size, channels = getattr(net, "img_resolution", None), getattr(net, "img_channels", None)
     config = getattr(net, "config", None)
     if config is not None and size is None:
@@ -205,7 +207,7 @@ def told(net: Any, facts: Facts | None) -> Facts:
     if size is None or channels is None:
         return facts
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    return shaped(facts, (channels, *sides))
+    return replace(facts, shape=(channels, *sides))
 
 
 def from_denoiser(
