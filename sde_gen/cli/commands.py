@@ -263,7 +263,13 @@ def _classes(y: Tensor) -> int:
 def _process(name: str) -> LinearSDE:
     from .. import sdes
 
-    kinds = {"vp": sdes.VP, "subvp": sdes.SubVP, "ve": sdes.VE, "edm": sdes.EDM}
+    kinds = {
+        "vp": sdes.VP,
+        "subvp": sdes.SubVP,
+        "ve": sdes.VE,
+        "edm": sdes.EDM,
+        "flow": sdes.RectifiedFlow,
+    }
     process: LinearSDE = kinds[name]()
     return process
 

@@ -104,14 +104,10 @@ def from_diffusers(
 
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that
-            is not known.
+            is not known. ImportError: a folder, and no diffusers to read it.
     """
     if isinstance(model, str | os.PathLike):
-        from diffusers import DiffusionPipeline
-
-        model = DiffusionPipeline.from_pretrained(
-            os.fspath(model), local_files_only=True, use_safetensors=True
-        )
+        model = _loaded(os.fspath(model))
     if scheduler is None:
         scheduler = getattr(model, "scheduler", None)
         inner = getattr(model, "unet", None) or getattr(model, "transformer", None)
@@ -124,6 +120,15 @@ def from_diffusers(
     c = _convention(scheduler, rounded)
     found = told(model, facts)
     return Foreign(_FromDiffusers(model), c.sde, c.prediction, found, c.step, c.span)
+
+
+def _loaded(folder: str) -> Any:
+    """The pipeline in a folder."""
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError("a folder is read by diffusers: pip install diffusers") from error
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 class _FromDiffusers(nn.Module):
