@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 import torch
@@ -78,6 +79,29 @@ def test_the_draws_of_a_look_are_the_same_every_time():
     other = Trainer(model, X, recipe=Recipe(steps=1, batch=333, holdout=0.2), transform=jitter)
     assert float(other.validation.loss(model)) == pytest.approx(float(first), rel=1e-5)
     assert model.training
+
+
+def test_what_is_held_out_is_read_once_wherever_it_lies():
+    class Items:
+        read: ClassVar = []
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            self.read.append(i)
+            return X[i]
+
+    recipe = Recipe(steps=25, batch=8, holdout=0.2)
+    options = {"recipe": recipe, "objective": square, "device": "cpu"}
+    memory = Trainer(Constant(), X, **options)
+    disk = Trainer(Constant(), Items(), **options)
+    for trainer in (memory, disk):
+        trainer.run(progress=False)
+    assert memory.validation.losses == disk.validation.losses
+    held = Order(N, 0, 0.2).held
+    once = sum(i in held for i in Items.read[16:])  # 16 were looked at before the run
+    assert once == 1024
 
 
 def tempting(seed: int) -> torch.Tensor:

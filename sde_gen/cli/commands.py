@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import KEPT, text_of
-from .reading import Data, read_data, split_data, tell_seen
+from .reading import Data, read_data, say, split_data, tell_seen
 
 if TYPE_CHECKING:
     from ..networks import Network
@@ -82,11 +82,8 @@ def _recipe(options: argparse.Namespace, n: int) -> Recipe:
     if holdout:
         held = n - Order(n, options.seed, holdout).trained
         end = "it ends the run when it no longer falls (--patience 0: never)" if patience else ""
-        print(
-            f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
-            + (f"; {end}" if end else ""),
-            flush=True,
-        )
+        said = f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
+        say(f"{said}; {end}" if end else said)
     return Recipe(
         steps=options.steps,
         minutes=options.minutes,

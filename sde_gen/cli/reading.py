@@ -100,11 +100,19 @@ def _read_images(options: argparse.Namespace, path: Path) -> Data:
     channels: Literal[1] | None = 1 if options.grey else None
     images = data.Images(path, size_of(options.size), options.crop, channels)
     in_memory = images.nbytes <= IN_MEMORY and images.crop == "centre"
-    print(_told(images, in_memory), flush=True)
+    say(_told(images, in_memory))
     if in_memory:
         return Data(images.load(), images.labels, 256, images.classes)
     x = data.glance(images, KNOWN_BY)["x"]
     return Data(x, images.labels, 256, images.classes, images)
+
+
+def say(line: str) -> None:
+    """Print a line, once, however many processes there are."""
+    from ..many import place
+
+    if place()[0] == 0:
+        print(line, flush=True)
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 
 from ..facts import Facts
-from ..noise import on_host
 from ..ops import (
     Time,
     as_time,

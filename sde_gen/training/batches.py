@@ -27,6 +27,8 @@ from ..ops import check_count
 from .inputs import Transform
 from .losses import Context
 
+KEPT = 2**28
+"""Bytes of what is held out that are read once and kept."""
 AHEAD = 4096
 """Samples whose items are worked out at once."""
 
@@ -89,6 +91,7 @@ class Reader:
         self.transforms, self.levels, self.workers = tuple(transforms), levels, workers
         self._held = order.held
         self._other_seed = hashed(f"held out {order.seed}".encode())
+        self._read: dict[tuple[int, int], Rows] = {}
         self._known = (range(0), torch.empty(0, dtype=torch.int64))
         self._stream: Iterator[tuple[range, Rows | str]] = iter(())
         self._next = range(0)
@@ -120,8 +123,11 @@ class Reader:
         items = self._held[v % len(self._held)]
         if isinstance(self.source, Memory):
             rows = self.source.rows(items.to(self.device))
-        else:
+        elif (rows := self._read.get((first, n), {})) == {}:
             rows = read(self.source, items.tolist(), v.tolist(), self._other_seed)
+            size = sum(value.nbytes for value in rows.values())
+            if size * (len(self._read) + 1) <= KEPT:
+                self._read[first, n] = rows
         return self._ready(rows, Streams(self._other_seed, first), device)
 
     def trained(self, size: int = 4096) -> Iterator[Tensor]:
