@@ -133,7 +133,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")
     add.add_argument("--minutes", type=float, help="most minutes")
     add.add_argument("--epochs", type=float, help="most times that each of the data is seen")
-    add.add_argument("--batch", type=int, default=256, help="samples in a step (default: 256)")
+    add.add_argument("--batch", type=int, help="samples in a step (default: by data and device)")
     add.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 0.002)")
     processes = ("vp", "subvp", "ve", "edm", "flow")
     add.add_argument("--sde", choices=processes, default="vp", help="process")
