@@ -188,8 +188,8 @@ assert error["divergences, one"] < error["path, one step"] / 3
 #   b=\alpha_s\Big(1-\frac{w_s}{w_t}\Big),\quad \tilde v=\sigma_s^2\Big(1-\frac{w_s}{w_t}\Big).$$
 #
 # The model has $D(x_t)$ where that has $x_0$. With the same variance the divergence is the squared
-# distance of the means, and because $x_t=\alpha x_0+\sigma z$ that can be told as an error of the
-# data, of the noise, or of the score $-z/\sigma$:
+# distance of the means over $2\tilde v$, and because $x_t=\alpha x_0+\sigma z$ that can be told as
+# an error of the data, of the noise, or of the score $-z/\sigma$:
 #
 # $$L_{t-1}=\tfrac12\Big(\tfrac1{w_s}-\tfrac1{w_t}\Big)\mathrm E|x_0-D|^2
 #   =\tfrac12\Big(\tfrac{w_t}{w_s}-1\Big)\mathrm E|z-\hat z|^2
