@@ -182,12 +182,13 @@ assert average < 0.03
 plots.image_grid(torch.cat(rows), rows=7, labels=names)
 
 # %% [markdown]
-# ## Three names for one thing
+# ## Five names for one thing
 #
-# A network may predict the noise $z$, the data $x_0$, the velocity $v=\alpha z-\sigma x_0$ or
-# Karras' preconditioned residual: each is the score up to a known linear map. Exactly the same
-# loss, exactly the same optimum, but not the same *errors*: if the output is wrong by $\epsilon$,
-# the denoised state is wrong by a factor that depends on the noise.
+# A network may predict the noise $z$, the data $x_0$, the velocity $v=\alpha z-\sigma x_0$, the
+# flow $u=z-x_0$ of flow matching or Karras' preconditioned residual: each is the score up to a
+# known linear map. Exactly the same loss, exactly the same optimum, but not the same *errors*: if
+# the output is wrong by $\epsilon$, the denoised state is wrong by a factor that depends on the
+# noise.
 
 # %%
 t = sde.time_at(torch.linspace(9, -9, 200))
@@ -197,6 +198,7 @@ factors = {
     "noise": sigma / alpha,
     "data": torch.ones_like(t),
     "velocity": sigma / (alpha**2 + sigma**2),
+    "flow": sigma / (alpha + sigma),
     "preconditioned": 0.5 * sigma / v.sqrt(),
 }
 figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=120)
@@ -213,9 +215,11 @@ figure
 
 # %% [markdown]
 # "noise" multiplies errors without bound at large noise; "data" gives no help at small noise,
-# where the answer is known almost exactly. The other two are small at small noise *and* bounded at
-# large noise. `"preconditioned"` is the default. One check that the four really are one score: the
-# same ideal denoiser, read in each way.
+# where the answer is known almost exactly. The others are small at small noise *and* bounded at
+# large noise. `"preconditioned"` is the default. Flow matching is thereby no other method: its $u$
+# is the mean of $\mathrm{d}x_t/\mathrm{d}t$ on the straight path $x_t=(1-t)\,x_0+t\,z$
+# (`sg.RectifiedFlow()`), and a network of it serves every process at the same ratio of noise to
+# signal. One check that the five really are one score: the same ideal denoiser, read in each way.
 
 
 # %%
@@ -237,6 +241,7 @@ class Ideal(torch.nn.Module):
             "noise": noise,
             "data": denoised,
             "velocity": a * noise - s * denoised,
+            "flow": noise - denoised,
             "preconditioned": (denoised - a * 0.25 / norm**2 * x) * norm / (s * 0.5),
         }[self.target]
 
@@ -300,4 +305,4 @@ assert max(gaps) - min(gaps) < 0.005
 # - Least squares finds conditional means, and the score is one: that is all of denoising score
 #   matching.
 # - The exact score of the data copies them. New samples come from the network's smoothness.
-# - Noise, data, velocity: one score. They differ in which errors they forgive.
+# - Noise, data, velocity, flow: one score. They differ in which errors they forgive.

@@ -88,6 +88,12 @@ def shared(work: Work, n: int, chunk: int) -> Tensor:
     return torch.cat([parts[c % processes][c // processes] for c in range(count)])
 
 
+def meet() -> None:
+    """Wait until every process is here."""
+    if place()[1] > 1:
+        dist.barrier(_group())
+
+
 def _checked(x: Tensor, count: int) -> Tensor:
     if tuple(getattr(x, "shape", ())[:1]) != (count,):
         raise ValueError(f"work must return {count} rows, as it was asked for, got {shown(x)}")

@@ -425,7 +425,8 @@ def _check_grid(process: SDE, times: Tensor | Sequence[float], solver: Solver) -
             f"times must {way} for {describe(process)}; only an ODE (a probability flow, eta = 0)"
             " runs both ways"
         )
-    reads_zero = float(grid[0]) == 0 or (float(grid[-1]) == 0 and solver.evaluates_end)
+    reads_end = solver.evaluates_end and not solver.reaches_zero
+    reads_zero = float(grid[0]) == 0 or (float(grid[-1]) == 0 and reads_end)
     if reads_zero and process.singular:
         raise ValueError(
             f"{type(solver).__name__} on this grid reads the score at t = 0, where it is"

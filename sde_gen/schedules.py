@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -271,6 +271,7 @@ class Tabulated(Schedule):
 
     betas: tuple[float, ...]
     T: float = 1.0
+    _table: Tensor = field(init=False, repr=False, compare=False)
 
     def __init__(self, betas: Sequence[float] | Tensor, T: float = 1.0) -> None:
         values = as_real(betas, "betas").cpu()
@@ -282,12 +283,9 @@ class Tabulated(Schedule):
             )
         object.__setattr__(self, "betas", tuple(values.tolist()))
         object.__setattr__(self, "T", check_number(T, "T", above=0))
-
-    @cached_property
-    def _table(self) -> Tensor:
-        with lasting():
-            steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
-            return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        with lasting():  # now, and not in a graph that is traced
+            steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64, device="cpu"))
+            object.__setattr__(self, "_table", torch.cat([steps.new_zeros(1), steps.cumsum(0)]))
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = len(self.betas)

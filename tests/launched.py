@@ -77,8 +77,9 @@ def main() -> None:
         found = state_of(trainer)
         gathered = trainer.accelerator.gather(torch.stack(drawn).unsqueeze(0)).clone()
         if trainer.is_main:
-            # (ranks, steps, part, ...) -> (steps, batch, ...)
-            found["drawn"] = gathered.transpose(0, 1).flatten(1, 2)
+            # (ranks, steps x parts, part of a batch, ...) -> (steps, batch, ...)
+            parts = gathered.unflatten(1, (-1, trainer.recipe.accumulate))
+            found["drawn"] = parts.transpose(0, 1).flatten(1, 3)
             torch.save(found, f"{out}.{i}")
 
 

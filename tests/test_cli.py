@@ -247,6 +247,13 @@ def test_arrays_and_folders_of_images(tmp_path):
     assert (load(tmp_path / "m3").classes, load(tmp_path / "m3").shape) == (None, (3, 16, 12))
 
 
+def test_straight_paths_are_trained_and_sampled(tmp_path):
+    short = ("--steps", 1, "--batch", 4, "--channels", 8, "--device", "cpu")
+    assert run("train", "two_moons", "--sde", "flow", "--out", tmp_path / "m", *short) == 0
+    assert load(tmp_path / "m").sde == sg.RectifiedFlow()
+    assert np.isfinite(drawn(tmp_path / "m", "--n", 5)["x"]).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "channels", "wanted"),
     [

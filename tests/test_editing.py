@@ -13,6 +13,7 @@ from sde_gen.likelihood import between, decode, encode, interpolate, redraw, rel
 
 F64 = torch.float64
 VP = sg.VP()
+TURNING = sg.MatrixOrnsteinUhlenbeck(((-0.8, 1.5), (-0.6, -0.5)), ((0.9, 0.2), (0.0, 0.7)))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -121,10 +122,47 @@ def test_gradients_go_through_both() -> None:
     torch.testing.assert_close(gradient, torch.ones_like(x), rtol=0, atol=1e-6)
 
 
-def test_matrix_processes_are_refused() -> None:
+@pytest.mark.parametrize("sde", [sg.CriticallyDamped(), TURNING], ids=["damped", "turning"])
+def test_states_of_matrix_processes_have_latents(sde: sg.MatrixSDE) -> None:
+    """Gaussian data keep P_t^(-1/2) (x - m_t) up to a rotation: its length, and the way back."""
+    low = torch.tensor([[0.6, 0.0], [0.3, 0.4]], dtype=F64)
+    mean = torch.tensor([[0.5, -0.2]], dtype=F64)
+    score = sg.CorrelatedMixture(sde, torch.ones(1), mean, low @ low.mT)
+    x = score.sample(6, seeded())
+    if sde.added:
+        x, _ = sde.begin(x, seeded(1))
+    z = encode(score, x)
+    torch.testing.assert_close(decode(score, z), x, rtol=0, atol=1e-4)
+
+    def length(state: torch.Tensor, t: float) -> torch.Tensor:
+        # States are (2, 2) for data in the plane with velocities, (2,) where the process mixes them.
+        one = torch.eye(2 if sde.added else 1, dtype=F64)
+        phi, a = torch.kron(sde.transition(t), one), torch.kron(sde.alpha(t), one)
+        start = torch.eye(len(phi), dtype=F64) * sde.covariance(0.0)[-1, -1]
+        start[:2, :2] = low @ low.mT
+        law = phi @ start @ phi.mT + torch.kron(sde.spread(t), one)
+        away = state.flatten(1) - a @ mean[0]
+        return (away * torch.linalg.solve(law, away.mT).mT).sum(1)
+
+    end = sg.ops.act(sde.sigma(sde.T), z)
+    torch.testing.assert_close(length(end, sde.T), length(x, 0.0), rtol=1e-3, atol=1e-3)
+    path = interpolate(score, x[:2], x[2:4], [0.0, 1.0])
+    torch.testing.assert_close(path[1], x[2:4], rtol=0, atol=1e-4)
+
+
+def test_units_of_states_go_in_and_out() -> None:
     sde = sg.CriticallyDamped()
     score = sg.CorrelatedMixture(sde, torch.ones(1), torch.zeros(1, 2), 0.3 * torch.eye(2))
-    x = torch.zeros(1, 2, 2)
-    for f in (lambda: encode(score, x), lambda: decode(score, x), lambda: redraw(score, x, 0.5)):
-        with pytest.raises(TypeError, match="LinearSDE"):
-            f()
+    units = sg.facts.Units(torch.tensor(3.0), torch.tensor(10.0))
+    model = score.with_facts(sg.Facts((2,), score.facts.std, None, units))
+    x, _ = sde.begin(score.sample(3, seeded()), seeded(1))
+    moved = torch.cat([3 + 10 * x[:, :1], x[:, 1:]], 1)
+    torch.testing.assert_close(encode(model, moved), encode(score, x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(decode(model, encode(model, moved)), moved, rtol=0, atol=1e-3)
+
+
+def test_redrawing_states_is_refused() -> None:
+    sde = sg.CriticallyDamped()
+    score = sg.CorrelatedMixture(sde, torch.ones(1), torch.zeros(1, 2), 0.3 * torch.eye(2))
+    with pytest.raises(TypeError, match=r"LinearSDE.*sde\.perturb"):
+        redraw(score, torch.zeros(1, 2, 2), 0.5)

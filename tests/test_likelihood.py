@@ -125,7 +125,7 @@ def test_probes_never_choose_a_step(monkeypatch, solver):
     assert float((one - other).abs().max()) > 0.1
     both = (one + other) / 2
     if solver is None:
-        exact = log_prob(score, x, steps=32).value
+        exact = log_prob(score, x, steps=56).value
         torch.testing.assert_close(both, exact, rtol=0, atol=1e-10)
     # Steps of 1e-4; the point far out, whose logarithm is -200, costs relatively as much.
     torch.testing.assert_close(both, score.log_prob(x), rtol=1e-3, atol=5e-3)

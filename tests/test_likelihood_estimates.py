@@ -17,7 +17,7 @@ import sde_gen as sg
 from sde_gen.likelihood import Estimate, bits_per_dim, importance_bounds, log_prob
 from sde_gen.likelihood.probes import hadamard_size, orthogonal_signs, spread_of
 from sde_gen.likelihood.watch import Watch
-from sde_gen.likelihood.whitened import weights_of
+from sde_gen.likelihood.whitened import slopes_of, weights_of
 from sde_gen.noise import Streams
 
 F64 = torch.float64
@@ -202,6 +202,16 @@ def test_quadrature_has_order_six() -> None:
         assert weights_of(u) @ u**n == pytest.approx(1 / (n + 1))
 
 
+def test_slopes_have_order_five() -> None:
+    errors = []
+    for n in (12, 24, 48):
+        u = np.linspace(0.3, 2.0, n + 1)
+        errors.append(float(np.abs(slopes_of(u) @ np.sin(5 * u) - 5 * np.cos(5 * u)).max()))
+    assert all(s > 4.5 for s in problems.slopes(errors)), errors
+    u = np.linspace(0.0, 1.0, 3)
+    assert slopes_of(u) @ u**2 == pytest.approx(2 * u)
+
+
 @pytest.mark.parametrize("make", [problems.mixture, problems.line, problems.ring])
 @pytest.mark.parametrize("steps", [16, 32, 64])
 def test_the_bias_covers_the_error(make: object, steps: int) -> None:
@@ -209,19 +219,23 @@ def test_the_bias_covers_the_error(make: object, steps: int) -> None:
     x = law.sample(200, seeded())
     found = log_prob(law, x, steps=steps)
     error = found.value - law.log_prob(x)
-    assert found.calls == steps + 1 + steps - steps // 4 + 1
+    assert found.calls == steps + 1
     assert float(error.mean().abs()) <= float(found.mean().bias)
-    # Some single samples happen to be the same in both runs.
-    assert float((error.abs() <= found.bias).double().mean()) > 0.65
+    # Where signs change along the path, what it misses may add up to nothing.
+    assert float((error.abs() <= found.bias).double().mean()) > 0.75
+    if steps == 64:
+        # Where steps are short the bar is twice the error, and no more.
+        size = [problems.rms(v) for v in (error, found.bias)]
+        assert 1.5 * size[0] < size[1] < 2.5 * size[0]
 
 
 def test_more_steps_converge_at_order_three() -> None:
     law = problems.line(VP)
     x = law.sample(100, seeded())
     errors = [
-        problems.rms(log_prob(law, x, steps=n).value - law.log_prob(x)) for n in (24, 48, 96)
+        problems.rms(log_prob(law, x, steps=n).value - law.log_prob(x)) for n in (48, 96, 192)
     ]
-    assert all(s > 2.8 for s in problems.slopes(errors)), errors
+    assert all(s > 2.6 for s in problems.slopes(errors)), errors
 
 
 def test_gradients_are_the_score() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,8 @@ def model(tmp_path_factory) -> Path:
     for p in net.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     save(sg.ScoreNetwork(net, sg.VP(), facts=sg.Facts((1, 8, 8), 0.5, levels=17)), folder)
+    levels = np.random.default_rng(0).integers(0, 17, (20, 1, 8, 8))
+    np.savez(folder / "real.npz", x=levels, y=np.arange(20) % 10)
     return folder
 
 
@@ -190,7 +194,8 @@ options = ["--steps", "3", "--chunk", "4", "--device", "cpu"]
 sample = ["sample", model, "--n", "10", "--eta", "1", *options, "--out"]
 codes = [main([*sample, f"{out}/x.npz"]), main([*sample, f"{out}/shards"])]
 codes += [main([*sample, f"{out}/images", "--format", "png"])]
-codes += [main(["evaluate", model, "digits", "--n", "10", "--bits", *options])]
+real = [f"{model}/real.npz", "--key", "x", "--labels", "y", "--levels", "17"]
+codes += [main(["evaluate", model, *real, "--n", "10", "--bits", *options])]
 sys.exit(max(codes))
 """
 
@@ -217,14 +222,25 @@ def launched(model: Path, out: Path, processes: int) -> tuple[str, dict[str, str
     told = [process.communicate(timeout=240) for process in running]
     assert not any(process.returncode for process in running), told
     assert not any(text for text, _ in told[1:])
+    return outcome(told[0][0], out)
+
+
+def outcome(text: str, out: Path) -> tuple[str, dict[str, str]]:
     files = [f for f in sorted(out.rglob("*")) if f.is_file()]
     sums = {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    return told[0][0].replace(str(out), ""), sums
+    return text.replace(str(out), ""), sums
 
 
 @pytest.fixture(scope="module")
 def alone(model, tmp_path_factory) -> tuple[str, dict[str, str]]:
-    return launched(model, tmp_path_factory.mktemp("alone") / "out", 1)
+    """One process: this one."""
+    out, told = tmp_path_factory.mktemp("alone"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+        patch.setattr(sys, "argv", ["-c", str(model), str(out)])
+        with pytest.raises(SystemExit) as stop:
+            exec(COMMANDS, {})
+    assert stop.value.code == 0
+    return outcome(told.getvalue(), out)
 
 
 def check_same(model: Path, out: Path, alone: tuple[str, dict[str, str]], processes: int) -> None:

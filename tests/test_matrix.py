@@ -902,7 +902,7 @@ def test_a_network_s_score_is_the_lifted_score_of_the_scalar_network() -> None:
         net.output.weight.normal_()
     x = states(blob(CLD), 6, 0.3)
     for t in (1e-3, 0.2, torch.tensor([0.1, 0.2, 0.3, 0.5, 0.9, 1.0], dtype=F64)):
-        for prediction in ("noise", "data", "velocity", "preconditioned"):
+        for prediction in ("noise", "data", "velocity", "flow", "preconditioned"):
             own = ScoreNetwork(net, CLD, prediction, facts=Facts(std=0.7))
             lifted = Lifted(ScoreNetwork(net, EDM(400.0), prediction, facts=Facts(std=0.7)), CLD)
             torch.testing.assert_close(own(x, t), lifted(x, t), rtol=1e-6, atol=1e-6)

@@ -40,8 +40,10 @@ def points(n: int = 6) -> Tensor:
     return torch.randn(n, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "score", "preconditioned"])
-@pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(20.0), sg.SubVP()], ids=repr)
+@pytest.mark.parametrize(
+    "prediction", ["noise", "data", "velocity", "flow", "score", "preconditioned"]
+)
+@pytest.mark.parametrize("sde", [sg.VP(), sg.EDM(20.0), sg.SubVP(), sg.RectifiedFlow()], ids=repr)
 def test_a_network_denoises_as_tweedie_says(prediction: Prediction, sde: LinearSDE) -> None:
     torch.manual_seed(0)
     model = sg.ScoreNetwork(Counted(), sde, prediction, sg.Facts(std=0.7))

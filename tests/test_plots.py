@@ -416,3 +416,26 @@ def test_rank_curves_are_the_distribution_less_the_even_one_within_kolmogorovs_b
 def test_rank_curves_say_what_is_wrong(ranks, error, said):
     with pytest.raises(error, match=said):
         plots.rank_curves(ranks)
+
+
+# --- runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 30, 1000])
+def test_a_loss_curve_shows_every_look_and_their_means(n):
+    history = [(10 * i, 1 / i) for i in range(1, n + 1)]
+    (axes,) = plots.loss_curve(history, [(10, 2.0), (20, math.nan)]).axes
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["loss"], history)
+    np.testing.assert_allclose(lines["validation"], [[10, 2.0]])
+    if n < 100:
+        assert set(lines) == {"loss", "validation"}
+    else:
+        blocks = np.array(history).reshape(50, -1, 2).mean(1)
+        np.testing.assert_allclose(lines["its mean"], blocks)
+        assert axes.get_yscale() == "log"
+
+
+def test_a_loss_curve_needs_a_loss():
+    with pytest.raises(ValueError, match="one finite loss"):
+        plots.loss_curve([(1, math.nan)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+from sde_gen import VP
 from sde_gen.schedules import (
     Cosine,
     Geometric,
@@ -195,3 +196,34 @@ def test_the_cosine_clock_runs_to_its_end(total: float, offset: float) -> None:
     u = torch.tensor([0.2, 1.0, 1.9], dtype=F64, requires_grad=True)
     (slope_found,) = torch.autograd.grad(clock.integral(u).sum(), u)
     torch.testing.assert_close(slope_found, clock.beta(u.detach()), rtol=1e-10, atol=0)
+
+
+# A chain that ends without signal.
+
+SHORT = torch.tensor([0.1, 0.4, 0.3, 1.0], dtype=F64)
+
+
+def test_a_chain_may_end_without_signal() -> None:
+    clock = Tabulated(SHORT, T=2.0)
+    nodes = torch.arange(5, dtype=F64) / 2
+    abar = torch.cat([torch.ones(1, dtype=F64), torch.cumprod(1 - SHORT, 0)])
+    torch.testing.assert_close(torch.exp(-clock.integral(nodes)), abar, rtol=1e-13, atol=0)
+    # In the last part exp(-B) falls linearly, at the rate that beta says.
+    t = 1.5 + torch.tensor([0.0, 0.1, 0.3, 0.499], dtype=F64)
+    signal = abar[3] * (2.0 - t) / 0.5
+    torch.testing.assert_close(torch.exp(-clock.integral(t)), signal, rtol=1e-12, atol=0)
+    t.requires_grad_()
+    (rate,) = torch.autograd.grad(clock.integral(t).sum(), t)
+    torch.testing.assert_close(rate, clock.beta(t).detach(), rtol=1e-12, atol=0)
+    assert math.isinf(float(clock.integral(2.0)))
+    assert math.isinf(float(clock.beta(2.0)))
+
+
+def test_time_is_found_again_where_the_signal_ends() -> None:
+    clock = Tabulated(SHORT, T=2.0)
+    t = torch.tensor([0.0, 0.3, 0.5, 1.2, 1.5, 1.7, 1.99, 2.0], dtype=F64)
+    torch.testing.assert_close(clock.time_at(clock.integral(t)), t, rtol=1e-12, atol=1e-15)
+    sde = VP(clock)
+    torch.testing.assert_close(sde.time_at(sde.log_snr(t)), t, rtol=1e-12, atol=1e-15)
+    assert float(sde.alpha(2.0)) == 0
+    assert float(sde.sigma(2.0)) == 1

@@ -61,7 +61,10 @@ from sde_gen.scores import Given, exact
 from sde_gen.scores.network import Prediction, network_input
 from sde_gen.sdes import KernelSDE, MatrixSDE
 
-PROCESSES = [VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()]
+PROCESSES = [
+    *(VP(), SubVP(), VE(Geometric(0.01, 5.0)), EDM(8.0), OrnsteinUhlenbeck()),
+    RectifiedFlow(),
+]
 
 
 def image_mixture(sde: LinearSDE) -> GaussianMixture:
@@ -354,12 +357,15 @@ class Oracle(nn.Module):
             "noise": z,
             "data": x_0,
             "velocity": (alpha * z - sigma * x_0) / torch.hypot(alpha, sigma),
+            "flow": z - x_0,
             "score": -z / sigma,
             "preconditioned": (x_0 - skip * x) / out,
         }[self.prediction]
 
 
-@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "score", "preconditioned"])
+@pytest.mark.parametrize(
+    "prediction", ["noise", "data", "velocity", "flow", "score", "preconditioned"]
+)
 @pytest.mark.parametrize("sde", PROCESSES, ids=repr)
 @pytest.mark.parametrize("data_std", [1.0, 0.4])
 def test_every_prediction_is_the_same_score(
@@ -370,6 +376,8 @@ def test_every_prediction_is_the_same_score(
     oracle = Oracle(sde, prediction, m, c, data_std)
     learned = ScoreNetwork(oracle, sde, prediction, Facts(std=data_std))  # type: ignore[arg-type]
     for t in times(sde, 5):
+        # A network is told of no more noise than 10,000 times the signal.
+        t = t.clamp_max(float(sde.time_at(-2 * math.log(1e4))))
         x = start(score, 5, t)
         torch.testing.assert_close(learned(x, t), score(x, t), rtol=1e-8, atol=1e-8)
 

@@ -557,7 +557,8 @@ def test_the_bar_moves_with_slow_steps(monkeypatch):
     clock = Clock(monkeypatch, 30.0)
     recipe = Recipe(minutes=2.0, batch=16)
     trainer = Trainer(small(), DATA, recipe=recipe, transform=clock, device="cpu")
-    monkeypatch.setattr(trainer, "_bar", lambda show: contextlib.nullcontext(Bar()))
+    bar = contextlib.nullcontext(Bar())
+    monkeypatch.setattr("sde_gen.training.trainer.bar_of", lambda show: bar)
     trainer.run()
     assert Bar.shown == [25, 50, 75, 100]
     assert len(trainer.history) == 4

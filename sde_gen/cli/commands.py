@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
 
@@ -30,7 +31,7 @@ def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
     from ..facts import Facts
     from ..scores import ScoreNetwork
-    from ..training import train
+    from ..training import LossPlot, pick_device, train
     from ..training.folder import check_free
 
     check_writable(Path(options.out) / "config.json")
@@ -40,10 +41,13 @@ def _train(options: argparse.Namespace) -> None:
     # The columns of a table have units of their own.
     table = data.x.ndim == 2 and data.levels is None
     facts = Facts.of(data.x, "column" if table else None, classes=data.classes, levels=data.levels)
-    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
+    device = pick_device(options.device).type
+    choose_size(options, data.x.shape[1:], device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
+    print(chosen(net, options.batch, device), flush=True)
+    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
     folder = Path(options.out)
     if not options.resume:
         if not options.overwrite:
@@ -54,6 +58,7 @@ def _train(options: argparse.Namespace) -> None:
         data.items,
         recipe=recipe,
         transform=transforms,
+        callbacks=[LossPlot()],
         device=options.device,
         folder=options.out,
         resume=options.resume,
@@ -260,7 +265,13 @@ def _classes(y: Tensor) -> int:
 def _process(name: str) -> LinearSDE:
     from .. import sdes
 
-    kinds = {"vp": sdes.VP, "subvp": sdes.SubVP, "ve": sdes.VE, "edm": sdes.EDM}
+    kinds = {
+        "vp": sdes.VP,
+        "subvp": sdes.SubVP,
+        "ve": sdes.VE,
+        "edm": sdes.EDM,
+        "flow": sdes.RectifiedFlow,
+    }
     process: LinearSDE = kinds[name]()
     return process
 
@@ -277,7 +288,9 @@ def _network(data: Data, channels: int | None) -> Network:
         return UNet.digits(classes)
     largest = max(shape[1:])
     halvings = max(1, min(3, (largest - 1).bit_length() - 2))
-    return UNet(shape, channels or 64, (1, *[2] * halvings), blocks=2, classes=classes)
+    channels = channels or 64
+    blocks = 2 if channels >= 64 else 1
+    return UNet(shape, channels, (1, *[2] * halvings), blocks, classes=classes)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

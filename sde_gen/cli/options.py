@@ -133,9 +133,10 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")
     add.add_argument("--minutes", type=float, help="most minutes")
     add.add_argument("--epochs", type=float, help="most times that each of the data is seen")
-    add.add_argument("--batch", type=int, default=256, help="samples in a step (default: 256)")
+    add.add_argument("--batch", type=int, help="samples in a step (default: by data and device)")
     add.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 0.002)")
-    add.add_argument("--sde", choices=("vp", "subvp", "ve", "edm"), default="vp", help="process")
+    processes = ("vp", "subvp", "ve", "edm", "flow")
+    add.add_argument("--sde", choices=processes, default="vp", help="process")
     add.add_argument("--channels", type=int, help="width of the network (default: by the data)")
     add.add_argument("--flip", action="store_true", help="mirror images at random")
     add.add_argument(

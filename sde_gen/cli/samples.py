@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..data import check_writable, quantise
-from ..many import Work, chunks, own_device, place, shared
+from ..many import Work, chunks, meet, own_device, place, shared
 from ..training import load, pick_device
 from ..training.checkpoints import write
 from .commands import _labels
@@ -51,6 +51,7 @@ def sample(options: argparse.Namespace) -> None:
     if not out.suffix:
         asked = {**identity(model, options), "format": kind, "n": n}
         check_folder(out, asked)
+        meet()  # all have looked at what was there before one of them writes
         known = write_folder(out, asked, work, labels)
         tell(f"{out}: {n} samples of shape {model.shape}, {known} of them were there")
         return

@@ -16,56 +16,77 @@ from torch import Tensor
 
 from .. import grids
 from ..noise import Streams
-from ..ops import as_real, check_choice, check_count, check_finite, check_number, check_state
+from ..ops import act, as_real, check_choice, check_count, check_finite, check_number, check_state
 from ..sampling import default_solver, enter, solve
 from ..scores import Score
-from ..sdes import KernelSDE, LinearSDE
-from ..solvers import Solver
-from .flow import check_model, flow_grid
+from ..sdes import KernelSDE, LinearSDE, MatrixSDE
+from ..solvers import Adaptive, Solver
+from .flow import carry, check_model, flow_grid
 from .whitened import Whitened, reference
 
 Metric = Literal["sphere", "gaussian"]
 
+_STEPS, _FINE = 400, Adaptive(1e-5, 1e-5)
 
-def encode(model: Score, x: Tensor, steps: int = 200) -> Tensor:
+
+def encode(model: Score, x: Tensor, steps: int = _STEPS) -> Tensor:
     """The latent z (B, *D) of data x (B, *D): where the probability flow takes it, over sigma_T.
 
     For a good model z is standard normal. The flow is followed in fixed multistep steps
-    (``likelihood.whitened``), one call each; gradients are recorded if x requires them.
+    (``likelihood.whitened``), one call each; gradients are recorded if x requires them. Of a
+    matrix process x is the whole state and so is z, L_T^-1 x_T with L_T L_T^T = Sigma_T, and the
+    steps are ``Adaptive(1e-5, 1e-5)``, each sample's own.
 
     Args:
-        model: a score that knows its linear process, labels bound.
-        x: data in their own units.
-        steps: how many; twice as many make the error of the round trip some 8 times smaller.
+        model: a score that knows its process, labels bound.
+        x: data in their own units; (B, k, *D) where the process adds to them, ``sde.begin``.
+        steps: how many on a linear process; there and back, a network trained for a minute
+            returns every pixel of [-1, 1] to 1e-4 with 400, and twice as many steps make the
+            error 8 to 30 times smaller.
 
     Raises:
-        TypeError, ValueError: bad input as in ``log_prob``; no ``LinearSDE``.
+        TypeError, ValueError: bad input as in ``log_prob``.
     """
-    path, sde = _path(model, x, "encode")
+    sde, start = _start(model, x, steps)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-        end = path.move(path.alpha * enter(model, x), check_count(steps, "steps"))
-        return end / float(sde.sigma(sde.T))
+        state = enter(model, x)
+        if isinstance(sde, LinearSDE):
+            path = _path(model, sde, x, start)
+            return path.move(path.alpha * state, steps) / float(sde.sigma(sde.T))
+        moved, _ = carry(sde, state, torch.tensor(start).double())
+        end = solve(sde.probability_flow(model), moved, [start, sde.T], _FINE, 0)
+        return act(torch.linalg.inv(sde.sigma(sde.T)), end)
 
 
-def decode(model: Score, z: Tensor, steps: int = 200) -> Tensor:
+def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
     """The data x (B, *D) of latents z (B, *D), in their own units: the inverse of ``encode``.
 
     Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
     where sigma / alpha = 0.005, and x is the mean there, x_t / alpha.
     """
-    path, sde = _path(model, z, "decode")
+    sde, start = _start(model, z, steps)
     with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
-        x = path.move(float(sde.sigma(sde.T)) * z, check_count(steps, "steps"), back=True)
-        return model.facts.decode(x / path.alpha)
+        if isinstance(sde, LinearSDE):
+            path = _path(model, sde, z, start)
+            x = path.move(float(sde.sigma(sde.T)) * z, steps, back=True)
+            return model.facts.decode(x / path.alpha)
+        assert isinstance(sde, MatrixSDE)
+        end = act(sde.sigma(sde.T), z)
+        x = solve(sde.probability_flow(model), end, [sde.T, start], _FINE, 0)
+        x = act(torch.linalg.inv(sde.transition(torch.tensor(start).double())), x)
+        if not sde.added:
+            return model.facts.decode(x)
+        return torch.cat([model.facts.decode(sde.data(x)).unsqueeze(1), x[:, 1:]], 1)
 
 
-def _path(model: Score, x: Tensor, verb: str) -> tuple[Whitened, LinearSDE]:
+def _start(model: Score, x: Tensor, steps: int) -> tuple[KernelSDE, float]:
     sde = check_model(model, x)
-    if not isinstance(sde, LinearSDE):
-        raise TypeError(f"{verb} needs a score of a LinearSDE, got one of {sde!r}")
-    start = float(flow_grid(sde, model, None)[0])
-    flow = sde.probability_flow(model)
-    return Whitened(flow, reference(model), x[0].numel(), start), sde
+    check_count(steps, "steps")
+    return sde, float(flow_grid(sde, model, None)[0])
+
+
+def _path(model: Score, sde: LinearSDE, x: Tensor, start: float) -> Whitened:
+    return Whitened(sde.probability_flow(model), reference(model), x[0].numel(), start)
 
 
 def between(
@@ -113,7 +134,7 @@ def interpolate(
     shares: Sequence[float] | Tensor,
     *,
     metric: Metric = "sphere",
-    steps: int = 200,
+    steps: int = _STEPS,
 ) -> Tensor:
     """Data on the way from a to b, (B, *D) each: encoded, ``between``, decoded;
     (len(shares), B, *D).
@@ -125,7 +146,7 @@ def interpolate(
     return torch.stack([decode(model, z, steps) for z in path])
 
 
-def relabel(source: Score, target: Score, x: Tensor, steps: int = 200) -> Tensor:
+def relabel(source: Score, target: Score, x: Tensor, steps: int = _STEPS) -> Tensor:
     """Data x (B, *D) encoded under one score and decoded under another: the same model given
     two labels, or two models of one process (Su et al. 2023).
 
@@ -165,7 +186,10 @@ def redraw(
     """
     sde = check_model(model, x)
     if not isinstance(sde, LinearSDE):
-        raise TypeError(f"redraw needs a score of a LinearSDE, got one of {sde!r}")
+        raise TypeError(
+            f"redraw needs a score of a LinearSDE, got one of {sde!r}: there, draw a state by"
+            " sde.perturb and take it to 0 by solve(sde.reverse(model), ...)"
+        )
     level = check_number(level, "level", above=0)
     start = float(
         sde.time_at(torch.as_tensor(-2.0).double() * torch.log(torch.tensor(level).double()))

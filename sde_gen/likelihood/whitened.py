@@ -15,11 +15,21 @@ data, for every probe: random probes estimate the difference to a Gaussian law a
 control variate. They are taken in the coordinates of y, in which the Jacobian is symmetric and
 their variance least.
 
-The nodes are even in u = log(1 + w / V)^(1/12), V the mean variance: flows of images are rough in
+The nodes are even in u = log(1 + w / V)^(1/8), V the mean variance: flows of images are rough in
 w and in log w, and smooth in u. They depend on the process and their number alone, so a value does
 not depend on the batch, and neither probes nor divergence choose a step. A node costs one call,
 which serves the state, by the multistep formula, and the integral, by the polynomial of degree 5
 through the six nodes nearest to each interval.
+
+How far the steps are off is read from the same nodes. Along *any* path z(u) the density of a flow
+z' = h obeys d log p / du = -div h + (z' - h) . grad log p, so a path that misses the flow is off by
+
+    int grad log p . (h - dz/du) du,
+
+for which the score stands: the polynomials through the nodes have dz/du, and the nodes h. For exact
+scores that is the error but for that of the quadrature; added to the value it would leave a tenth to
+a thousandth of it. The score of a network is not the gradient of its flow's density, so there it
+is no correction, and tells a size alone.
 
 A flow whose score is finite at t = 0 starts at w_1 = 1e-8 V all the same. By the heat equation
 dp/dw = 1/2 lap p the density at 0 is that at w_1 less w_1 / 2 (|s_y|^2 + tr grad s_y), to order
@@ -45,7 +55,7 @@ from ..solvers.weights import lagrange
 from .probes import forms, trace
 from .watch import Watch
 
-_POWER = 12
+_POWER = 8
 _LEAST, _MOST = 1e-8, 1e10
 """w / V where a flow from t = 0 starts, and where nothing is left of the data: z stands still."""
 _DEGREE = 5
@@ -64,13 +74,13 @@ def reference(model: Score) -> Moments:
     return Moments(torch.where(values > 0, values, least), moments.mean, moments.basis)
 
 
-def weights_of(u: np.ndarray) -> np.ndarray:
+def weights_of(u: np.ndarray, degree: int = _DEGREE) -> np.ndarray:
     """Weights q of the nodes u (N + 1,): sum_i q_i f(u_i) ~ the integral of f over them.
 
-    Over each interval that of the polynomial through the six nodes nearest to it, as many as
-    there are.
+    Over each interval that of the polynomial of that degree through the nodes nearest to it, as
+    many as there are.
     """
-    n, size = len(u), min(_DEGREE + 1, len(u))
+    n, size = len(u), min(degree + 1, len(u))
     nodes, gauss = np.polynomial.legendre.leggauss(_DEGREE)
     q = np.zeros(n)
     for i in range(n - 1):
@@ -79,6 +89,19 @@ def weights_of(u: np.ndarray) -> np.ndarray:
         near = slice(first, first + size)
         q[near] += lagrange(u[near], u[i] + h * (nodes + 1)) @ gauss * h
     return q
+
+
+def slopes_of(u: np.ndarray) -> np.ndarray:
+    """D (N + 1, N + 1) of the nodes u: sum_j D_ij f(u_j) ~ f'(u_i), by the polynomial through the
+    six nodes nearest to it."""
+    n, size, tiny = len(u), min(_DEGREE + 1, len(u)), 1e-30
+    d = np.zeros((n, n))
+    for i in range(n):
+        first = min(max(i - size // 2, 0), n - size)
+        near = slice(first, first + size)
+        # f(u + i h) = f(u) + i h f'(u): no difference, so no digit is lost.
+        d[i, near] = lagrange(u[near], u[i : i + 1] + 1j * tiny)[:, 0].imag / tiny
+    return d
 
 
 class End(NamedTuple):
@@ -91,10 +114,20 @@ class End(NamedTuple):
 
 
 class Run(NamedTuple):
-    """z at T, and log p_0 less log p_T(x_T) by each probe, (B, K)."""
+    """z at T, log p_0 less log p_T(x_T) by each probe (B, K), and how far it may be off, (B,)."""
 
     z: Tensor
     gained: Tensor
+    bias: Tensor
+
+
+class Node(NamedTuple):
+    """What is known at a node: z, the score of z, dz/du and the mean of the traces, (B,)."""
+
+    z: Tensor
+    score: Tensor
+    speed: Tensor
+    traced: Tensor
 
 
 class Whitened:
@@ -105,7 +138,8 @@ class Whitened:
         moments: m and C > 0.
         n: number of coordinates.
         start: the first time.
-        order: how many values a step interpolates.
+        order: how many values a step interpolates: 3 gains more by more steps, but with too few
+            it may be far off where 2 is not.
     """
 
     def __init__(
@@ -195,16 +229,16 @@ class Whitened:
         """
         u, times = self.nodes(steps)
         plan, memory = self.solver.plan(self.flow, times), tuple[Tensor, ...]()
-        clock = self.variance * np.exp(u**_POWER) * _POWER * u ** (_POWER - 1)
-        rates = -0.5 * weights_of(u) * clock
-        first = self.end(float(times[0]))
+        rates = -0.5 * self.variance * np.exp(u**_POWER) * _POWER * u ** (_POWER - 1)
+        q, first, path = weights_of(u), self.end(float(times[0])), list[Node]()
         x = x * (first.alpha / float(self.sde.alpha(self.start)))
         total = x.new_zeros(())
         for i, t in enumerate(times.tolist()):
             w = self.variance * math.expm1(u[i] ** _POWER)
             s, traced = self.read(x, t, w, probes)
             watch.tick()
-            total = total + rates[i] * traced
+            total = total + q[i] * rates[i] * traced
+            path.append(self._node(x.detach(), s.detach(), traced.detach(), t, rates[i], w))
             if not i and not self.start:
                 size = first.alpha**2 * sum_rest(s.square()).unsqueeze(1)
                 total = total - w / 2 * (size + traced - self._sum(1 / (self._values + w)))
@@ -212,7 +246,14 @@ class Whitened:
                 x, memory = plan[i].numbers(x, s, memory, None)
         z, last = self.white(x, self.end(t)), self.end(self.sde.T)
         volume = last.log_det - first.log_det + self.n * math.log(first.alpha)
-        return Run(z, total + volume)
+        return Run(z, total + volume, off(u, rates, path))
+
+    def _node(self, x: Tensor, s: Tensor, traced: Tensor, t: float, rate: float, w: float) -> Node:
+        """z, s_z = (C + w)^(1/2) s_y, and z' = -1/2 (C + w)^-1 (z + s_z) dw/du."""
+        end = self.end(t)
+        z, s_z = self.white(x, end), self.moments.apply((end.spread,), (s,))
+        f = self._number(rate / (self._values + w))
+        return Node(z, s_z, self.moments.apply((f,), (z + s_z,)), traced.mean(1))
 
     def read(self, x: Tensor, t: float, w: float, probes: Tensor | None) -> tuple[Tensor, Tensor]:
         """The score (B, *D), and tr [grad s_y + (C + w)^-1] by each probe, (B, K)."""
@@ -226,6 +267,19 @@ class Whitened:
             traced = square * forms(pull, probes, x.dtype) + torch.stack(rest, 1)
         check_read(x, s, traced)
         return s, traced if x.device.type == "mps" else traced.double()
+
+
+def off(u: np.ndarray, rates: np.ndarray, path: list[Node]) -> Tensor:
+    """How far log p may be off (B,): twice what the path misses of the flow, times the score, and
+    what the integral of the trace is off from one by polynomials of degree 3."""
+    q, d = weights_of(u), slopes_of(u)
+    missed = change = path[0].z.new_zeros(())
+    for i, (z, score, speed, traced) in enumerate(path):
+        near = d[i].nonzero()[0]
+        moved = sum(float(d[i, j]) * path[j].z for j in near)
+        missed = missed + q[i] * sum_rest(score * (speed - moved))
+        change = change + (q - weights_of(u, 3))[i] * rates[i] * traced
+    return 2 * missed.abs() + change.abs()
 
 
 def check_read(x: Tensor, s: Tensor, traced: Tensor) -> None:

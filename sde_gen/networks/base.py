@@ -89,7 +89,7 @@ class Network(nn.Module, ABC):
         if tuple(x.shape[1:]) != self.shape:
             expected = ", ".join(str(size) for size in ("B", *self.shape))
             raise ValueError(f"x must be ({expected}), got {tuple(x.shape)}")
-        if c.ndim > 1 or (c.ndim == 1 and len(c) != len(x)):
+        if c.ndim > 1 or (c.ndim == 1 and c.shape[0] != x.shape[0]):  # len() ends an export
             raise ValueError(
                 f"c must be () or ({len(x)},), got {tuple(c.shape)} for x {tuple(x.shape)}"
             )

@@ -23,7 +23,7 @@ def loss_curve(
     title: str = "",
     ax: Axes | None = None,
 ) -> Figure:
-    """The loss over the steps of a run: each look, and the means of fiftieths of the run.
+    """The loss over the steps of a run: each look, and of many the means of fiftieths.
 
     Args:
         history: (step, loss) pairs, ``Trainer.history``.
@@ -34,14 +34,19 @@ def loss_curve(
     Raises:
         ValueError: no finite loss.
     """
+    from matplotlib.ticker import MaxNLocator
+
     steps, losses = _finite(history)
     if len(steps) == 0:
         raise ValueError("history must hold one finite loss or more, got none")
     ax = _axes(ax, 6.0, 3.6)
-    ax.plot(steps, losses, color=QUIET, lw=0.7, alpha=0.45, label="loss")
-    parts = np.array_split(np.arange(len(steps)), min(len(steps), _SMOOTH))
-    means = [(steps[part].mean(), losses[part].mean()) for part in parts]
-    ax.plot(*zip(*means, strict=True), color=COLOURS[0], lw=1.8, label="its mean")
+    if len(steps) < 2 * _SMOOTH:
+        ax.plot(steps, losses, color=COLOURS[0], lw=1.8, label="loss")
+    else:
+        ax.plot(steps, losses, color=QUIET, lw=0.7, alpha=0.45, label="loss")
+        parts = np.array_split(np.arange(len(steps)), _SMOOTH)
+        means = [(steps[part].mean(), losses[part].mean()) for part in parts]
+        ax.plot(*zip(*means, strict=True), color=COLOURS[0], lw=1.8, label="its mean")
     held = _finite(validation)
     if len(held[0]):
         ax.plot(*held, color=COLOURS[1], lw=1.8, label="validation")
@@ -50,6 +55,7 @@ def loss_curve(
         ax.set_yscale("log")
     elif high > low:
         ax.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
     ax.legend(frameon=False)

@@ -99,19 +99,15 @@ def from_diffusers(
             (epsilon, sample, v_prediction; flow matching) are read. That of a pipeline by default.
         rounded: whole step numbers, the nearest, for networks that take no others; by default
             they are interpolated linearly in log SNR.
-        facts: what is known of the data, in the units of the network; the shape is read off
-            ``model.config``.
+        facts: what is known of the data, in the units of the network; a shape that they do not
+            tell is read off ``model.config``, as one of images.
 
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that
-            is not known.
+            is not known. ImportError: a folder, and no diffusers to read it.
     """
     if isinstance(model, str | os.PathLike):
-        from diffusers import DiffusionPipeline
-
-        model = DiffusionPipeline.from_pretrained(
-            os.fspath(model), local_files_only=True, use_safetensors=True
-        )
+        model = _loaded(os.fspath(model))
     if scheduler is None:
         scheduler = getattr(model, "scheduler", None)
         inner = getattr(model, "unet", None) or getattr(model, "transformer", None)
@@ -124,6 +120,15 @@ def from_diffusers(
     c = _convention(scheduler, rounded)
     found = told(model, facts)
     return Foreign(_FromDiffusers(model), c.sde, c.prediction, found, c.step, c.span)
+
+
+def _loaded(folder: str) -> Any:
+    """The pipeline in a folder."""
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError("a folder is read by diffusers: pip install diffusers") from error
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 class _FromDiffusers(nn.Module):
@@ -200,7 +205,8 @@ def to_diffusers(model: Score, scheduler: Any) -> ForDiffusers:
     ``to_diffusers(model, scheduler)(x, k).sample`` is what the scheduler takes (its
     ``prediction_type``) of a state in the units of the process at step k, by one call of the
     score at the same ratio of noise to signal: any linear process will do, whatever its clock.
-    ``DDIMScheduler(trained_betas=Chain(model.sde, 1000).betas)`` has the noise levels of a ``VP``.
+    A scheduler of the same N noise levels as a ``VP`` of our own has
+    ``trained_betas=Chain(sde, grids.uniform(sde, N, end=0)).betas``.
 
     Raises:
         TypeError: a score that does not know its process and shape. ValueError: a scheduler that

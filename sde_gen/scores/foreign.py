@@ -24,8 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,8 +34,8 @@ from ..facts import Facts
 from ..moments import handed
 from ..ops import Time, as_time, check_callable, check_kind, check_number, lasting, match, on_host
 from ..schedules import Tabulated
-from ..sdes import EDM, VP, Evaluation, LinearSDE, RectifiedFlow
-from .network import Levels, Prediction, ScoreNetwork, check_positive, fitted, shaped
+from ..sdes import EDM, VP, Evaluation, KernelSDE, LinearSDE, RectifiedFlow
+from .network import Levels, Prediction, ScoreNetwork, check_positive, fitted
 
 _MOST = 1e4
 """The largest sigma / alpha that a denoiser is asked for, where it does not tell its own."""
@@ -66,19 +65,16 @@ class Steps:
 
     sde: VP
     rounded: bool = False
+    _nodes: Tensor = field(init=False, repr=False, compare=False)
+    """log SNR at the nodes, falling."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.sde, VP) and isinstance(self.sde.schedule, Tabulated)):
             raise TypeError(f"steps are those of VP(Tabulated(betas)), got {self.sde!r}")
-
-    @cached_property
-    def _nodes(self) -> Tensor:
-        """log SNR at the nodes, falling."""
-        assert isinstance(self.sde.schedule, Tabulated)
         n = len(self.sde.schedule.betas)
-        with lasting():
-            t = torch.arange(1, n + 1, dtype=torch.float64) * (self.sde.T / n)
-            return self.sde.log_snr(t)
+        with lasting():  # now, and not in a graph that is traced
+            t = torch.arange(1, n + 1, dtype=torch.float64, device="cpu") * (self.sde.T / n)
+            object.__setattr__(self, "_nodes", self.sde.log_snr(t))
 
     def __call__(self, t: Time) -> Tensor:
         """k at times t, clamped to 0 .. N - 1."""
@@ -104,8 +100,8 @@ class Foreign(ScoreNetwork):
         net: ``net(x, index, **context)`` -> F, the index one number a sample (B,); of twice the
             channels, the second half is the ``head`` of an ``Evaluation``.
         sde: the linear process whose states it was trained on.
-        prediction, facts: as in ``ScoreNetwork``; a shape or deviation that the network tells
-            (``config``, ``img_resolution``, ``sigma_data``) need not be in the facts.
+        prediction, facts: as in ``ScoreNetwork``; a shape or deviation that a network of images
+            tells (``config``, ``img_resolution``, ``sigma_data``) need not be in the facts.
         index: what it takes for the time t; t itself by default.
         span: the first and last time that it was trained on; all of (0, T] by default.
         relative: whether it takes x / alpha, and not x.
@@ -138,6 +134,13 @@ class Foreign(ScoreNetwork):
         self.index, self.span, self.relative = index, (near, min(far, sde.T)), relative
         self._warned = False
 
+    def under(self, sde: KernelSDE) -> ScoreNetwork:
+        """Refused: its states and numbers are those of the process that it was wrapped with."""
+        raise TypeError(
+            "a network from elsewhere is read by the numbers of its own process,"
+            f" {self.sde!r:.80}: wrap it with another where it allows that, as from_denoiser does"
+        )
+
     def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:
         self._check(x)
         t = as_time(t)
@@ -152,7 +155,7 @@ class Foreign(ScoreNetwork):
         up, down = self.sde.alpha(u) / alpha, self.sde.sigma(u) / sigma
         scale = torch.where(t > far, down, torch.where(t < near, up, 1.0))
         e = self._trained(match(scale, x) * x, u, context)
-        early, late = (match(v.to(t), x).bool() for v in (t < near, t > far))
+        early, late = (match(v.to(t), x).to(x.device).bool() for v in (t < near, t > far))
         pull = (match(alpha, x) * e.denoised - x) / match(sigma, x) ** 2
         score = torch.where(late, pull, match(scale, x) * e.score)
 
@@ -168,7 +171,7 @@ class Foreign(ScoreNetwork):
         index = t if self.index is None else self.index(t)
         scaled = x / match(alpha, x) if self.relative else x
         scaled, index = fitted(self.net, scaled, index)
-        rows = handed(index.reshape(-1), x.device).expand(len(x))
+        rows = handed(index.reshape(-1), x.device).expand(x.shape[0])
         levels: Levels = (alpha, sigma, sigma)
         return self._ask(x, scaled, rows, levels, context)
 
@@ -178,7 +181,7 @@ class Foreign(ScoreNetwork):
         self._warned = True
         near, far = self.span
         warnings.warn(
-            f"the network was trained for times {near:.6g} .. {far:.6g} of {self.sde!r:.80} and is"
+            f"the network was trained for times {near:.6g} .. {far:.6g} of its process and is"
             f" asked at {float(t.min()):.6g} .. {float(t.max()):.6g}: beyond, the score (nearer to"
             " the data) or the denoised state is held. Grids with start=, end= of .span stay"
             " inside. This is said once",
@@ -198,10 +201,12 @@ class _Function(nn.Module):
 
 
 def told(net: Any, facts: Facts | None) -> Facts:
-    """The facts, with what the network tells of shape and deviation where they do not."""
+    """The facts, with what a network of images tells of shape and deviation where they do not."""
     if facts is None:
         std = getattr(net, "sigma_data", None)
         facts = Facts() if std is None else Facts(std=float(std))
+    if facts.shape is not None:
+        return facts
     size, channels = getattr(net, "img_resolution", None), getattr(net, "img_channels", None)
     config = getattr(net, "config", None)
     if config is not None and size is None:
@@ -209,7 +214,7 @@ def told(net: Any, facts: Facts | None) -> Facts:
     if size is None or channels is None:
         return facts
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    return shaped(facts, (channels, *sides))
+    return replace(facts, shape=(channels, *sides))
 
 
 def from_denoiser(

@@ -256,11 +256,8 @@ class ScoreNetwork(nn.Module, Score):
         r = _TABLE[self.prediction](alpha, sigma, self.facts.std)
 
         def denoised() -> Tensor:
-            if (
-                self.prediction in ("noise", "score")
-                and on_host(alpha.device)
-                and bool((alpha == 0).any())
-            ):
+            blind = self.prediction in ("noise", "score") and on_host(alpha.device)
+            if blind and bool((alpha == 0).any()):
                 raise ValueError(
                     f"a network that predicts the {self.prediction} says nothing of the data where"
                     " alpha = 0: start the grid a little before"
@@ -294,7 +291,7 @@ def _split(f: object, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if isinstance(f, Tensor) and f.shape == x.shape:
         return f.to(x.dtype), None
     if isinstance(f, Tensor) and x.ndim > 1:
-        twice = (len(x), 2 * x.shape[1], *x.shape[2:])
+        twice = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         if f.shape == twice:
             first, second = f.to(x.dtype).chunk(2, 1)
             return first, second

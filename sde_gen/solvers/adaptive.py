@@ -35,6 +35,9 @@ from ..sdes import SDE, LinearSDE, Reverse
 from .base import Memory, Solver, Step, check_drift, drift
 from .runge_kutta import DORMAND_PRINCE, slope
 
+_MOST = math.log(1e14)
+"""log(w / C) that stands for infinity: z stands still where no signal is left."""
+
 
 class Standard(SDE):
     """The reversal of a linear process in z and u (see above), from time t to time s."""
@@ -46,8 +49,8 @@ class Standard(SDE):
 
     def clock(self, t: float) -> float:
         """u at the time t, from 0 at t = 0."""
-        log_w = -float(self.sde.log_snr(t)) if t else -math.inf
-        return float(np.logaddexp(0, log_w - math.log(self.variance))) ** 0.25
+        log_share = -float(self.sde.log_snr(t)) - math.log(self.variance) if t else -math.inf
+        return float(np.logaddexp(0, _MOST if log_share == math.inf else log_share)) ** 0.25
 
     def scale(self, t: float) -> float:
         """x = scale z."""

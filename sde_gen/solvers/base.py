@@ -53,6 +53,7 @@ class Solver(ABC):
             another solver's step numbers its own from there.
         multistep: whether a step reads what earlier steps have left in the memory.
         evaluates_end: whether a step evaluates the score at its end s.
+        reaches_zero: whether it does not at t = 0, where the score cannot be read there.
         own_steps: whether it cuts an interval of the grid into steps by itself, so that a grid
             is only the times at which states are wanted.
         takes_infinite: whether it steps from where alpha = 0 and the coefficients are infinite.
@@ -66,6 +67,7 @@ class Solver(ABC):
     draws: int = 8
     multistep: bool = False
     evaluates_end: bool = False
+    reaches_zero: bool = False
     own_steps: bool = False
     takes_infinite: bool = False
     grid: Callable[..., Tensor] | None = None

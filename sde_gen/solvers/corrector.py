@@ -93,6 +93,7 @@ class Churn(Solver):
         self.inflate = check_number(inflate, "inflate", above=0)
         self.order = self.weak = self.solver.order
         self.calls, self.evaluates_end = self.solver.calls, self.solver.evaluates_end
+        self.reaches_zero = self.solver.reaches_zero
         self.draws = self.solver.draws
 
     def check(self, process: SDE) -> None:

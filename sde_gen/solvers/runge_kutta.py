@@ -22,6 +22,9 @@ class Heun(Solver):
 
     ODE order 2, weak order 2 for additive noise (Kloeden & Platen 1992, section 14.4 with noise
     that does not depend on the state); strong order 1; two calls a step, one at its end.
+
+    A last step to t = 0, where a learned score cannot be read, is Euler's: on ``EDM`` this is
+    algorithm 1 of Karras et al. 2022.
     """
 
     order = 2
@@ -29,23 +32,29 @@ class Heun(Solver):
     strong = 1.0
     calls = 2
     evaluates_end = True
+    reaches_zero = True
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
-        """S of each step."""
+        """S of each step, and whether its end can be read."""
         scale = trapezoid_noise(process, times)
         steps = super().plan(process, times)
-        return [Step(k.t, k.s, g) for k, g in zip(steps, scale, strict=True)]
+        return [
+            Step(k.t, k.s, (g, k.s > 0 or not process.singular))
+            for k, g in zip(steps, scale, strict=True)
+        ]
 
     def step(
         self, process: SDE, x: Tensor, step: Step, noise: Noise, memory: Memory
     ) -> tuple[Tensor, Memory]:
         """Euler-Maruyama, then the mean of both drifts."""
-        g = step.numbers
+        g, reads_end = step.numbers
         if g is not None:
             z = noise(x, step.t, step.s)
             jump = act(g, z) if isinstance(g, Tensor) else z * g
         b_t = process.drift(x, step.t)
         end = x.add(b_t, alpha=step.h)
+        if not reads_end:
+            return (end if g is None else end + jump), ()
         b_s = process.drift(end if g is None else end + jump, step.s)
         x_s = end.add(b_s - b_t, alpha=step.h / 2)
         return (x_s if g is None else x_s + jump), ()

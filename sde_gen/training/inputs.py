@@ -49,6 +49,17 @@ def check_functions(optimizer: object, callbacks: object) -> None:
         check_callable(callback, f"callbacks[{i}]", "callback(trainer, step, loss)")
 
 
+def check_recipe(recipe: Recipe, processes: int, folder: object) -> None:
+    """Raise ``ValueError`` unless so many processes can follow it."""
+    if recipe.batch % (processes * recipe.accumulate):
+        raise ValueError(
+            f"batch {recipe.batch} does not divide by {processes} processes times"
+            f" {recipe.accumulate} parts (accumulate)"
+        )
+    if recipe.snapshots and folder is None:
+        raise ValueError("snapshots need a folder")
+
+
 def check_data(
     model: nn.Module,
     source: Source,

@@ -137,6 +137,16 @@ class MinSNRWeight:
         return (self.gamma * r2).clamp_max(1) / _visibility(sde, t)
 
 
+def flow_weight(sde: SDE, t: Tensor) -> Tensor:
+    """w = (1 + r)^2, which is 1 on the error of the flow u = z - x_0 (Lipman et al. 2023).
+
+    With ``LogNormalTimes(0, 1)`` the objective of Esser et al. (2024), on any process: on straight
+    paths sigma / alpha is t / (1 - t), so t is logit-normal where that is log-normal.
+    """
+    r = torch.exp(-0.5 * _kernel(sde, "flow_weight").log_snr(t))
+    return (1 + r) ** 2 / _visibility(sde, t)
+
+
 def _visibility(sde: SDE, t: Tensor) -> Tensor | float:
     """The part of the noise residual that is the residual of the data's statistic."""
     return sde.visibility(t) if isinstance(sde, MatrixSDE) else 1.0

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from ..ops import as_integer, check_count, check_kind, set_number
 from .layout import Layout
 
@@ -91,6 +94,17 @@ class Recipe:
             return self
         steps = math.ceil(self.epochs * n / self.batch)
         return replace(self, steps=min(steps, self.steps or steps), epochs=None)
+
+    def steps_for(self, seconds: float) -> float:
+        """How many steps the run has where each part of a batch takes so many seconds."""
+        each = seconds * self.accumulate
+        return min(self.steps or math.inf, 60 * self.minutes / each if self.minutes else math.inf)
+
+
+def adam(lr: float, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser where none is given."""
+    fused = bool(parameters) and parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(parameters, lr, (0.9, 0.99), fused=fused)
 
 
 def power_of_width(width: float) -> float:

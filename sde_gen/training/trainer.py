@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ..data.order import Order
 from ..data.sources import as_source
 from ..scores import ScoreNetwork
+from .bar import bar_of, tell
 from .batches import Batch, Reader, Share
 from .checkpoints import describe
 from .clock import Clock
@@ -29,12 +31,19 @@ from .devices import accelerator, globals_kept, pick_device, seed_globally
 from .fingerprint import about
 from .folder import holds_run
 from .history import Look
-from .inputs import Transform, as_transforms, check_data, check_functions, check_kinds
+from .inputs import (
+    Transform,
+    as_transforms,
+    check_data,
+    check_functions,
+    check_kinds,
+    check_recipe,
+)
 from .interrupts import Interrupts
 from .layout import Layout, choose, laid_out
 from .losses import Denoising, Objective
 from .packing import bare
-from .recipe import Recipe, learning_rate
+from .recipe import Recipe, adam, learning_rate
 from .registry import known
 from .rows import remember
 from .saving import M, Saved
@@ -126,7 +135,7 @@ class Trainer(Saved[M]):
         self.accelerator = accelerator(device)
         self.device = self.accelerator.device if self.accelerator else pick_device(device)
         self.processes = self.accelerator.num_processes if self.accelerator else 1
-        self._check_recipe(recipe, folder)
+        check_recipe(recipe, self.processes, folder)
         levels = getattr(getattr(bare(model), "facts", None), "levels", None)
         check_data(model, source, transforms, levels)
         self.objective = Denoising() if objective is None else objective
@@ -135,7 +144,7 @@ class Trainer(Saved[M]):
             describe(model)
         writes = self.accelerator is None or self.accelerator.is_main_process
         super().__init__(model.to(self.device), recipe, folder, overwrite, writes)
-        self._optimizer_of = self._adam if optimizer is None else optimizer
+        self._optimizer_of = partial(adam, recipe.lr) if optimizer is None else optimizer
         self.optimizer = self._optimizer_of(list(model.parameters()))
         if folder is not None:
             self._about = about(model, source, recipe, self.objective, self.optimizer)
@@ -170,7 +179,7 @@ class Trainer(Saved[M]):
                 if folder is not None:
                     remember(self.reader.trained(), folder)
                 with (
-                    self._bar(progress) as bar,
+                    bar_of(progress and self.is_main) as bar,
                     globals_kept(self.device),
                     closing(self.reader),
                 ):
@@ -240,16 +249,9 @@ class Trainer(Saved[M]):
 
     def _tell(self, bar: Any) -> None:
         """Bar, file and callbacks hear of the last look."""
-        look = self.look
+        look, part = self.look, self._progress()
         self.history.append((look.step, look.loss))
-        seconds = self.recipe.batch / look.samples
-        steps = math.ceil(self.step / self._progress() - 1e-6)
-        fit = f"{steps}" if self.recipe.minutes is None else f"about {steps}"
-        losses = f"loss {look.loss:.4f}{self.validation.note}"
-        bar.set_postfix_str(
-            f"{losses}, step {look.step} of {fit}, {seconds:.2g} s each", refresh=False
-        )
-        bar.update(round(100 * self._progress(), 1) - bar.n)
+        tell(bar, look, part, self.recipe, self.validation.note)
         for note in self._notes if self._notes and not bar.disable else ():
             bar.write(note, file=sys.stderr)
         self._notes = []
@@ -316,30 +318,10 @@ class Trainer(Saved[M]):
         if self.layout is None:
             n = self.recipe.batch // (self.processes * self.recipe.accumulate)
             self.layout, note = choose(
-                self.model, n, self._steps_for, self._clock.mean, self.sharded
+                self.model, n, self.recipe.steps_for, self._clock.mean, self.sharded
             )
             if note:
                 self._notes.append(f"{note}. Recipe(layout=Layout(...)) sets it")
-
-    def _steps_for(self, seconds: float) -> float:
-        """How many steps the run has if each takes so many seconds for every part of a batch."""
-        steps, minutes = self.recipe.steps, self.recipe.minutes
-        each = seconds * self.recipe.accumulate
-        return min(steps or math.inf, 60 * minutes / each if minutes else math.inf)
-
-    def _check_recipe(self, recipe: Recipe, folder: object) -> None:
-        parts = self.processes * recipe.accumulate
-        if recipe.batch % parts:
-            raise ValueError(
-                f"batch {recipe.batch} does not divide by {self.processes} processes times"
-                f" {recipe.accumulate} parts (accumulate)"
-            )
-        if recipe.snapshots and folder is None:
-            raise ValueError("snapshots need a folder")
-
-    def _adam(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        fused = parameters[0].device.type in ("cpu", "cuda") if parameters else False
-        return torch.optim.Adam(parameters, self.recipe.lr, (0.9, 0.99), fused=fused)
 
     def _spread(self) -> None:
         """Spread model and averages over the processes; each optimises its part."""
@@ -382,16 +364,6 @@ class Trainer(Saved[M]):
         """Go back to the last good weights, write them, and say what happened."""
         reason += self._go_back(together)
         return TrainingError(step, reason, self.step)
-
-    def _bar(self, show: bool) -> Any:
-        hide = not (show and self.is_main)
-        if hide:  # tqdm.auto looks for a notebook and may warn that it found none
-            from tqdm import tqdm
-        else:
-            from tqdm.auto import tqdm
-
-        form = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}"
-        return tqdm(total=100, desc="training", bar_format=form, disable=hide, leave=True)
 
 
 class Options(TypedDict, total=False):
