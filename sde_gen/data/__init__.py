@@ -1,10 +1,12 @@
 """Data: handwritten digits, toys in the plane, folders of images, arrays on disk, data sets.
 
-Everything comes as float32 in [-1, 1]. Quantised data of L levels sit at the centres of L equal
-cells of [-1, 1]: level k is x = 2 (k + 1/2) / L - 1. A density over such points is unbounded;
-*dequantisation* spreads each over its cell, x = 2 (k + u) / L - 1 with u uniform on [0, 1)
-(Theis et al. 2016), and ``quantise`` takes both back to k. Hand ``Dequantise(L)`` to the training
-loop, and every batch draws its own u:
+Functions that load a set give float32 in [-1, 1]. Those that read the original files of a large
+one, and *sources* (``Images``, ``Mapped``), which a run reads from, give what is there: bytes, of
+images. Quantised data of L levels sit at the centres of L equal cells of [-1, 1]: level k is
+x = 2 (k + 1/2) / L - 1. A density over such points is unbounded; *dequantisation* spreads each
+over its cell, x = 2 (k + u) / L - 1 with u uniform on [0, 1) (Theis et al. 2016), and
+``quantise`` takes both back to k. Hand ``Dequantise(L)`` to the training loop, and every batch
+draws its own u:
 
 >>> import torch
 >>> x, y = digits("train")

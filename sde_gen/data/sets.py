@@ -17,7 +17,7 @@ from ..ops import check_count
 
 
 class Labelled(NamedTuple):
-    """Samples x (N, *D) float32 and their labels y (N,) int64."""
+    """Samples x (N, *D), float32 or bytes, and their labels y (N,) int64."""
 
     x: Tensor
     y: Tensor

@@ -86,6 +86,11 @@ def check_data(
     elif levels is not None and not batch.is_floating_point():
         check_levels(data, levels)
         batch = batch.float()
+    elif not batch.is_floating_point() and not batch.is_complex():
+        raise TypeError(
+            f"data must be floating point, got {data.dtype}: integers are grey levels where the"
+            " model knows how many there are, facts=Facts.of(x, levels=256)"
+        )
     check_state(batch, "transform(data)" if transforms else "data")
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
