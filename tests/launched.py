@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -52,7 +53,24 @@ def trainer_of(folder: str, options: dict) -> tuple[Trainer, list[torch.Tensor]]
     if options["resume"]:
         trainer.resume()
     drawn.clear()
+
+    def stop(trainer, step, loss):
+        if step == options["stop"]:
+            trainer.save()
+            raise Stopped
+
+    trainer.callbacks.append(stop)
     return trainer, drawn
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(trainer: Trainer) -> None:
+    """To its end, or to where it is to be stopped."""
+    with suppress(Stopped):
+        trainer.run(progress=False)
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -73,7 +91,7 @@ def main() -> None:
     folder, out, *texts = sys.argv[1:]
     for i, text in enumerate(texts):
         trainer, drawn = trainer_of(folder, json.loads(text))
-        trainer.run(progress=False)
+        run(trainer)
         found = state_of(trainer)
         gathered = trainer.accelerator.gather(torch.stack(drawn).unsqueeze(0)).clone()
         if trainer.is_main:

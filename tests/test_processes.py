@@ -14,7 +14,14 @@ import torch
 
 from sde_gen.training import average_of, load
 
-PLAIN = {"kind": "mlp", "dtype": "float64", "recipe": {}, "shard": False, "resume": False}
+PLAIN = {
+    "kind": "mlp",
+    "dtype": "float64",
+    "recipe": {},
+    "shard": False,
+    "resume": False,
+    "stop": None,
+}
 
 
 def launch(processes: int, folder: Path, *options: dict, command: tuple[str, ...] = ()) -> list:
@@ -42,7 +49,7 @@ def alone(folder: Path, **options: object) -> dict[str, torch.Tensor]:
     """The same in this process."""
     torch.set_num_threads(1)
     trainer, drawn = launched.trainer_of(str(folder), PLAIN | options)
-    trainer.run(progress=False)
+    launched.run(trainer)
     parts = trainer.recipe.accumulate
     seen = torch.stack(drawn).unflatten(0, (-1, parts)).flatten(1, 2)
     return {**launched.state_of(trainer), "drawn": seen}
@@ -75,15 +82,12 @@ def test_two_processes_take_the_steps_of_one(shard, straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 def test_a_run_is_taken_up_by_other_numbers_of_processes(shard, straight, tmp_path):
-    common = {"shard": shard}
-    launch(2, tmp_path, common | {"recipe": {"steps": 15}})
-    # The length is that of the whole run: what it was to be is no part of it.
-    state = tmp_path / "run" / "training.pt"
-    found = torch.load(state, weights_only=True)
-    assert found["step"] == 15
-    alone(tmp_path / "run", resume=True, recipe={"steps": 30})
-    (found,) = launch(2, tmp_path, common | {"resume": True})
+    launch(2, tmp_path, {"shard": shard, "stop": 20})
+    middle = alone(tmp_path / "run", resume=True, stop=30, recipe={"accumulate": 4})
+    assert len(middle["drawn"]) == 10
+    (found,) = launch(2, tmp_path, {"shard": shard, "resume": True})
     assert len(found["drawn"]) == 20
+    check_same(found, straight, 1e-12)
 
 
 @pytest.mark.slow
@@ -99,7 +103,7 @@ def test_gradients_of_one_step_agree_in_single_precision(shard, tmp_path):
 @pytest.mark.slow
 def test_the_launcher_of_accelerate_says_whether_to_spread(straight, tmp_path):
     command = (
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2"),
         *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
         *("--use_fsdp", "--fsdp_version=2", "--main_process_port=0"),
     )

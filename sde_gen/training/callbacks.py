@@ -65,7 +65,8 @@ class LossPlot:
         late = time.perf_counter() - self._drawn >= 60 * self.minutes
         if trainer.is_main and trainer.folder is not None and (late or trainer.done):
             self._drawn = time.perf_counter()
-            _draw(loss_curve(trainer.history), trainer.folder / "loss.png")
+            figure = loss_curve(trainer.history, trainer.validation.losses)
+            _draw(figure, trainer.folder / "loss.png")
 
 
 class Drawings:

@@ -62,7 +62,7 @@ class RateTest:
 
 def learning_rate_test(
     model: nn.Module,
-    data: Tensor,
+    data: object,
     labels: Tensor | None = None,
     recipe: Recipe | None = None,
     *,
