@@ -826,7 +826,5 @@ def check_export(model: nn.Module, *shape: int, late: float = 0.7) -> None:
 
 def test_a_foreign_network_stays_with_its_process() -> None:
     score = from_velocity(lambda x, time: x, data_at=1)
-    with pytest.raises(
-        TypeError, match="numbers of its own process"
-    ):
+    with pytest.raises(TypeError, match="numbers of its own process"):
         score.under(sg.VP())
