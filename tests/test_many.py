@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sde_gen as sg
-from sde_gen import likelihood, many
+from sde_gen import inverse, likelihood, many
 from sde_gen.cli import main
 from sde_gen.networks import UNet
 from sde_gen.training import save
@@ -103,6 +103,8 @@ def test_likelihoods_number_their_rows() -> None:
     parts(lambda rows, i: sg.bound(law, x[rows], chain, first=i).total.value)
     parts(lambda rows, i: likelihood.redraw(law, x[rows], 1.0, steps=5, first=i))
     parts(lambda rows, i: chain.sample(law, len(x[rows]), 0, first=i))
+    seen = inverse.Observation(inverse.Matrix(torch.eye(6)[:2]), torch.zeros(2), 0.2)
+    parts(lambda rows, i: inverse.gibbs(law, seen, x[rows], 2, 3, 0, first=i))
     found = likelihood.importance_bounds(law, k[4:], 4, draws=2, first=4)
     assert float(found[1]) != float(likelihood.importance_bounds(law, k[4:], 4, draws=2)[1])
 

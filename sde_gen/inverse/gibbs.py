@@ -46,6 +46,7 @@ def gibbs(
     steps: int = 8,
     seed: int | None = None,
     *,
+    first: int = 0,
     rho: float | None = None,
     deflate: bool = True,
     solver: Solver | None = None,
@@ -62,7 +63,8 @@ def gibbs(
         x: states (B, *D), in the units of the data.
         sweeps: how often z and x are drawn.
         steps: calls of the prior a sweep; the only error is theirs.
-        seed: as in ``solve``.
+        seed, first: what is drawn for row i is a function of the seed and of first + i; None draws
+            a seed from torch.
         rho: the coupling, in the units of the process; None takes 0.9 of the most that can be
             deflated, which is the least noise over the gain of A.
         deflate: take the coupling out of the noise.
@@ -89,12 +91,13 @@ def gibbs(
     number = int(torch.randint(1 << 62, ())) if seed is None else as_integer(seed)
     if number is None:
         raise TypeError(f"seed must be an integer or None, got {seed!r}")
+    first = check_count(first, "first", 0)
     process, alpha = Reverse(sde, prior, 1.0), float(sde.alpha(level))
     # Eigenvalues of W S_d W^T: deflated noise is whitened by less.
     left = (1 - rho**2 * values if deflate else torch.ones_like(values)).clamp_min(0)
     state = facts.encode(x)
     for sweep in range(check_count(sweeps, "sweeps")):
-        noise = Streams(number + (sweep << 32))
+        noise = Streams(number + (sweep << 32), first)
         z = _likelihood_step(seen, state, rho, left, vectors, noise)
         state = solve(process, alpha * z, times, solver, noise, chunk=chunk)
     return facts.decode(state)
