@@ -25,9 +25,7 @@ def code(page: Path) -> str:
     return "\n".join(line for line in lines if not re.match(r":\w+:|%", line))
 
 
-@pytest.mark.parametrize(
-    "name", ["chain", "devices", "extending", "index", "inverse", "networks"]
-)
+@pytest.mark.parametrize("name", ["chain", "devices", "extending", "index", "inverse", "networks"])
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")
     assert len(source) > 200

@@ -152,6 +152,31 @@ def test_noise_at_any_index() -> None:
     check_exact(model, torch.tensor([0.01, 0.3, 0.9, 1.0], dtype=F64))
 
 
+@pytest.mark.parametrize(
+    "other", [sg.VP(), sg.EDM(50.0), sg.SubVP(), sg.RectifiedFlow()], ids=repr
+)
+def test_a_foreign_network_serves_under_another_process(other: LinearSDE) -> None:
+    def unet(x: Tensor, timestep: Tensor) -> Tensor:
+        return exact(x, *at_step(timestep, ABAR))["v_prediction"]
+
+    def net(y: Tensor, sigma: Tensor) -> Tensor:
+        return exact(y, torch.ones_like(sigma), sigma)["sample"]
+
+    for model in (
+        from_diffusers(unet, scheduler("v_prediction"), facts=KNOWN),
+        from_denoiser(net, facts=KNOWN),
+        from_velocity(lambda x, t: exact(x, 1 - t, t)["flow"], data_at=0, facts=KNOWN),
+    ):
+        moved = model.under(other)
+        low, high = moved.span
+        # Of the denoiser all times are known.
+        low, high = max(low, 1e-3 * other.T), min(high, 0.99 * other.T)
+        check_exact(moved, torch.linspace(low, high, 4, dtype=F64))
+        assert moved.under(model.sde).sde is model.sde
+    with pytest.raises(TypeError, match="must be a LinearSDE"):
+        model.under(sg.CriticallyDamped())  # type: ignore[arg-type]
+
+
 # Step numbers.
 
 
@@ -702,7 +727,6 @@ def test_a_network_is_fed_in_the_dtype_of_its_weights(kind: str, dtype: torch.dt
     [
         ("own", torch.float32),
         ("own", torch.float64),
-        ("denoiser", torch.float32),
         ("velocity", torch.float32),
     ],
 )
@@ -710,7 +734,6 @@ def test_tuning_budget_and_likelihood_feed_it_nothing_else(kind: str, dtype: tor
     model = strict(kind, dtype)
     x, levels = draw(8, 2, seed=1), torch.arange(16).reshape(8, 2)
     sg.tune_solver(model, steps=4, n=8)
-    sg.tune_grid(model, steps=4, n=8)
     assert isinstance(model.sde, LinearSDE)
     budget = sg.error_budget(model, sg.Gaussian(model.sde, torch.zeros(2)), 5, n=8, fine=16)
     assert float(budget.total.value) > 0
@@ -801,11 +824,10 @@ def test_there_and_back() -> None:
 # torch.export.
 
 
-@pytest.mark.parametrize("prediction", ["noise", "preconditioned"])
-def test_scores_are_exported(prediction: Prediction) -> None:
+def test_a_score_is_exported() -> None:
     torch.manual_seed(0)
     net = sg.networks.MLP((2,), width=8, depth=1)
-    model = sg.ScoreNetwork(net, sg.VP(), prediction, sg.Facts((2,))).eval()
+    model = sg.ScoreNetwork(net, sg.VP(), facts=sg.Facts((2,))).eval()
     check_export(model, 2)
 
 
