@@ -255,6 +255,22 @@ def test_levels_are_clamped_and_said_so_once() -> None:
     torch.testing.assert_close(model(x, t)[inside], law(x, t)[inside], rtol=1e-9, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:the network was trained")
+def test_what_is_held_is_a_function_of_the_noised_data() -> None:
+    """Early the score of y = x / alpha, late the denoised state at the same normal."""
+    sde = sg.VP()
+    model = from_noise(Rough(0.3, F64), sde, facts=KNOWN, span=(0.4, 0.6))
+    scale = sde.alpha(0.4) / sde.alpha(0.1)
+    torch.testing.assert_close(model(X, 0.1), scale * model(scale * X, 0.4))
+    torch.testing.assert_close(
+        model.denoise(X, 0.1), sde.tweedie(X, torch.tensor(0.1, dtype=F64), model(X, 0.1))
+    )
+    scale = sde.sigma(0.6) / sde.sigma(0.9)
+    torch.testing.assert_close(model.denoise(X, 0.9), model.denoise(scale * X, 0.6))
+    tweedie = sde.tweedie(X, torch.tensor(0.9, dtype=F64), model(X, 0.9))
+    torch.testing.assert_close(tweedie, model.denoise(X, 0.9))
+
+
 def test_clamping_is_continuous_at_the_ends() -> None:
     def unet(x: Tensor, timestep: Tensor) -> Tensor:
         return torch.tanh(x + timestep[:, None] / N)
