@@ -161,7 +161,7 @@ class Reads(nn.Module):
         return {
             "noise": noise,
             "data": data,
-            "velocity": a * noise - s * data,
+            "velocity": (a * noise - s * data) / torch.hypot(a, s),
             "flow": u,
             "score": -noise / s,
         }[self.prediction]

@@ -152,6 +152,31 @@ def test_noise_at_any_index() -> None:
     check_exact(model, torch.tensor([0.01, 0.3, 0.9, 1.0], dtype=F64))
 
 
+@pytest.mark.parametrize(
+    "other", [sg.VP(), sg.EDM(50.0), sg.SubVP(), sg.RectifiedFlow()], ids=repr
+)
+def test_a_foreign_network_serves_under_another_process(other: LinearSDE) -> None:
+    def unet(x: Tensor, timestep: Tensor) -> Tensor:
+        return exact(x, *at_step(timestep, ABAR))["v_prediction"]
+
+    def net(y: Tensor, sigma: Tensor) -> Tensor:
+        return exact(y, torch.ones_like(sigma), sigma)["sample"]
+
+    for model in (
+        from_diffusers(unet, scheduler("v_prediction"), facts=KNOWN),
+        from_denoiser(net, facts=KNOWN),
+        from_velocity(lambda x, t: exact(x, 1 - t, t)["flow"], data_at=0, facts=KNOWN),
+    ):
+        moved = model.under(other)
+        low, high = moved.span
+        # Of the denoiser all times are known.
+        low, high = max(low, 1e-3 * other.T), min(high, 0.99 * other.T)
+        check_exact(moved, torch.linspace(low, high, 4, dtype=F64))
+        assert moved.under(model.sde).sde is model.sde
+    with pytest.raises(TypeError, match="must be a LinearSDE"):
+        model.under(sg.CriticallyDamped())  # type: ignore[arg-type]
+
+
 # Step numbers.
 
 
@@ -228,6 +253,22 @@ def test_levels_are_clamped_and_said_so_once() -> None:
     torch.testing.assert_close(model(x, t), each, rtol=1e-10, atol=0)
     inside = [i for i in range(6) if 0.01 <= float(t[i]) <= 100]
     torch.testing.assert_close(model(x, t)[inside], law(x, t)[inside], rtol=1e-9, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:the network was trained")
+def test_what_is_held_is_a_function_of_the_noised_data() -> None:
+    """Early the score of y = x / alpha, late the denoised state at the same normal."""
+    sde = sg.VP()
+    model = from_noise(Rough(0.3, F64), sde, facts=KNOWN, span=(0.4, 0.6))
+    scale = sde.alpha(0.4) / sde.alpha(0.1)
+    torch.testing.assert_close(model(X, 0.1), scale * model(scale * X, 0.4))
+    torch.testing.assert_close(
+        model.denoise(X, 0.1), sde.tweedie(X, torch.tensor(0.1, dtype=F64), model(X, 0.1))
+    )
+    scale = sde.sigma(0.6) / sde.sigma(0.9)
+    torch.testing.assert_close(model.denoise(X, 0.9), model.denoise(scale * X, 0.6))
+    tweedie = sde.tweedie(X, torch.tensor(0.9, dtype=F64), model(X, 0.9))
+    torch.testing.assert_close(tweedie, model.denoise(X, 0.9))
 
 
 def test_clamping_is_continuous_at_the_ends() -> None:
@@ -702,7 +743,6 @@ def test_a_network_is_fed_in_the_dtype_of_its_weights(kind: str, dtype: torch.dt
     [
         ("own", torch.float32),
         ("own", torch.float64),
-        ("denoiser", torch.float32),
         ("velocity", torch.float32),
     ],
 )
@@ -710,7 +750,6 @@ def test_tuning_budget_and_likelihood_feed_it_nothing_else(kind: str, dtype: tor
     model = strict(kind, dtype)
     x, levels = draw(8, 2, seed=1), torch.arange(16).reshape(8, 2)
     sg.tune_solver(model, steps=4, n=8)
-    sg.tune_grid(model, steps=4, n=8)
     assert isinstance(model.sde, LinearSDE)
     budget = sg.error_budget(model, sg.Gaussian(model.sde, torch.zeros(2)), 5, n=8, fine=16)
     assert float(budget.total.value) > 0
@@ -801,11 +840,10 @@ def test_there_and_back() -> None:
 # torch.export.
 
 
-@pytest.mark.parametrize("prediction", ["noise", "preconditioned"])
-def test_scores_are_exported(prediction: Prediction) -> None:
+def test_a_score_is_exported() -> None:
     torch.manual_seed(0)
     net = sg.networks.MLP((2,), width=8, depth=1)
-    model = sg.ScoreNetwork(net, sg.VP(), prediction, sg.Facts((2,))).eval()
+    model = sg.ScoreNetwork(net, sg.VP(), facts=sg.Facts((2,))).eval()
     check_export(model, 2)
 
 

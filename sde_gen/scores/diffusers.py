@@ -19,7 +19,7 @@ from ..ops import Time, check_callable, check_kind, match
 from ..schedules import Tabulated
 from ..sdes import VP, LinearSDE, RectifiedFlow
 from .base import Score
-from .foreign import Foreign, Index, Steps, told
+from .foreign import Foreign, Index, Steps, matched, told
 from .network import Prediction
 
 
@@ -176,8 +176,7 @@ class ForDiffusers(nn.Module):
         sde, theirs = self.score.sde, self.convention
         assert isinstance(sde, LinearSDE)
         u = theirs.time(torch.as_tensor(timestep).double().cpu())
-        level = theirs.sde.log_snr(u).clamp_min(float(sde.log_snr(sde.T)))
-        t = sde.time_at(level).clamp_max(sde.T)
+        t = matched(theirs.sde, u, sde)
         alpha, sigma = theirs.sde.alpha(u), theirs.sde.sigma(u)
         e = self.score.evaluate(match(sde.sigma(t) / sigma, sample) * sample, t, **context)
         z = -match(sde.sigma(t), sample) * e.score

@@ -132,7 +132,16 @@ class Foreign(ScoreNetwork):
         module = net if isinstance(net, nn.Module) else _Function(net)
         super().__init__(module, sde, prediction, told(net, facts))
         self.index, self.span, self.relative = index, (near, min(far, sde.T)), relative
-        self._warned = False
+        self._native, self._warned = sde, False
+
+    def under(self, sde: KernelSDE) -> Foreign:
+        """The same network under another linear process, as ``ScoreNetwork.under``."""
+        check_kind(sde, LinearSDE, "sde", "a LinearSDE, such as VP()")
+        other = super().under(sde)
+        assert isinstance(other, Foreign)
+        near, far = (matched(self.sde, t, other.sde) for t in torch.tensor(self.span).double())
+        other.span = (float(near) if self.span[0] else 0.0), float(far)
+        return other
 
     def under(self, sde: KernelSDE) -> ScoreNetwork:
         """Refused: its states and numbers are those of the process that it was wrapped with."""
@@ -168,9 +177,14 @@ class Foreign(ScoreNetwork):
     def _trained(self, x: Tensor, t: Tensor, context: dict[str, Any]) -> Evaluation:
         """At a level that the network was trained on."""
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        index = t if self.index is None else self.index(t)
-        scaled = x / match(alpha, x) if self.relative else x
-        scaled, index = fitted(self.net, scaled, index)
+        native, scale = self._native, None
+        if native is not self.sde:
+            t = matched(self.sde, t, native)
+            scale = native.sigma(t) / sigma
+        if self.relative:
+            scale = 1 / alpha
+        scaled = x if scale is None else match(scale, x) * x
+        scaled, index = fitted(self.net, scaled, t if self.index is None else self.index(t))
         rows = handed(index.reshape(-1), x.device).expand(x.shape[0])
         levels: Levels = (alpha, sigma, sigma)
         return self._ask(x, scaled, rows, levels, context)
@@ -187,6 +201,12 @@ class Foreign(ScoreNetwork):
             " inside. This is said once",
             stacklevel=2,
         )
+
+
+def matched(sde: LinearSDE, t: Tensor, other: LinearSDE) -> Tensor:
+    """The time of another process with the noise to signal of this one at t, or the nearest."""
+    level = sde.log_snr(t).clamp_min(float(other.log_snr(other.T)))
+    return other.time_at(level).clamp_max(other.T)
 
 
 class _Function(nn.Module):

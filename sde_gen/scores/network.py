@@ -4,7 +4,7 @@ A network F sees the state scaled to unit variance and the noise level, and its 
 
     noise           z
     data            x_0
-    velocity        v = alpha z - sigma x_0                      (Salimans & Ho 2022)
+    velocity        (alpha z - sigma x_0) / hypot(alpha, sigma)  (Salimans & Ho 2022)
     flow            u = z - x_0                                  (Lipman et al. 2023)
     score           s
     preconditioned  (x_0 - c_skip y) / c_out, y = x / alpha      (Karras et al. 2022)
