@@ -1,13 +1,13 @@
 """What the training engine costs beside a loop of plain PyTorch, and what a layout gains.
 
 Three networks on noise of their shape: that of MNIST (1.1 M parameters, batch 64), that of the
-digits (0.2 M, batch 256) and a perceptron for the plane (batch 256). *Engine*: the time of a step of a
-bare loop (noise prediction, clipped gradients, fused Adam, no average) over that of a step of
-``Trainer`` (which also averages the weights, keeps good ones, names its draws and watches for
-NaN). *Layouts*: the time of a step of the MNIST network in each layout over the plain one, and the
-mean loss of the last of some steps from the same start on the same draws. Turns of a few steps are
-taken in alternation, each beside its own base, and the median of the ratios is printed, of the
-processor's time of one thread, so that a busy machine does not spoil it.
+digits (0.2 M, batch 256) and a perceptron for the plane (batch 256). *Engine*: the time of a step
+of a bare loop (noise prediction, clipped gradients, fused Adam, no average) over that of a step
+of ``Trainer`` (which also averages the weights, keeps good ones, names its draws and watches for
+NaN). *Layouts*: the time of a plain step of the MNIST network over that in each layout, and the
+mean loss of the last of some steps of the digits network, from one start on the same draws. Turns
+of a few steps are taken in alternation, each beside its own base, and the median of the ratios is
+printed, of the processor's time of one thread, so that a busy machine does not spoil it.
 
     python benchmarks/engine.py [--quick] [--compiled]
 """

@@ -48,6 +48,7 @@ import sde_gen
 from sde_gen import VP, Exponential, Facts, Recipe, Score, ScoreNetwork, sample, train
 from sde_gen.inverse import Matrix, Observation, particles
 from sde_gen.networks import UNet
+from sde_gen.training import Layout
 
 HERE = Path(__file__).parent
 SHAPE = (3, 32, 32)
@@ -324,7 +325,7 @@ def training(precision: str, size: Size) -> dict[str, float]:
         model = ScoreNetwork(net, VP(), facts=Facts(SHAPE, 0.5))
 
         def run(n: int) -> object:
-            recipe = Recipe(steps=n, batch=batch, lr=2e-4, autocast=halved)
+            recipe = Recipe(steps=n, batch=batch, lr=2e-4, layout=Layout(half=halved))
             return train(model, x, recipe=recipe, device=size.device, progress=False)
 
         return run
@@ -358,6 +359,7 @@ _RANK = """
 import json, os, sys, time, torch
 from sde_gen import VP, Facts, Recipe, ScoreNetwork, train
 from sde_gen.networks import UNet
+from sde_gen.training import Layout
 torch.manual_seed(0)
 batch, steps, tiny = (int(v) for v in sys.argv[2:])
 net = UNet((3, 32, 32), 16, (1, 2), blocks=1) if tiny else UNet.cifar10()
@@ -365,7 +367,8 @@ model = ScoreNetwork(net, VP(), facts=Facts((3, 32, 32), 0.5))
 x, spent = torch.randn(512, 3, 32, 32), []
 for n in (3, 3, steps + 3):
     start = time.perf_counter()
-    recipe = Recipe(steps=n, batch=batch * int(os.environ["WORLD_SIZE"]), lr=2e-4)
+    whole, layout = batch * int(os.environ["WORLD_SIZE"]), Layout(half=not tiny)
+    recipe = Recipe(steps=n, batch=whole, lr=2e-4, layout=layout)
     train(model, x, recipe=recipe, device="cpu" if tiny else "cuda", progress=False)
     spent.append(time.perf_counter() - start)
 if os.environ["RANK"] == "0":

@@ -46,7 +46,7 @@ from sde_gen import data, metrics
 from sde_gen.chain import NodeTimes
 from sde_gen.data import Dequantise, Labelled, centre, quantise
 from sde_gen.networks import UNet
-from sde_gen.training import Denoising, Trainer, pick_device, save, uniform_weight
+from sde_gen.training import Denoising, Layout, Trainer, pick_device, save, uniform_weight
 
 HERE = Path(__file__).parent
 LEVELS, SIDE, CLASSES = 256, 28, 10
@@ -243,7 +243,7 @@ def learn(name: str, split: Split, plan: Plan, device: torch.device, folder: Pat
     torch.manual_seed(0)
     run = RUNS[name](centre(split.train.x.long(), LEVELS), plan)
     record: dict[str, Any] = {"plan": plan._asdict(), "device": described(device)}
-    recipe = sg.Recipe(minutes=plan.minutes, batch=plan.batch, lr=plan.lr, autocast=False)
+    recipe = sg.Recipe(minutes=plan.minutes, batch=plan.batch, lr=plan.lr, layout=Layout())
     trainer = Trainer(
         run.model,
         run.x,
