@@ -368,7 +368,8 @@ model = ScoreNetwork(net, VP(), facts=Facts((3, 32, 32), 0.5))
 x, spent = torch.randn(512, 3, 32, 32), []
 for n in (3, 3, steps + 3):
     start = time.perf_counter()
-    recipe = Recipe(steps=n, batch=batch * int(os.environ["WORLD_SIZE"]), lr=2e-4, layout=Layout())
+    whole, layout = batch * int(os.environ["WORLD_SIZE"]), Layout(half=not tiny)
+    recipe = Recipe(steps=n, batch=whole, lr=2e-4, layout=layout)
     train(model, x, recipe=recipe, device="cpu" if tiny else "cuda", progress=False)
     spent.append(time.perf_counter() - start)
 if os.environ["RANK"] == "0":

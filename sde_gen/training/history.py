@@ -76,13 +76,13 @@ class History:
         self.waiting = []
 
 
-def read_history(folder: Path, steps: int | None = None) -> list[Look]:
+def read_history(folder: str | Path, steps: int | None = None) -> list[Look]:
     """The looks of a run, those of its first ``steps`` steps; none where there is no such file.
 
     Lines that are cut short or no numbers are left out: it is a report, and no part of the run.
     """
     try:
-        with (folder / HISTORY).open(newline="", encoding="utf-8") as opened:
+        with (Path(folder) / HISTORY).open(newline="", encoding="utf-8") as opened:
             found = [look for line in csv.DictReader(opened) if (look := _look(line))]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []

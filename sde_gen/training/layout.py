@@ -91,12 +91,16 @@ def laid_out(layout: Layout, model: nn.Module, *averages: nn.Module) -> Iterator
             net._compiled_call_impl = None
 
 
+def for_parts(layout: Layout) -> Layout:
+    """What of a layout serves a model that is spread over processes: its precision."""
+    return Layout(half=layout.half)
+
+
 def choose(
     model: nn.Module,
     batch: int,
     steps_for: Callable[[float], float],
     agree: Callable[[float], float],
-    sharded: bool = False,
 ) -> tuple[Layout, str]:
     """The fastest layout for a run, and what to say of it (nothing where nothing was tried).
 
@@ -105,18 +109,15 @@ def choose(
         batch: samples that the network gets at once.
         steps_for: seconds a step -> how many steps the run has.
         agree: a number of each process -> their mean.
-        sharded: whether the weights are spread over processes: then only bfloat16 is tried.
     """
     if not (isinstance(model, ScoreNetwork) and model.shape and _is_single(model)):
         return Layout(), ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _try_all(_Trial(model, batch, agree), steps_for, sharded)
+        return _try_all(_Trial(model, batch, agree), steps_for)
 
 
-def _try_all(
-    trial: _Trial, steps_for: Callable[[float], float], sharded: bool
-) -> tuple[Layout, str]:
+def _try_all(trial: _Trial, steps_for: Callable[[float], float]) -> tuple[Layout, str]:
     taken = Layout()
     short = SHORT.get(trial.device.type, 0.005)
     if trial.seconds(taken, 1) < short / 4:  # it also warms up
@@ -126,8 +127,8 @@ def _try_all(
     if plain < short or steps < FEW:
         return taken, ""
     tried = [_told(taken, plain)]
-    options = [{"half": True}] if sharded else [{"half": True}, {"channels_last": True}]
-    if not sharded and LONG < steps * plain < math.inf:
+    options = [{"half": True}, {"channels_last": True}]
+    if LONG < steps * plain < math.inf:
         options.append({"compiled": True})
     for option in options:
         layout = replace(taken, **option)

@@ -40,7 +40,7 @@ from .inputs import (
     check_recipe,
 )
 from .interrupts import Interrupts
-from .layout import Layout, choose, laid_out
+from .layout import Layout, choose, for_parts, laid_out
 from .losses import Denoising, Objective
 from .packing import bare
 from .recipe import Recipe, adam, learning_rate
@@ -201,7 +201,8 @@ class Trainer(Saved[M]):
         self.model.train()
         self._keep()
         averages = [average.module for average in self._averages]
-        with laid_out(self.layout or Layout(), self.model, *averages):
+        layout = self.layout or Layout()
+        with laid_out(for_parts(layout) if self.sharded else layout, self.model, *averages):
             model = self._joined()
             while not self.done:
                 before = self._progress()
@@ -315,11 +316,11 @@ class Trainer(Saved[M]):
 
     def _choose_layout(self) -> None:
         """Of a new run, by timing a few steps; one that was taken up has chosen."""
-        if self.layout is None:
+        if self.layout is None and self.sharded:  # there is no copy to try anything on
+            self.layout = Layout(half=self.device.type == "cuda")
+        elif self.layout is None:
             n = self.recipe.batch // (self.processes * self.recipe.accumulate)
-            self.layout, note = choose(
-                self.model, n, self.recipe.steps_for, self._clock.mean, self.sharded
-            )
+            self.layout, note = choose(self.model, n, self.recipe.steps_for, self._clock.mean)
             if note:
                 self._notes.append(f"{note}. Recipe(layout=Layout(...)) sets it")
 
