@@ -36,7 +36,7 @@ def test_the_file_fills_in_and_the_command_line_wins(tmp_path) -> None:
     assert (found["lr"], found["sde"], found["grey"]) == (1e-3, "edm", True)
     assert found["minutes"] == 2.0
     assert isinstance(found["minutes"], float)
-    assert found["batch"] == 256
+    assert found["seed"] == 0
     assert parsed(tmp_path, text, "train", "two_moons", "--out", "n")["data"] == "two_moons"
     assert parsed(tmp_path, text, "train", "two_moons", "--out", "n")["out"] == "n"
 
