@@ -135,7 +135,7 @@ def test_states_of_matrix_processes_have_latents(sde: sg.MatrixSDE) -> None:
     torch.testing.assert_close(decode(score, z), x, rtol=0, atol=1e-4)
 
     def length(state: torch.Tensor, t: float) -> torch.Tensor:
-        # States are (2, 2) for data in the plane with velocities, (2,) where the process mixes them.
+        # (2, 2) for data in the plane with velocities, (2,) where the process mixes them.
         one = torch.eye(2 if sde.added else 1, dtype=F64)
         phi, a = torch.kron(sde.transition(t), one), torch.kron(sde.alpha(t), one)
         start = torch.eye(len(phi), dtype=F64) * sde.covariance(0.0)[-1, -1]

@@ -14,7 +14,13 @@ from scipy.stats import binom
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.likelihood import Estimate, bits_per_dim, importance_bounds, log_prob
+from sde_gen.likelihood import (
+    Estimate,
+    LogisticDequantiser,
+    bits_per_dim,
+    importance_bounds,
+    log_prob,
+)
 from sde_gen.likelihood.probes import hadamard_size, orthogonal_signs, spread_of
 from sde_gen.likelihood.watch import Watch
 from sde_gen.likelihood.whitened import slopes_of, weights_of
@@ -202,12 +208,12 @@ def test_quadrature_has_order_six() -> None:
         assert weights_of(u) @ u**n == pytest.approx(1 / (n + 1))
 
 
-def test_slopes_have_order_five() -> None:
+def test_slopes_have_order_six() -> None:
     errors = []
     for n in (12, 24, 48):
         u = np.linspace(0.3, 2.0, n + 1)
         errors.append(float(np.abs(slopes_of(u) @ np.sin(5 * u) - 5 * np.cos(5 * u)).max()))
-    assert all(s > 4.5 for s in problems.slopes(errors)), errors
+    assert all(s > 5.5 for s in problems.slopes(errors)), errors
     u = np.linspace(0.0, 1.0, 3)
     assert slopes_of(u) @ u**2 == pytest.approx(2 * u)
 
@@ -299,15 +305,15 @@ def entropy(law: sg.GaussianMixture) -> float:
 
 
 def test_intervals_of_the_mean_log_density_cover() -> None:
-    """600 data sets of 60 points: data, one probe a point, and the solver."""
-    law, repeats = problems.mixture(VP), 600
+    """2,000 data sets of 60 points: data, one probe a point, and the solver."""
+    law, repeats = problems.mixture(VP), 2000
     x = law.sample(60 * repeats, seeded(1))
-    judge(log_prob(law, x, probes=1, steps=64), repeats, entropy(law))
+    judge(log_prob(law, x, probes=1, steps=32), repeats, entropy(law))
 
 
 def test_intervals_of_bits_per_dimension_cover() -> None:
-    """600 data sets of 60 rows of three numbers, on five levels, dequantised once."""
-    std, levels, n, repeats = 0.4, 5, 3, 600
+    """2,000 data sets of 60 rows of three numbers, on five levels, dequantised once."""
+    std, levels, n, repeats = 0.4, 5, 3, 2000
     law = sg.Gaussian(VP, torch.zeros(n), std)
     edges = torch.linspace(-1, 1, levels + 1, dtype=F64)
     mass = torch.special.ndtr(edges / std).diff()
@@ -347,6 +353,47 @@ def test_the_best_dequantiser_leaves_nothing_to_bound() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             bits_per_dim(law, k, levels, dequantiser=bad)
+
+
+def test_a_trained_dequantiser_lies_between_uniform_and_the_truth() -> None:
+    """On levels of a correlated Gaussian in the plane; the truth by quadrature on each cell."""
+    levels = 4
+    c = torch.tensor([[0.09, 0.06], [0.06, 0.09]], dtype=F64)
+    law = sg.Gaussian(VP, torch.tensor([0.1, -0.1], dtype=F64), covariance=c)
+    x = law.sample(4000, seeded())
+    k = sg.levels.quantise(x.clamp(-0.999, 0.999), levels)
+    q = LogisticDequantiser((2,), levels, 32).double()
+    first, trained = k[:2000], k[2000:]
+    before = bits_per_dim(law, first, levels, dequantiser=q, steps=2).value
+    uniform = bits_per_dim(law, first, levels, steps=2).value
+    torch.testing.assert_close(before, uniform.double(), rtol=0, atol=1e-3)
+    after = bits_per_dim(law, first, levels, dequantiser=q.fit(law, trained), steps=2).value
+    assert not after.requires_grad
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(30))
+    cell = (2 * first[:, None, None] + 1 + torch.cartesian_prod(nodes, nodes)) / levels - 1
+    p = law.log_prob(cell.reshape(-1, 2)).exp().reshape(len(first), -1)
+    exact = -torch.log2(p @ torch.outer(weights, weights).flatten() / levels**2) / 2
+    gains = uniform - after
+    assert float(gains.mean()) > 4 * float(gains.std()) / math.sqrt(2000)
+    # Of the gap that uniform noise leaves more than half is closed, and the bound stays one.
+    left, whole = (float((v - exact).mean()) for v in (after, uniform))
+    assert -4 * float((after - exact).std()) / math.sqrt(2000) < left < whole / 2
+
+
+def test_a_dequantiser_is_a_density_on_the_cell() -> None:
+    q = LogisticDequantiser((1,), 3, 8).double()
+    with torch.no_grad():
+        for v in q.parameters():
+            v.copy_(torch.randn(v.shape, generator=seeded(), dtype=F64) / 2)
+    v = torch.linspace(0, 1, 40_001, dtype=F64)[1:-1, None]
+    for level in range(3):
+        u, log_q = q(torch.full((len(v), 1), level), v)
+        assert float(torch.trapezoid(log_q.exp(), u[:, 0])) == pytest.approx(1, abs=2e-3)
+        assert bool((u.diff(dim=0) > 0).all())
+    turning = sg.MatrixOrnsteinUhlenbeck(((-1.0,),), ((1.0,),))
+    score = sg.CorrelatedMixture(turning, torch.ones(1), torch.zeros(1, 1), torch.eye(1))
+    with pytest.raises(TypeError, match="LinearSDE"):
+        q.fit(score, torch.zeros(2, 1, dtype=torch.int64))
 
 
 def test_more_draws_tighten_the_bound() -> None:

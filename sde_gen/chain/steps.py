@@ -93,7 +93,12 @@ class Chain:
     times: Tensor = None  # type: ignore[assignment]
 
     def __init__(self, sde: LinearSDE, times: Tensor | Sequence[float] | None = None) -> None:
-        check_kind(sde, LinearSDE, "sde", "a LinearSDE, such as VP()")
+        check_kind(
+            sde,
+            LinearSDE,
+            "sde",
+            "a LinearSDE, such as VP() (of a matrix process log_prob and bits_per_dim tell bits)",
+        )
         clock = getattr(sde, "schedule", None)
         if times is None:
             if not isinstance(clock, Tabulated):

@@ -9,12 +9,14 @@ counts the probes of the divergence, the dequantisation, the data and the steps 
 from __future__ import annotations
 
 from .density import log_prob
+from .dequantiser import LogisticDequantiser
 from .editing import between, decode, encode, interpolate, redraw, relabel
 from .estimate import Estimate
 from .quantised import bits_per_dim, importance_bounds
 
 __all__ = [
     "Estimate",
+    "LogisticDequantiser",
     "between",
     "bits_per_dim",
     "decode",

@@ -22,14 +22,14 @@ which serves the state, by the multistep formula, and the integral, by the polyn
 through the six nodes nearest to each interval.
 
 How far the steps are off is read from the same nodes. Along *any* path z(u) the density of a flow
-z' = h obeys d log p / du = -div h + (z' - h) . grad log p, so a path that misses the flow is off by
+z' = h obeys d log p / du = -div h + (z' - h) . grad log p, so a path that misses the flow is off
 
     int grad log p . (h - dz/du) du,
 
-for which the score stands: the polynomials through the nodes have dz/du, and the nodes h. For exact
-scores that is the error but for that of the quadrature; added to the value it would leave a tenth to
-a thousandth of it. The score of a network is not the gradient of its flow's density, so there it
-is no correction, and tells a size alone.
+for which the score stands: the polynomials through the nodes have dz/du, and the nodes h. For
+exact scores that is the error but for that of the quadrature; added to the value it would leave a
+tenth to a thousandth of it. The score of a network is no gradient of its flow's density: there
+it corrects nothing, and tells a size alone.
 
 A flow whose score is finite at t = 0 starts at w_1 = 1e-8 V all the same. By the heat equation
 dp/dw = 1/2 lap p the density at 0 is that at w_1 less w_1 / 2 (|s_y|^2 + tr grad s_y), to order
@@ -58,7 +58,7 @@ from .watch import Watch
 _POWER = 8
 _LEAST, _MOST = 1e-8, 1e10
 """w / V where a flow from t = 0 starts, and where nothing is left of the data: z stands still."""
-_DEGREE = 5
+_DEGREE, _SETTLED = 5, 4
 
 
 def reference(model: Score) -> Moments:
@@ -93,8 +93,8 @@ def weights_of(u: np.ndarray, degree: int = _DEGREE) -> np.ndarray:
 
 def slopes_of(u: np.ndarray) -> np.ndarray:
     """D (N + 1, N + 1) of the nodes u: sum_j D_ij f(u_j) ~ f'(u_i), by the polynomial through the
-    six nodes nearest to it."""
-    n, size, tiny = len(u), min(_DEGREE + 1, len(u)), 1e-30
+    seven nodes nearest to it, as many on either side."""
+    n, size, tiny = len(u), min(_DEGREE + 2, len(u)), 1e-30
     d = np.zeros((n, n))
     for i in range(n):
         first = min(max(i - size // 2, 0), n - size)
@@ -271,12 +271,17 @@ class Whitened:
 
 def off(u: np.ndarray, rates: np.ndarray, path: list[Node]) -> Tensor:
     """How far log p may be off (B,): twice what the path misses of the flow, times the score, and
-    what the integral of the trace is off from one by polynomials of degree 3."""
+    what the integral of the trace is off from one by polynomials of degree 3.
+
+    A network's score is least its flow's where noise is least, and steps of a multistep formula
+    are worst where it starts: at the first nodes the score of a later one stands for theirs.
+    """
     q, d = weights_of(u), slopes_of(u)
     missed = change = path[0].z.new_zeros(())
-    for i, (z, score, speed, traced) in enumerate(path):
+    for i, (_, _, speed, traced) in enumerate(path):
         near = d[i].nonzero()[0]
         moved = sum(float(d[i, j]) * path[j].z for j in near)
+        score = path[max(i, min(_SETTLED, len(path) - 1))].score
         missed = missed + q[i] * sum_rest(score * (speed - moved))
         change = change + (q - weights_of(u, 3))[i] * rates[i] * traced
     return 2 * missed.abs() + change.abs()
