@@ -868,9 +868,3 @@ def check_export(model: nn.Module, *shape: int, late: float = 0.7) -> None:
         warnings.simplefilter("ignore")  # of a level that the network was not trained on
         for n in (4, 3):
             torch.testing.assert_close(program.module()(x[:n], t[:n]), model(x[:n], t[:n]))
-
-
-def test_a_foreign_network_stays_with_its_process() -> None:
-    score = from_velocity(lambda x, time: x, data_at=1)
-    with pytest.raises(TypeError, match="numbers of its own process"):
-        score.under(sg.VP())

@@ -143,13 +143,6 @@ class Foreign(ScoreNetwork):
         other.span = (float(near) if self.span[0] else 0.0), float(far)
         return other
 
-    def under(self, sde: KernelSDE) -> ScoreNetwork:
-        """Refused: its states and numbers are those of the process that it was wrapped with."""
-        raise TypeError(
-            "a network from elsewhere is read by the numbers of its own process,"
-            f" {self.sde!r:.80}: wrap it with another where it allows that, as from_denoiser does"
-        )
-
     def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:
         self._check(x)
         t = as_time(t)
