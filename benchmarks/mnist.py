@@ -420,7 +420,9 @@ def tell(found: dict[str, Any]) -> None:
     floor = found["rows"]["floor: real test images"]
     lines = []
     for name, row in found["rows"].items():
-        bits = found["runs"].get(row.get("run"), {}).get("bits")
+        run = found["runs"].get(row.get("run"), {})
+        # That of the model itself, once: no sampler has another, and guidance another law.
+        bits = run.get("bits") if name == next(iter(run.get("rows", {})), None) else None
         lines.append(
             [
                 name,
