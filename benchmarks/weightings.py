@@ -42,6 +42,7 @@ from sde_gen.networks import UNet
 from sde_gen.training import (
     Denoising,
     InformationTimes,
+    Layout,
     LogNormalTimes,
     MinSNRWeight,
     Objective,
@@ -83,6 +84,7 @@ class Task(NamedTuple):
     lr: float
     steps: int
     samples: int
+    layout: Layout
 
 
 def small_mnist(classes: int | None, head: bool) -> UNet:
@@ -93,8 +95,8 @@ def small_mnist(classes: int | None, head: bool) -> UNet:
 
 
 TASKS = {
-    "digits": Task(digits, 17, UNet.digits, 256, 4e-3, 1500, 2000),
-    "mnist": Task(mnist, 256, small_mnist, 128, 1e-3, 2000, 2000),
+    "digits": Task(digits, 17, UNet.digits, 256, 4e-3, 1500, 2000, Layout()),
+    "mnist": Task(mnist, 256, small_mnist, 128, 1e-3, 2000, 2000, Layout(True, True)),
 }
 
 
@@ -159,7 +161,14 @@ def trained(job: Job, plan: Plan, steps: int) -> tuple[sg.ScoreNetwork, float]:
     objective = RECIPES[job.recipe](facts)
     net = task.net(10, isinstance(objective, Uncertainty))
     model = sg.ScoreNetwork(net, sg.VP(), facts=facts)
-    recipe = sg.Recipe(steps=steps, batch=task.batch, lr=task.lr, seed=job.seed, every=100)
+    recipe = sg.Recipe(
+        steps=steps,
+        batch=task.batch,
+        lr=task.lr,
+        seed=job.seed,
+        every=100,
+        layout=task.layout,
+    )
     trainer = Trainer(
         model,
         x,
@@ -373,6 +382,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="for all trainings")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--rows", type=int, default=10_000, help="the most images to weigh")
+    parser.add_argument("--samples", type=int, default=10_000, help="the most to draw")
     parser.add_argument("--steps", nargs=2, type=int, help="the most on digits, on MNIST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="all stages, small")
@@ -386,7 +397,7 @@ def main() -> None:
     if "train" in stages:
         end = time.time() + 60 * args.minutes
         most = [5, 5] if quick else args.steps or [task.steps for task in TASKS.values()]
-        sizes = (20, 20) if quick else (10_000, 10_000)
+        sizes = (20, 20) if quick else (args.rows, args.samples)
         plan = Plan(args.data, out, args.device, end, dict(zip(TASKS, most, strict=True)), *sizes)
         jobs = all_jobs(args.tasks, 2 if quick else args.seeds)
         train(plan, jobs, args.jobs, 3 if quick else 60)
