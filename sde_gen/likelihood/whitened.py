@@ -59,6 +59,7 @@ _POWER = 8
 _LEAST, _MOST = 1e-8, 1e10
 """w / V where a flow from t = 0 starts, and where nothing is left of the data: z stands still."""
 _DEGREE, _SETTLED = 5, 4
+"""Of the polynomials; and the node whose score stands for those before it in the error bar."""
 
 
 def reference(model: Score) -> Moments:
@@ -273,17 +274,18 @@ def off(u: np.ndarray, rates: np.ndarray, path: list[Node]) -> Tensor:
     """How far log p may be off (B,): twice what the path misses of the flow, times the score, and
     what the integral of the trace is off from one by polynomials of degree 3.
 
-    A network's score is least its flow's where noise is least, and steps of a multistep formula
+    A network's score is worst where noise is least, and steps of a multistep formula
     are worst where it starts: at the first nodes the score of a later one stands for theirs.
     """
-    q, d = weights_of(u), slopes_of(u)
+    q, d, settled = weights_of(u), slopes_of(u), min(_SETTLED, len(u) - 1)
+    less = (q - weights_of(u, 3)) * rates
     missed = change = path[0].z.new_zeros(())
     for i, (_, _, speed, traced) in enumerate(path):
         near = d[i].nonzero()[0]
         moved = sum(float(d[i, j]) * path[j].z for j in near)
-        score = path[max(i, min(_SETTLED, len(path) - 1))].score
+        score = path[max(i, settled)].score
         missed = missed + q[i] * sum_rest(score * (speed - moved))
-        change = change + (q - weights_of(u, 3))[i] * rates[i] * traced
+        change = change + less[i] * traced
     return 2 * missed.abs() + change.abs()
 
 
