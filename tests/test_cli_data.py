@@ -64,7 +64,7 @@ def model(photos, tmp_path_factory) -> Path:
 
 def test_images_of_many_sizes_are_one_command(photos, tmp_path, capsys):
     out = said(capsys, "train", photos, "--size", "16x12", "--out", tmp_path / "m", *SHORT)
-    first, second, _ = out.splitlines()
+    first, _, second, _ = out.splitlines()
     assert first == (
         f"{photos}: 24 images of 3 sizes, 10 x 24 to 30 x 20, resized and cropped (centre) to"
         " 16 x 12, 8 of them enlarged, colour, 2 classes; in memory (0 MB)"
