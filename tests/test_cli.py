@@ -260,10 +260,10 @@ def test_straight_paths_are_trained_and_sampled(tmp_path):
         ((7,), None, MLP((7,), 128, 3)),
         ((7,), 16, MLP((7,), 16, 3)),
         ((1, 8, 8), None, UNet.digits(None)),
-        ((1, 8, 8), 16, UNet((1, 8, 8), 16, (1, 2), blocks=2)),
+        ((1, 8, 8), 16, UNet((1, 8, 8), 16, (1, 2), blocks=1)),
         ((3, 8, 8), None, UNet((3, 8, 8), 64, (1, 2), blocks=2)),
         ((1, 16, 12), None, UNet((1, 16, 12), 64, (1, 2, 2), blocks=2)),
-        ((3, 64, 64), 32, UNet((3, 64, 64), 32, (1, 2, 2, 2), blocks=2)),
+        ((3, 64, 64), 32, UNet((3, 64, 64), 32, (1, 2, 2, 2), blocks=1)),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_wine
 
 import sde_gen as sg
-from sde_gen.cli import main
+from sde_gen.cli import main, reading
 from sde_gen.data.order import Order
 from sde_gen.training import load, validation
 
@@ -64,7 +64,7 @@ def model(photos, tmp_path_factory) -> Path:
 
 def test_images_of_many_sizes_are_one_command(photos, tmp_path, capsys):
     out = said(capsys, "train", photos, "--size", "16x12", "--out", tmp_path / "m", *SHORT)
-    first, second, _ = out.splitlines()
+    first, _, second, _ = out.splitlines()
     assert first == (
         f"{photos}: 24 images of 3 sizes, 10 x 24 to 30 x 20, resized and cropped (centre) to"
         " 16 x 12, 8 of them enlarged, colour, 2 classes; in memory (0 MB)"
@@ -141,6 +141,22 @@ def test_images_on_disk_are_held_out_too(photos, tmp_path, capsys):
     out = said(capsys, "evaluate", tmp_path, photos, *options, "--steps", 2, "--device", "cpu")
     assert out.splitlines()[-1] == "the run of this model held these 6 real ones out"
     assert "against 18 real ones" in out
+
+
+def test_an_array_that_is_too_large_is_read_where_it_lies(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8))
+    array = (tmp_path / "x.npy", "--levels", 256, "--holdout", 0.2)
+    assert run("train", *array, "--out", tmp_path / "small", *SHORT) == 0
+    monkeypatch.setattr(reading, "IN_MEMORY", 1)
+    out = said(capsys, "train", *array, "--out", tmp_path / "large", *SHORT)
+    assert (
+        out.splitlines()[0] == f"{tmp_path / 'x.npy'}: 30 rows of (1, 8, 8), read where they lie"
+    )
+    small, large = (load(tmp_path / name).state_dict() for name in ("small", "large"))
+    assert all(torch.equal(small[name], large[name]) for name in small)
+    without = ("train", tmp_path / "x.npy", "--out", tmp_path / "m", *SHORT)
+    assert "holds integers: give their number of levels" in refused(capsys, *without)
 
 
 def test_copies_of_what_was_held_out_are_counted(tmp_path, capsys):

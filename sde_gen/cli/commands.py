@@ -46,7 +46,7 @@ def _train(options: argparse.Namespace) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
-    print(chosen(net, options.batch, device), flush=True)
+    say(chosen(net, options.batch, device))
     recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
     folder = Path(options.out)
     if not options.resume:

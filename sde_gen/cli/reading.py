@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data.sources import Source
 
 IN_MEMORY = 2 * 10**9
-"""Bytes of pixels up to which the images of a folder are read at once."""
+"""Bytes up to which an array, or the pixels of a folder, are read at once."""
 KNOWN_BY = 2000
 """Items that tell the facts of data which are too many to be read at once."""
 REFERENCE = 10_000
@@ -74,6 +74,8 @@ def read_data(options: argparse.Namespace, seed: int, split: Literal["train", "t
         if data.is_idx(path):
             return Data(*data.idx_images(path, split), 256)
         return _read_images(options, path)
+    if path.suffix == ".npy" and path.is_file() and path.stat().st_size > IN_MEMORY:
+        return _map_array(options, path)
     if path.suffix in (".npy", ".npz"):
         x = data.load_array(path, options.key, options.levels)
         if x.ndim == 1:
@@ -124,6 +126,19 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return int(height), int(width or height)
     except ValueError:
         raise ValueError(f"--size must be N or HxW, got {text}") from None
+
+
+def _map_array(options: argparse.Namespace, path: Path) -> Data:
+    from .. import data
+
+    source = data.Mapped(path)
+    x, levels = data.glance(source, KNOWN_BY)["x"], options.levels
+    if x.ndim == 1:
+        raise ValueError(f"{path} holds {source.array.shape}: expected (N, D), as x[:, None] is")
+    if not x.is_floating_point() and levels is None:
+        raise TypeError(f"{path} holds integers: give their number of levels, --levels 256")
+    say(f"{path}: {len(source)} rows of {tuple(x.shape[1:])}, read where they lie")
+    return Data(x, None, levels, None, source)
 
 
 def _told(images: Images, in_memory: bool) -> str:
