@@ -62,6 +62,32 @@ def test_likelihoods_run_to_where_no_signal_is_left(sde: LinearSDE, how: dict[st
     torch.testing.assert_close(found, law.log_prob(x), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("sde", [SDE, NO_SIGNAL], ids=["straight", "chain"])
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("corrector", [False, True])
+def test_data_are_encoded_to_where_no_signal_is_left(
+    sde: LinearSDE, order: int, corrector: bool
+) -> None:
+    """With the data's variance the step to pure noise is exact, and so is the way back."""
+    law, x = sg.Gaussian(sde, torch.tensor([0.8, -0.5], dtype=F64), 0.4), draw(5, 2, seed=2)
+    flow, solver = sde.probability_flow(law), sg.Exponential(order, 0.16, corrector)
+    for times in ([0.1, 0.4, 0.7, sde.T], [0.1, sde.T]):
+        z = sg.solve(flow, x, times, solver)
+        a, s = sde.alpha(0.1), sde.sigma(0.1)
+        torch.testing.assert_close(z, (x - a * law.mean) / torch.sqrt(a**2 * 0.16 + s**2))
+        torch.testing.assert_close(sg.solve(flow, z, times[::-1], solver), x)
+    with pytest.raises(ValueError, match="can neither end at t = 0 nor start or end where alpha"):
+        sg.solve(flow, x, [0.1, sde.T], sg.solvers.dpm_solver(2))
+
+
+def test_the_end_without_signal_is_the_limit_of_ends_before_it() -> None:
+    law, x = mixture(SDE), draw(5, 2, seed=2)
+    flow, solver = SDE.probability_flow(law), sg.Exponential(1)
+    z = sg.solve(flow, x, [0.1, 0.5, 1.0], solver)
+    near = sg.solve(flow, x, [0.1, 0.5, 1 - 1e-6], solver)
+    torch.testing.assert_close(near, z, rtol=0, atol=1e-5)
+
+
 def test_the_likelihood_of_a_mixture() -> None:
     law = mixture(SDE)
     x = law.sample(6, torch.Generator().manual_seed(0))

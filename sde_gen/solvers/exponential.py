@@ -139,7 +139,8 @@ class Exponential(Multistep):
     with it of order 3. Weak order min(order, 2) for eta > 0, strong order 1; one call a step.
 
     A grid may end at t = 0. The last step then takes order 1: for C = 0 Tweedie's denoising, for
-    C > 0 the exact end of Gaussian data (about half of Tweedie's correction on smooth data).
+    C > 0 the exact end of Gaussian data (about half of Tweedie's correction on smooth data). It
+    may start where alpha = 0, and a flow may end there: that step too takes order 1.
 
     Raises:
         ValueError: an order that is not 1 .. 4, or a negative reference.
@@ -186,7 +187,7 @@ class Exponential(Multistep):
             raise ValueError("Exponential cannot start at t = 0, where the noise level is 0")
         with np.errstate(divide="ignore"):
             levels = Levels(alpha, sigma, np.log(alpha) - np.log(sigma))
-        if -math.inf < levels.lam[0] < -300 or levels.lam[1] == -math.inf:
+        if -math.inf < levels.lam[0] < -300 or levels.lam[0] == levels.lam[1] == -math.inf:
             raise ValueError(
                 f"at t = {float(times[0]):.6g} nothing is left of the data (signal / noise <"
                 " 1e-130): start at grids.default_start(sde)"
@@ -207,12 +208,16 @@ class Exponential(Multistep):
         eta = self.noise_level(eta, end - start)
         kappa = 1 + eta**2
         if np.isinf(c).any():
-            if w_s == 0 or math.isinf(w_t):
+            if w_s == 0 or math.isinf(w_t + w_s):
                 raise ValueError(
-                    "noise prediction (reference = infinity) can neither end at t = 0 nor start"
-                    " where alpha = 0: the noise says nothing of the data there"
+                    "noise prediction (reference = infinity) can neither end at t = 0 nor start or"
+                    " end where alpha = 0: the noise says nothing of the data there"
                 )
             decay, spread = np.ones(1), np.array([eta * math.sqrt(abs(w_t - w_s))])
+        elif math.isinf(w_s):
+            # x_s = sigma_s (y_t - Q) / sqrt(C + w_t): of order 1, and in units of sigma_s.
+            decay = 1 / np.sqrt(c + w_t)
+            return Prediction(decay, -decay[None], np.zeros_like(c), w_s, kappa)
         else:
             with np.errstate(divide="ignore"):
                 log_rho = np.log((c + w_s) / (c + w_t))
@@ -227,7 +232,7 @@ class Exponential(Multistep):
     def _corrector(self, levels: Levels, i: int, step: Prediction) -> np.ndarray:
         """How knowing Q at the end of step i moves y there: its weight, then those of Q_i, ..."""
         c: np.ndarray = self.reference.values.numpy()
-        if levels.sigma[i + 1] == 0:
+        if levels.sigma[i + 1] == 0 or levels.alpha[i + 1] == 0:
             return np.zeros((0, len(c)))
         nodes = levels.lam[i + 1 - len(step.weights) : i + 2][::-1]
         new = self._weigh(nodes, levels.lam[i], levels.lam[i + 1], step.kappa)
@@ -251,7 +256,8 @@ class Exponential(Multistep):
     ) -> Combination:
         """What is done at node i: read Q, correct, predict, as three matrices in a product."""
         c: np.ndarray = self.reference.values.numpy()
-        alpha, sigma, alpha_s = levels.alpha[i], levels.sigma[i], levels.alpha[i + 1]
+        alpha, sigma = levels.alpha[i], levels.sigma[i]
+        alpha_s = levels.alpha[i + 1] or levels.sigma[i + 1]
         size = 2 + min(i, self.kept)
         one = np.tile(np.eye(size), (len(c), 1, 1))
         read = one.copy()

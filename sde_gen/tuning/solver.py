@@ -98,11 +98,8 @@ def _targets(model: Score, trial: Trial, times: Tensor) -> list[Tensor]:
     assert isinstance(sde, LinearSDE)
     parts = -(-max(FINE, 4 * (len(times) - 1)) // (len(times) - 1))
     levels = sde.log_snr(times)
-    # Where no signal is left there is no level to be half way from: the first parts end at 1e-3
-    # of the next signal-to-noise ratio.
-    levels = (
-        levels.clamp_min(float(levels[1]) - 2 * math.log(1e3)) if levels[0].isinf() else levels
-    )
+    # From no signal at all nothing is half way: then from a thousandth of the next ratio.
+    levels = levels.clamp_min(float(levels[1]) - 2 * math.log(1e3))
     inner = torch.arange(parts, dtype=torch.float64) / parts
     fine = (levels[:-1, None] + levels.diff()[:, None] * inner).flatten()
     grid = torch.cat([sde.time_at(fine), times[-1:]])
