@@ -433,6 +433,13 @@ def test_what_pays_is_taken(times, steps, taken, tries, monkeypatch):
     assert str(taken) in note or not note
 
 
+def test_channels_last_is_for_convolutions_on_images(monkeypatch):
+    tried = trial({PLAIN: 0.5, HALF: 0.49}, monkeypatch)
+    model = small(torch.float32)
+    assert layout.choose(model, 8, lambda seconds: 1000, lambda value: value)[0] == PLAIN
+    assert tried == [PLAIN, PLAIN, HALF]
+
+
 def test_a_trial_leaves_the_run_as_it_is(monkeypatch, tmp_path, capsys):
     recipe = Recipe(steps=4, batch=8)
     straight = train(image_model(), IMAGES, recipe=recipe, **QUIET)
