@@ -174,6 +174,7 @@ def test_copies_of_what_was_held_out_are_counted(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_few_data_are_not_learned_by_heart(tmp_path, monkeypatch):
     """133 rows of wine: 10,000 steps would give +37 nats on them and -97 on the others."""
     monkeypatch.setattr(validation, "SAMPLES", 1024)
@@ -181,7 +182,7 @@ def test_few_data_are_not_learned_by_heart(tmp_path, monkeypatch):
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, test = x[order[:133]], x[order[133:]]
     np.save(tmp_path / "wine.npy", train.numpy())
-    options = ("--out", tmp_path / "m", "--steps", 10_000, "--device", "cpu")
+    options = ("--out", tmp_path / "m", "--steps", 10_000, "--batch", 128, "--device", "cpu")
     assert run("train", tmp_path / "wine.npy", *options) == 0
     state = torch.load(tmp_path / "m" / "training.pt", weights_only=True)
     assert state["step"] < 1500

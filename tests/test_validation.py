@@ -13,7 +13,7 @@ from torch import nn
 import sde_gen as sg
 from sde_gen.data.order import Order
 from sde_gen.networks import MLP
-from sde_gen.training import Recipe, Trainer, load, train
+from sde_gen.training import Recipe, Trainer, load, train, validation
 
 N = 40
 X = torch.arange(float(N))[:, None].repeat(1, 2) / N
@@ -139,7 +139,8 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_a_stop_changes_neither_the_looks_nor_the_end(tmp_path):
+def test_a_stop_changes_neither_the_looks_nor_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "SAMPLES", 128)
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     recipe = Recipe(steps=3000, batch=128, lr=1e-2, holdout=0.2, patience=0.5)
     whole = Trainer(small(), x, recipe=recipe, device="cpu")
