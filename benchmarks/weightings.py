@@ -94,7 +94,7 @@ def small_mnist(classes: int | None, head: bool) -> UNet:
 
 TASKS = {
     "digits": Task(digits, 17, UNet.digits, 256, 4e-3, 1500, 2000, Layout()),
-    "mnist": Task(mnist, 256, small_mnist, 64, 2e-3, 2000, 2000, Layout(True, True)),
+    "mnist": Task(mnist, 256, small_mnist, 64, 2e-3, 2000, 2000, Layout()),
 }
 
 
