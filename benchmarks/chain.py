@@ -56,7 +56,7 @@ def network(steps: int, seed: int = 0) -> sg.ScoreNetwork:
         objective = Hybrid(
             NodeTimes.of(chain_of(sde, facts.variance, FINEST)),
             weighting=KarrasWeight(facts.std),
-            label_dropout=0.0,
+            dropout=0.0,
             n_levels=LEVELS,
         )
         sg.train(

@@ -64,7 +64,7 @@ def trained(net: Any, sde: Any, x: Tensor, y: Tensor | None, steps: int, seed: i
         x,
         y,
         sg.Recipe(steps=steps, lr=4e-3, seed=seed),
-        objective=Denoising(label_dropout=LABEL_DROPOUT),
+        objective=Denoising(dropout=LABEL_DROPOUT),
         transform=Dequantise(17) if images else None,
         device="cpu",
     )

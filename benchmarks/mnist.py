@@ -161,7 +161,7 @@ def main_run(x: Tensor, plan: Plan) -> Run:
 
 def main_rows(model: sg.ScoreNetwork, y: Tensor) -> dict[str, tuple[int, Callable[[], Tensor]]]:
     """Samplers of the main run."""
-    given, guided = model.given(y=y), sg.ClassifierFree(model, y, 0.5)
+    given, guided = model.given(y=y), sg.ClassifierFree(model, 0.5, y=y)
     n, chunk = len(y), 250 if y.device.type == "cpu" else None
     return {
         "probability flow": (25, lambda: sg.sample(given, n, 25, 0, chunk=chunk)),
@@ -198,7 +198,7 @@ def lecture_run(x: Tensor, plan: Plan) -> Run:
     )
     x = pad(x, (MARGIN,) * 4, value=-1 + 1 / LEVELS)
     model = sg.ScoreNetwork(net, sde, "noise", sg.Facts.of(x, levels=LEVELS))
-    objective = Denoising(uniform_weight, NodeTimes.of(sg.Chain(sde)), label_dropout=0.0)
+    objective = Denoising(uniform_weight, NodeTimes.of(sg.Chain(sde)), dropout=0.0)
     return Run(model, x, objective, None, lecture_rows, lecture_bits)
 
 

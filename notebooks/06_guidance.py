@@ -255,7 +255,7 @@ for ax, (name, weight) in zip(
     {"always": 3.0, "only while noise < 1": interval}.items(),
     strict=True,
 ):
-    y = sg.sample(sg.ClassifierFree(Labelled(), 0, weight), 1500, steps=60, seed=0)
+    y = sg.sample(sg.ClassifierFree(Labelled(), weight, y=0), 1500, steps=60, seed=0)
     heights[name] = float(y[:, 1].mean())
     ax.scatter(*cloud.T, s=2, color=plots.QUIET, alpha=0.25, lw=0)
     ax.scatter(*y.T, s=3, color=plots.COLOURS[1], alpha=0.5, lw=0)

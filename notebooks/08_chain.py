@@ -402,7 +402,7 @@ model = sg.train(
     sg.ScoreNetwork(net, sde, facts=facts),
     *train,
     recipe=sg.Recipe(steps=400, batch=128, lr=4e-3),
-    objective=Hybrid(NodeTimes.of(nodes), label_dropout=0.2, n_levels=17),
+    objective=Hybrid(NodeTimes.of(nodes), dropout=0.2, n_levels=17),
     progress=False,
     device="cpu",
 )

@@ -308,7 +308,7 @@ model = sg.train(
     sg.ScoreNetwork(UNet.digits(), sde, facts=sg.Facts.of(train.x, levels=17)),
     *train,
     recipe=sg.Recipe(steps=600, batch=128, lr=4e-3),
-    objective=Denoising(times=LogNormalTimes(), label_dropout=0.2),
+    objective=Denoising(times=LogNormalTimes(), dropout=0.2),
     transform=data.Dequantise(17),
     progress=False,
     device="cpu",

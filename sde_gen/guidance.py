@@ -6,12 +6,12 @@ second term by 1 + gamma sharpens the condition; the sum is then no longer the s
 noised law, and what comes out is neither p(x | y) nor proportional to p(x) p(y | x)^(1 + gamma).
 
 - ``score + (1 + gamma) * Classifier(net, y, sde)``: Dhariwal & Nichol 2021, algorithm 1.
-- ``ClassifierFree(score, y, weight)``: Ho & Salimans 2022, one batched call.
+- ``ClassifierFree(score, weight, y=labels, theta=vectors)``: Ho & Salimans 2022, one batched call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ from .ops import (
     user_precision,
 )
 from .scores import Given, Score
-from .scores.base import Weight, as_weight, check_batch, cut, inherit, scale
+from .scores.base import Weight, as_weight, inherit, scale
+from .scores.bound import bound, check_batch, cut, rows_of
 from .scores.network import fitted, network_input, shaped
 from .sdes import Evaluation, KernelSDE, at_rest
 
@@ -132,50 +133,83 @@ def classifier_loss(
 
 
 class ClassifierFree(Score):
-    """(1 + weight) s(x, t | y) - weight s(x, t), in one batched call of a conditional network.
+    """(1 + weight) s(x, t | context) - weight s(x, t), in one batched call of a network.
 
     weight = 0 is the conditional score. Ho & Salimans 2022, equation 6 (their w); a guidance
     scale w' of other libraries that multiplies the difference is 1 + weight.
 
+    What is bound here is what guides; what ``score.given`` has bound before stands in both terms.
+    In the second one labels are -1, and vectors, images and sequences NaN: what a network that
+    was trained with dropout of its conditions knows as nothing.
+
     Args:
-        score: a score that takes ``y=`` labels, with -1 for no label (trained by label dropout).
-        y: labels, a number or (B,): a tensor, array or list of integers.
+        score: a score that takes the conditions.
         weight: a number, one for each sample (B,), or a function of t; where it is the number 0
             only the conditional score is evaluated.
+        nothing: what else stands for the absence of a condition, by its name: for networks from
+            elsewhere, ``{"encoder_hidden_states": encoding_of_no_text}``; one for all.
+        context: conditions as in ``given``: ``y=labels``, ``theta=vectors``.
 
     Raises:
-        TypeError, ValueError: labels that are no integers, out of range, or for another number of
-            samples than the weights or what else is bound to the score.
+        TypeError, ValueError: no condition, or one of whose absence nothing is known; labels that
+            are no integers, out of range, or for another number of samples than the weights or
+            what else is bound to the score.
     """
 
-    def __init__(self, score: Score, y: Labels, weight: Weight = 1.0) -> None:
-        check_kind(score, Score, "score", "a Score that takes labels y")
+    def __init__(
+        self,
+        score: Score,
+        weight: Weight = 1.0,
+        *,
+        nothing: Mapping[str, Any] | None = None,
+        **context: Any,
+    ) -> None:
+        check_kind(score, Score, "score", "a Score that takes conditions")
+        if not context:
+            raise TypeError("nothing to guide by: ClassifierFree(score, weight, y=labels)")
         self.score, self.weight = score, as_weight(weight)
-        self.y = as_labels(y)
-        inherit(self, [score], {"y": self.y, "weight": self.weight})
-        _check_range(self.y, score.classes)
+        self.context, self.nothing = bound(score, context), dict(nothing or {})
+        for name in self.context.keys() - {"y"} - self.nothing.keys() - score.takes.keys():
+            raise ValueError(
+                f"the score does not say how it knows that {name!r} is absent: its network should"
+                f" declare it, context={{{name!r}: shape}}, or nothing={{{name!r}: ...}} tell it"
+            )
+        if "y" in self.context and "y" not in self.nothing:
+            self.context["y"] = as_labels(self.context["y"])
+            _check_range(self.context["y"], score.classes)
+        inherit(self, [score], {**self.context, "weight": self.weight})
 
     @property
     def device(self) -> torch.device:
         """That of the score."""
         return self.score.device
 
+    @property
+    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Those of the score."""
+        return self.score.takes
+
+    @property
+    def classes(self) -> int | None:
+        """Those of the score."""
+        return self.score.classes
+
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        """(1 + weight) s(x, t | y) - weight s(x, t), (B, *D)."""
+        """(1 + weight) s(x, t | context) - weight s(x, t), (B, *D)."""
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
         """One call of the score, on twice the batch; its denoised states combine as scores do."""
         score = self.given(**context) if context else self
-        check_batch(score, x, "y or weight")
-        t, y = as_time(t), _labels(score.y, x, None)
+        check_batch(score, x, f"{', '.join(score.context)} or weight")
+        t, rows = as_time(t), rows_of(score, x)
         w = score.weight(t) if callable(score.weight) else score.weight
         if not isinstance(w, Tensor) and w == 0:
-            return score.score.given(y=y).evaluate(x, t)
-        both = torch.cat([y, torch.full_like(y, -1)])
+            return score.score.given(**rows).evaluate(x, t)
+        both = {name: torch.cat([v, score._absent(name, v)]) for name, v in rows.items()}
         times = torch.cat([t, t]) if t.ndim else t
         # Whatever else is bound per sample is needed twice as well.
-        twice = score.score.rows(torch.arange(len(x)).repeat(2)).given(y=both)
+        twice = score.score.rows(torch.arange(len(x)).repeat(2)).given(**both)
         e = twice.evaluate(torch.cat([x, x]), times)
 
         def guided(both: Tensor) -> Tensor:
@@ -185,15 +219,23 @@ class ClassifierFree(Score):
         head = None if e.head is None else e.head[: len(x)]
         return Evaluation(guided(e.score), lambda: guided(e.denoised), head)
 
+    def _absent(self, name: str, given: Tensor) -> Tensor:
+        """Rows for as many samples of which this condition is not known."""
+        if name not in self.nothing:
+            return torch.full_like(given, torch.nan if given.is_floating_point() else -1)
+        return torch.as_tensor(self.nothing[name]).to(given).expand_as(given)
+
     def given(self, **context: Any) -> ClassifierFree:
-        """``y=`` takes the place of its labels."""
-        y = context.pop("y", self.y)
+        """What guides takes the place of what did; all else is bound to the score."""
+        mine = {name: context.pop(name, value) for name, value in self.context.items()}
         score = self.score.given(**context) if context else self.score
-        return ClassifierFree(score, y, self.weight)
+        return ClassifierFree(score, self.weight, nothing=self.nothing, **mine)
 
     def rows(self, index: slice | Tensor) -> ClassifierFree:
-        """The same with the labels and weights of these rows."""
-        return ClassifierFree(self.score.rows(index), cut(self.y, index), cut(self.weight, index))
+        """The same with the conditions and weights of these rows."""
+        context = {name: cut(value, index) for name, value in self.context.items()}
+        score, weight = self.score.rows(index), cut(self.weight, index)
+        return ClassifierFree(score, weight, nothing=self.nothing, **context)
 
 
 def _labels(y: Labels, x: Tensor, classes: int | None) -> Tensor:

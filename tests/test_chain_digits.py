@@ -35,7 +35,7 @@ def test_learned_variances_on_trained_digits() -> None:
     objective = Hybrid(
         NodeTimes.of(chain(sde, 0.01, facts.variance)),
         weighting=KarrasWeight(facts.std),
-        label_dropout=0.0,
+        dropout=0.0,
         n_levels=LEVELS,
     )
     recipe = sg.Recipe(steps=450, lr=4e-3)

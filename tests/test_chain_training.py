@@ -297,10 +297,10 @@ def test_labels_reach_the_network() -> None:
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     x, y = draw(8, 2, dtype=torch.float32), torch.arange(8) % 3
-    loss = Hybrid(NodeTimes.of(CHAIN), label_dropout=0.0)
+    loss = Hybrid(NodeTimes.of(CHAIN), dropout=0.0)
     a, b = (loss(model, x, labels, Streams(0)) for labels in (y, (y + 1) % 3))
     assert bool((a != b).all())
-    dropped = Hybrid(NodeTimes.of(CHAIN), label_dropout=1.0)
+    dropped = Hybrid(NodeTimes.of(CHAIN), dropout=1.0)
     assert torch.equal(dropped(model, x, y, Streams(0)), dropped(model, x, 0 * y, Streams(0)))
 
 

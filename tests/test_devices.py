@@ -20,7 +20,7 @@ def model(guided: bool = False) -> sg.Score:
     net = UNet((1, 8, 8), 16, (1, 1), blocks=1, width=32, classes=3).to("meta")
     score = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
     label = torch.zeros(4, dtype=torch.int64, device="meta")
-    return sg.ClassifierFree(score, label, weight=1.0) if guided else score
+    return sg.ClassifierFree(score, 1.0, y=label) if guided else score
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])

@@ -62,7 +62,7 @@ READERS: dict[str, Callable[[Callable[[Tensor, Tensor], Any]], Tensor]] = {
     "denoise": lambda f: SDE.reverse(f).evaluate(X, T).denoised,
     "denoise a pair": lambda f: CLD.reverse(f).evaluate(X.reshape(2, 2, 2), T).denoised,
     "sum": lambda f: (sg.Gaussian(SDE, torch.zeros(2)) + f)(X, T),
-    "classifier-free": lambda f: sg.ClassifierFree(Own(f), 0)(X, T),
+    "classifier-free": lambda f: sg.ClassifierFree(Own(f), y=0)(X, T),
     "lifted": lambda f: sg.Lifted(Broad(f), CLD)(X.reshape(2, 2, 2), T),
     **{
         type(solver).__name__: lambda f, solver=solver: sg.solve(
@@ -115,7 +115,7 @@ USES: dict[str, Callable[[sg.ScoreNetwork], Tensor]] = {
     "sample": lambda m: sg.sample(m, 4, 3, seed=0),
     "sample with noise": lambda m: sg.sample(m, 4, 3, seed=0, eta=1.0),
     "sample with a label": lambda m: sg.sample(m.given(y=[0, 1, 2, 0]), 4, 3, seed=0, chunk=2),
-    "guided": lambda m: sg.sample(sg.ClassifierFree(m, 1), 4, 3, seed=0),
+    "guided": lambda m: sg.sample(sg.ClassifierFree(m, y=1), 4, 3, seed=0),
     "classified": lambda m: sg.sample(m + sg.Classifier(LOGITS, 1, SDE), 4, 3, seed=0),
     "a sum": lambda m: sg.sample(m + sg.Gaussian(SDE, torch.zeros(2)), 4, 3, seed=0),
     "a function": lambda m: sg.solve(

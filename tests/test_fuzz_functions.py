@@ -419,7 +419,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "classifier_loss": entry(
             sg.guidance.classifier_loss, net=LOGITS, sde=VP, x=X, y=Y4, t=T4, data_std=1.0
         ),
-        "Denoising": entry(training.Denoising, label_dropout=0.1),
+        "Denoising": entry(training.Denoising, dropout=0.1),
         "Denoising()": entry(
             training.Denoising(), model=CONDITIONAL, x=X, y=Y4, noise=sg.Streams(0)
         ),

@@ -164,10 +164,10 @@ def test_classifier_free_is_the_formula_in_one_call(sde: LinearSDE, weight: floa
     y = torch.tensor([0, 1, 2, 2, 1, 0])
     given, free = score(x, t, y), everything(sde)(x, t)
     score.calls = 0
-    guided = ClassifierFree(score, y, weight)
+    guided = ClassifierFree(score, weight, y=y)
     torch.testing.assert_close(guided(x, t), (1 + weight) * given - weight * free)
     assert score.calls == 1
-    one = ClassifierFree(score, 1, weight)(x, 0.3 * sde.T)
+    one = ClassifierFree(score, weight, y=1)(x, 0.3 * sde.T)
     ones = torch.ones(6, dtype=torch.int64)
     given, free = score(x, 0.3 * sde.T, ones), everything(sde)(x, 0.3 * sde.T)
     torch.testing.assert_close(one, (1 + weight) * given - weight * free)
@@ -178,7 +178,7 @@ def test_both_guidances_agree_where_both_are_exact() -> None:
     sde, y = VP(), torch.tensor([2, 1, 0, 0])
     x, t = states(sde, 4)
     by_classifier = everything(sde) + 3.0 * Classifier(ExactClassifier(sde, 1.0), y, sde)
-    free = ClassifierFree(ExactConditional(sde), y, 2.0)
+    free = ClassifierFree(ExactConditional(sde), 2.0, y=y)
     torch.testing.assert_close(by_classifier(x, t), free(x, t), rtol=1e-7, atol=1e-7)
 
 
@@ -193,13 +193,13 @@ def test_guidance_intervals() -> None:
             return super().__call__(x, t, y)
 
     score, (x, _) = Width(sde), states(sde, 3)
-    guided = ClassifierFree(score, y, lambda t: 2.0 if float(t) > 0.3 else 0.0)
+    guided = ClassifierFree(score, lambda t: 2.0 if float(t) > 0.3 else 0.0, y=y)
     torch.testing.assert_close(guided(x, 0.2), score(x, 0.2, y))
     expected = 3 * score(x, 0.5, y) - 2 * everything(sde)(x, 0.5)
     torch.testing.assert_close(guided(x, 0.5), expected)
     assert widths == [3, 3, 3, 6]
     t = torch.tensor([0.2, 0.5, 0.8], dtype=F64)
-    each = ClassifierFree(score, y, lambda t: 2.0 * (t > 0.3))
+    each = ClassifierFree(score, lambda t: 2.0 * (t > 0.3), y=y)
     w = torch.tensor([[0.0], [2.0], [2.0]], dtype=F64)
     expected = (1 + w) * score(x, t, y) - w * everything(sde)(x, t)
     torch.testing.assert_close(each(x, t), expected)
@@ -210,7 +210,7 @@ def test_guidance_follows_the_rows_of_a_batch() -> None:
     x = start(everything(sde), 4, 1.0)
     for score in (
         everything(sde) + Classifier(ExactClassifier(sde, 1.0), y, sde),
-        ClassifierFree(ExactConditional(sde), y, 1.5),
+        ClassifierFree(ExactConditional(sde), 1.5, y=y),
     ):
         times = grids.uniform(sde, 5, end=0.1)
         flow = sde.probability_flow(score)
@@ -230,13 +230,13 @@ def test_labels_guide_beside_other_context() -> None:
 
     sde, y, shift = VP(), torch.tensor([0, 1, 2, 1]), torch.randn(4, 2, dtype=F64)
     x, t = states(sde, 4)
-    plain = ClassifierFree(ExactConditional(sde), y, 1.5)(x, t)
-    before = ClassifierFree(Shifted(sde).given(shift=shift), y, 1.5)
-    after = ClassifierFree(Shifted(sde), y, 1.5).given(shift=shift)
+    plain = ClassifierFree(ExactConditional(sde), 1.5, y=y)(x, t)
+    before = ClassifierFree(Shifted(sde).given(shift=shift), 1.5, y=y)
+    after = ClassifierFree(Shifted(sde), 1.5, y=y).given(shift=shift)
     for guided in (before, after):
         torch.testing.assert_close(guided(x, t), plain + shift)
         torch.testing.assert_close(guided.rows(slice(1, 3))(x[1:3], t[1:3]), (plain + shift)[1:3])
-    unguided = ClassifierFree(Shifted(sde).given(shift=shift), y, 0.0)
+    unguided = ClassifierFree(Shifted(sde).given(shift=shift), 0.0, y=y)
     torch.testing.assert_close(unguided(x, t), ExactConditional(sde)(x, t, y) + shift)
 
 
@@ -245,9 +245,9 @@ def test_a_label_given_later_takes_the_place_of_the_first() -> None:
     y = torch.tensor([2, 1, 0, 2])
     net = ExactClassifier(sde, 1.0)
     for make in (
-        lambda y: ClassifierFree(ExactConditional(sde), y, 0.0),
-        lambda y: ClassifierFree(ExactConditional(sde), y, 1.5),
-        lambda y: ClassifierFree(ExactConditional(sde).given(y=0), y, 1.5),
+        lambda y: ClassifierFree(ExactConditional(sde), 0.0, y=y),
+        lambda y: ClassifierFree(ExactConditional(sde), 1.5, y=y),
+        lambda y: ClassifierFree(ExactConditional(sde).given(y=0), 1.5, y=y),
         lambda y: Classifier(net, y, sde),
         lambda y: everything(sde) + 2.0 * Classifier(net, y, sde),
     ):
@@ -269,10 +269,10 @@ def test_labels_and_weights_are_for_one_batch() -> None:
     x = start(everything(sde), 4, 1.0)
     six, w = torch.arange(6) % 3, torch.rand(4)
     for score in (
-        ClassifierFree(ExactConditional(sde), six),
-        ClassifierFree(ExactConditional(sde), six, 0.0),
-        ClassifierFree(ExactConditional(sde), 1, torch.ones(6)),
-        ClassifierFree(ExactConditional(sde).given(shift=torch.zeros(6, 2)), 1),
+        ClassifierFree(ExactConditional(sde), y=six),
+        ClassifierFree(ExactConditional(sde), 0.0, y=six),
+        ClassifierFree(ExactConditional(sde), torch.ones(6), y=1),
+        ClassifierFree(ExactConditional(sde).given(shift=torch.zeros(6, 2)), y=1),
         everything(sde) + Classifier(net, six, sde),
     ):
         assert score.batch == 6
@@ -284,13 +284,13 @@ def test_labels_and_weights_are_for_one_batch() -> None:
         with pytest.raises(ValueError, match=r"rows slice\(4, 8.* given for 6 samples"):
             score.rows(slice(4, 8))
     for wrong in (
-        lambda: ClassifierFree(ExactConditional(sde), six, w),
-        lambda: ClassifierFree(ExactConditional(sde).given(shift=w), six),
-        lambda: Classifier(net, six, sde) + ClassifierFree(ExactConditional(sde), [0, 1, 2, 1]),
+        lambda: ClassifierFree(ExactConditional(sde), w, y=six),
+        lambda: ClassifierFree(ExactConditional(sde).given(shift=w), y=six),
+        lambda: Classifier(net, six, sde) + ClassifierFree(ExactConditional(sde), y=[0, 1, 2, 1]),
     ):
         with pytest.raises(ValueError, match="one batch size"):
             wrong()
-    each = ClassifierFree(ExactConditional(sde), six[:4], w)
+    each = ClassifierFree(ExactConditional(sde), w, y=six[:4])
     given, free = ExactConditional(sde)(x, 0.5, six[:4]), everything(sde)(x, 0.5)
     wanted = given + w.unsqueeze(1) * (given - free)
     torch.testing.assert_close(each(x, 0.5), wanted)
@@ -314,7 +314,7 @@ def test_guided_gaussians_have_their_closed_form() -> None:
             return torch.where((y < 0).unsqueeze(1), u, c)
 
     x, w_T = torch.ones(1, 1, dtype=F64), 100.0
-    flow = sde.probability_flow(ClassifierFree(Both(), 0, g))
+    flow = sde.probability_flow(ClassifierFree(Both(), g, y=0))
     y = solve(flow, x, grids.karras(sde, 400, end=1e-3), RungeKutta())
     exact = (v_c / (v_c + w_T)) ** ((1 + g) / 2) * ((v_u + w_T) / v_u) ** (g / 2)
     # The flow from t = 0.001 to 0 changes x by 3e-6 of itself.
@@ -373,7 +373,7 @@ def test_guidance_knows_where_it_lives() -> None:
     net.shape = (2,)  # type: ignore[assignment]
     assert Classifier(net, 1, sde).device == net.weight.device
     assert Classifier(net, 1, sde).shape == (2,)
-    free = ClassifierFree(ExactConditional(sde), 1)
+    free = ClassifierFree(ExactConditional(sde), y=1)
     assert free.sde is sde
     assert free.shape == (2,)
     assert not free.singular

@@ -402,7 +402,7 @@ def test_labels_and_guidance_go_inside() -> None:
         Posterior(model, seen).evaluate(X, 0.3, y=labels).score, bound(X, 0.3)
     )
     model.net.calls = 0
-    guided = Posterior(ClassifierFree(model, labels, 1.5), seen, DataCovariance(jacobian=True))
+    guided = Posterior(ClassifierFree(model, 1.5, y=labels), seen, DataCovariance(jacobian=True))
     guided(X, 0.3)
     assert (model.net.calls, model.net.rows) == (1, 8)
     # Moments are not forgotten where a label is bound.

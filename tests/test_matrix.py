@@ -923,7 +923,9 @@ def test_guidance_serves_a_process_with_velocities() -> None:
     x = states(blob(CLD), 6, 0.3).float()
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     free, given = model(x, 0.3, y=torch.full((6,), -1)), model(x, 0.3, y=y)
-    torch.testing.assert_close(ClassifierFree(model, y, 0.5)(x, 0.3), given + 0.5 * (given - free))
+    torch.testing.assert_close(
+        ClassifierFree(model, 0.5, y=y)(x, 0.3), given + 0.5 * (given - free)
+    )
     logits = MLP((2,), width=16, depth=1, outputs=3)
     with torch.no_grad():
         logits.output.weight.normal_()

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sde_gen.networks import MLP, Network, UNet
+from sde_gen.networks.blocks import Attention, Block, Enlarge, Space, group_norm
 from sde_gen.networks.embeddings import WAVES, Embedding, Fourier, Sinusoidal
-from sde_gen.networks.unet import Attention, Block, Enlarge, group_norm
 
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1}
 NETWORKS = {
@@ -113,9 +113,11 @@ def test_config_holds_every_argument():
     arguments = {"shape": [1, 8], "channels": 4, "multipliers": [1, 3], "blocks": 0}
     arguments |= {"attention": [4], "heads": 2, "dropout": 0.25, "classes": 3, "width": 12}
     arguments |= {"embedding": "fourier", "scale_shift": False, "head": True}
+    arguments |= {"context": {"a": [3], "b": [None, 2]}, "gates": True, "periodic": True}
+    arguments |= {"recompute": True}
     assert UNet(**arguments).config == arguments
     arguments = {"shape": [2], "width": 4, "depth": 1, "classes": 3, "dropout": 0.25}
-    arguments |= {"embedding": "fourier", "outputs": 5, "head": False}
+    arguments |= {"embedding": "fourier", "outputs": 5, "head": False, "context": {"a": [3]}}
     assert MLP(**arguments).config == arguments
 
 
@@ -324,7 +326,7 @@ def test_an_mlp_written_out():
 
 @pytest.mark.parametrize("scale_shift", [True, False])
 def test_a_block_written_out(scale_shift):
-    net = awake(Block(2, 3, 8, 0.0, scale_shift, 2))
+    net = awake(Block(Space(2), 3, 8, 0.0, scale_shift, 2))
     x, e = torch.randn(2, 3, 4, 5), torch.randn(2, 16 if scale_shift else 8)
     h = F.silu(F.group_norm(x, 1, net.norm_1.weight, net.norm_1.bias, 1e-6))
     h = F.conv2d(h, net.conv_1.weight, net.conv_1.bias, padding=1)
@@ -359,7 +361,7 @@ def test_the_ladder_of_a_unet_written_out():
 
 
 def test_enlarging_repeats_the_nearest():
-    net = Enlarge(2, 2)
+    net = Enlarge(Space(2), 2)
     x = torch.randn(1, 2, 2, 3)
     near = x[:, :, [0, 0, 1]][:, :, :, [0, 0, 1, 1, 2, 2]]
     exact = F.conv2d(near, net.conv.weight, net.conv.bias, padding=1)

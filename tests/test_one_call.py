@@ -97,7 +97,7 @@ def test_a_second_output_is_the_head_and_passes_through_guidance() -> None:
     e = model.evaluate(x, t)
     torch.testing.assert_close(e.score, plain(x, t), rtol=0, atol=0)
     torch.testing.assert_close(e.head, 3 * plain.denoise(x, t), rtol=1e-12, atol=0)
-    for score in (model.given(y=1), model + 0 * plain, sg.ClassifierFree(model, 1, 2.0)):
+    for score in (model.given(y=1), model + 0 * plain, sg.ClassifierFree(model, 2.0, y=1)):
         torch.testing.assert_close(score.evaluate(x, t).head, e.head, rtol=0, atol=0)
         assert score.evaluate(x, t).score.shape == x.shape
     assert model.linearise(x, t).head is not None
@@ -106,7 +106,7 @@ def test_a_second_output_is_the_head_and_passes_through_guidance() -> None:
 def test_classifier_free_guidance_is_one_call_on_twice_the_batch() -> None:
     torch.manual_seed(0)
     model = sg.ScoreNetwork(Counted(), sg.VP(), "data")
-    guided = sg.ClassifierFree(model, [0, 1, 2, 3, 4, 5], 1.5)
+    guided = sg.ClassifierFree(model, 1.5, y=[0, 1, 2, 3, 4, 5])
     with torch.no_grad():
         e = guided.evaluate(points(), 0.3)
     assert (model.net.calls, model.net.rows) == (1, 12)

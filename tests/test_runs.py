@@ -236,7 +236,7 @@ OTHERS = {
     "optimizer": ({}, {}, {"optimizer": torch.optim.SGD}),
     "optimizer: its numbers": ({}, {}, {"optimizer": lambda p: torch.optim.Adam(p, 2e-3)}),
     "recipe.seed": ({}, {"seed": 1}, {}),
-    "objective": ({}, {}, {"objective": Denoising(label_dropout=0.2)}),
+    "objective": ({}, {}, {"objective": Denoising(dropout=0.2)}),
     "objective: its weight": ({}, {}, {"objective": Denoising(weighting=uniform_weight)}),
     "data": ({}, {}, {"data": DATA + 1e-7}),
     "data: one more": ({}, {}, {"data": torch.cat([DATA, DATA[:1]])}),

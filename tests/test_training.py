@@ -55,7 +55,7 @@ from sde_gen.training import (
     uniform_times,
     uniform_weight,
 )
-from sde_gen.training.losses import drop_labels
+from sde_gen.training.losses import drop
 from sde_gen.training.recipe import learning_rate, power_of_width
 
 SDES = [VP(), SubVP(), VE(), EDM(80.0), OrnsteinUhlenbeck(), Wiener()]
@@ -315,7 +315,7 @@ def test_times_stay_where_the_score_is_regular():
 
 def test_labels_are_dropped_at_their_rate():
     y = torch.arange(10).repeat(1000)
-    dropped = drop_labels(y, 0.2, Streams(0))
+    dropped = drop({"y": y}, 0.2, Streams(0))["y"]
     gone = dropped == -1
     assert torch.equal(dropped[~gone], y[~gone])
     assert abs(float(gone.double().mean()) - 0.2) < 4.5 * math.sqrt(0.16 / 10_000)

@@ -78,27 +78,27 @@ class Hybrid:
         times: the nodes of the chain, ``NodeTimes.of(chain)``.
         weight: of L_vlb, in bits a dimension.
         weighting: of the noise residual in L_simple.
-        label_dropout: the probability of training without the label.
+        dropout: the probability of training without a condition.
         n_levels: read L_0 on so many cells of [-1, 1] (quantised data); None is a density.
     """
 
     times: NodeTimes
     weight: float = 0.001
     weighting: Weighting = field(default=uniform_weight)
-    label_dropout: float = 0.1
+    dropout: float = 0.1
     n_levels: int | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.times, NodeTimes, "times", "NodeTimes.of(chain)")
         set_number(self, "weight", least=0)
-        set_number(self, "label_dropout", least=0, most=1)
+        set_number(self, "dropout", least=0, most=1)
 
     def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
         """Losses (B,) of data x (B, *D) in their own units."""
         inner = getattr(model, "module", model)
         if not isinstance(inner, ScoreNetwork):
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
-        context = context_of(y, len(x), self.label_dropout, noise)
+        context = context_of(y, len(x), self.dropout, noise, inner.takes)
         chain, u = _chain(inner.sde, self.times.times), noise.spread(len(x), x.device)
         t, at = self.times.numbers(u), self.times(inner.sde, u)
         half = user_precision(x.device.type)

@@ -95,7 +95,7 @@ def draws(
         score: Score = model
         if y is not None:
             some = y[first : first + count].to(model.device)
-            score = ClassifierFree(model, some, weight) if weight else model.given(y=some)
+            score = ClassifierFree(model, weight, y=some) if weight else model.given(y=some)
         return sample(
             score,
             count,

@@ -42,15 +42,22 @@ class Source(Protocol):
 
 
 class Memory:
-    """Tensors in memory as a source: x (N, *D), and their labels y (N,), if they have any.
+    """Tensors in memory as a source: x (N, *D), and what else there is of each, by name.
 
-    >>> source = Memory(torch.zeros(5, 2), torch.arange(5))
-    >>> len(source), source[3]["y"]
-    (5, tensor(3))
+    >>> source = Memory(torch.zeros(5, 2), torch.arange(5), {"theta": torch.ones(5, 3)})
+    >>> len(source), source[3]["y"], source[3]["theta"]
+    (5, tensor(3), tensor([1., 1., 1.]))
     """
 
-    def __init__(self, x: Tensor, y: Tensor | None = None) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor | None = None, context: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.x, self.context = x, {} if y is None else {"y": y}
+        self.context |= context or {}
+
+    def to(self, device: torch.device) -> Memory:
+        """The same on a device."""
+        return Memory(self.x.to(device), None, {k: v.to(device) for k, v in self.context.items()})
 
     def __len__(self) -> int:
         return len(self.x)
@@ -98,7 +105,9 @@ class Mapped:
         return x if self.labels is None else (x, self.labels[i])
 
 
-def as_source(data: object, labels: Tensor | None = None) -> Source:
+def as_source(
+    data: object, labels: Tensor | None = None, context: Mapping[str, Any] | None = None
+) -> Source:
     """What a run can be trained on, as a source.
 
     Args:
@@ -106,10 +115,13 @@ def as_source(data: object, labels: Tensor | None = None) -> Source:
             a length and items, a ``numpy.memmap``, or the path of a ``.npy`` file or of a folder
             of images.
         labels: (N,) int64, beside a tensor alone.
+        context: what else is known of each, by name: tensors or arrays (N, ...) beside a tensor
+            in memory; items of other sources hold it themselves, as dictionaries.
 
     Raises:
         TypeError: none of these; an ``IterableDataset``, which has no item i.
-        ValueError: labels beside data that hold their own; no items.
+        ValueError: labels or context beside data that hold their own, or of another number; no
+            items.
     """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(v, Tensor) for v in data):
         _refuse(labels, "a pair (x, y)")
@@ -117,7 +129,7 @@ def as_source(data: object, labels: Tensor | None = None) -> Source:
     if isinstance(data, Tensor):
         if data.ndim < 1 or len(data) == 0:
             raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
-        return Memory(data, labels)
+        return Memory(data, labels, _rows_of(context, len(data)))
     if isinstance(data, IterableDataset):
         raise TypeError(
             f"data must have items by number, got the IterableDataset {type(data).__name__}: its"
@@ -125,6 +137,11 @@ def as_source(data: object, labels: Tensor | None = None) -> Source:
             " with __len__ and __getitem__"
         )
     _refuse(labels, f"a {type(data).__name__}, whose items hold them: (x, y)")
+    if context:
+        raise ValueError(
+            f"context was given beside a {type(data).__name__}, whose items hold it: dictionaries"
+            " {'x': ..., 'theta': ...}"
+        )
     if isinstance(data, np.memmap):
         data = Mapped(str(data.filename))
     if isinstance(data, (str, os.PathLike)):
@@ -141,6 +158,24 @@ def as_source(data: object, labels: Tensor | None = None) -> Source:
 def _refuse(labels: object, holder: str) -> None:
     if labels is not None:
         raise ValueError(f"labels were given beside {holder}: give one of them")
+
+
+def _rows_of(context: Mapping[str, Any] | None, n: int) -> dict[str, Tensor]:
+    """Context as tensors of n rows."""
+    if not isinstance(context, (Mapping, type(None))):
+        raise TypeError(f"context must be rows by name, {{'theta': theta}}, got {shown(context)}")
+    rows = {}
+    for name, value in (context or {}).items():
+        row = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        check_tensor(row, f"context {name!r}")
+        if row.ndim == 0 or len(row) != n:
+            raise ValueError(
+                f"context {name!r} must have a row for each of {n} samples, got {tuple(row.shape)}"
+            )
+        rows[str(name)] = row
+    if clash := rows.keys() & {"x", "y"}:
+        raise ValueError(f"context cannot be called {min(clash)!r}: labels y are labels=")
+    return rows
 
 
 def _opened(path: Path) -> Source:

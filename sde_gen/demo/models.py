@@ -72,7 +72,7 @@ def train_models(data: Labelled, minutes: float, seed: int = 0, progress: bool =
         ScoreNetwork(unet, sde, facts=facts),
         *data,
         Recipe(minutes=(1 - SHARE) * minutes, lr=4e-3, seed=seed),
-        objective=Denoising(times=times, label_dropout=0.2),
+        objective=Denoising(times=times, dropout=0.2),
         transform=dequantise,
         device="cpu",
     )

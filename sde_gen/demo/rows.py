@@ -89,7 +89,7 @@ def guided(trained: Trained, y: Tensor) -> dict[str, Score]:
     return {
         "none": given,
         "classifier": given + WEIGHT * term,
-        "classifier-free": ClassifierFree(trained.score, y, WEIGHT),
+        "classifier-free": ClassifierFree(trained.score, WEIGHT, y=y),
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..moments import alike
 from ..ops import Time, as_time, full_precision, match
 from ..scores import Score
-from ..scores.base import check_batch
+from ..scores.bound import check_batch
 from ..sdes import Evaluation, LinearSDE
 from .covariance import Covariance, DataCovariance, Here
 from .observation import Observation

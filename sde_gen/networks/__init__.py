@@ -1,13 +1,15 @@
-"""Networks: functions (x, c, y) -> F of a noisy state, its noise level and its label.
+"""Networks: functions (x, c, y, **context) -> F of a noisy state, its noise level, its label and
+whatever else it is told.
 
-``MLP`` for vectors, ``UNet`` for signals, images and volumes; any other ``torch.nn.Module`` with
-the same call serves as well.
+``MLP`` for vectors, ``UNet`` and ``DiT`` for signals, images and volumes; any other
+``torch.nn.Module`` with the same call serves as well.
 """
 
 from __future__ import annotations
 
 from .base import Network
+from .dit import DiT
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "Network", "UNet"]
+__all__ = ["MLP", "DiT", "Network", "UNet"]

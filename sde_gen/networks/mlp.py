@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
+from .context import Conditions, Sizes, listed
 from .embeddings import Embedding
 
 
@@ -38,7 +39,8 @@ class Layer(nn.Module):
 class MLP(Network):
     """A residual MLP: x (B, *shape), c () or (B,), y (B,) or None -> (B, *shape).
 
-    It flattens any shape. The last layer starts at zero, hence so does the network.
+    It flattens any shape, of the state and of its conditions. The last layer starts at zero, hence
+    so does the network.
 
     Args:
         shape: the shape of one sample.
@@ -51,6 +53,7 @@ class MLP(Network):
             the logits of a classifier of noisy data, for instance.
         head: return a second output behind the first, (B, 2 C, ...) for a shape (C, ...): what
             the variances of a chain are learned by.
+        context: the shapes of the conditions that it takes by name, ``{"theta": (3,)}``.
 
     Raises:
         ValueError: ``outputs`` with a ``head``; a width, depth or output length below 1, or an
@@ -67,6 +70,7 @@ class MLP(Network):
         embedding: str = "sinusoidal",
         outputs: int | None = None,
         head: bool = False,
+        context: Sizes | None = None,
     ) -> None:
         width, depth = check_count(width, "width"), check_count(depth, "depth")
         outputs = None if outputs is None else check_count(outputs, "outputs")
@@ -81,12 +85,14 @@ class MLP(Network):
             "embedding": embedding,
             "outputs": outputs,
             "head": head,
+            "context": listed(context),
         }
         if head and outputs is not None:
             raise ValueError("a head goes with a state, not with a vector of outputs")
-        super().__init__(shape, classes, config)
+        super().__init__(shape, classes, config, context)
         size = math.prod(self.shape)
         self.embedding = Embedding(embedding, width, width, self.classes)
+        self.conditions = Conditions(self.context, width)
         self.input = nn.Linear(size, width)
         self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -96,9 +102,9 @@ class MLP(Network):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, c: Tensor, y: Tensor | None, **context: Tensor) -> Tensor:
         """(B, *shape) -> (B, *shape), or (B, outputs)."""
-        e = F.silu(self.embedding(c, y))
+        e = F.silu(self.conditions.embedded(self.embedding(c, y), context))
         h = self.input(x.flatten(1))
         for layer in self.layers:
             h = layer(h, e)

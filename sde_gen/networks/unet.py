@@ -9,112 +9,18 @@ spatial size works.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
+from .blocks import Block, Enlarge, Gate, Space, convolution, group_norm, zeroed
+from .context import Conditions, Sizes, listed
 from .embeddings import Embedding
-
-
-def convolution(rank: int, n_in: int, n_out: int, size: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution over ``rank`` spatial dimensions that keeps the size, up to its stride."""
-    kind: type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    return kind(n_in, n_out, size, stride, size // 2)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 4 channels where the number of channels allows it."""
-    most = min(32, max(1, channels // 4))
-    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def zeroed(module: nn.Module) -> nn.Module:
-    """The module with its parameters at zero: a residual branch that starts as nothing."""
-    for p in module.parameters():
-        nn.init.zeros_(p)
-    return module
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over positions: q, k, v (..., N, d) -> (..., N, d).
-
-    The fused kernels, which win where N is large, can be neither mapped by ``vmap`` without a
-    warning nor differentiated twice or forward; for small N this is the formula itself. Where a
-    large network needs those, wrap the call in ``torch.nn.attention.sdpa_kernel(MATH)``.
-    """
-    if q.shape[-2] > 64:
-        return F.scaled_dot_product_attention(q, k, v)
-    return torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, dim=-1) @ v
-
-
-class Attention(nn.Module):
-    """x + W attend(q, k, v) over all positions of x (B, C, *S), after a group norm."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Self-attention over all places, (B, C, *places) -> the same."""
-        h = self.qkv(self.norm(x).flatten(2).mT)
-        q, k, v = h.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = attend(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.out(h).mT.reshape(x.shape)
-
-
-class Block(nn.Module):
-    """Two convolutions, each after norm and SiLU, around a skip; then attention where asked.
-
-    The embedding e enters before the second one: added to its input (Ho et al. 2020), or as scale
-    and shift after the norm (Dhariwal and Nichol 2021, section 4.3), for which e has twice as
-    many channels. x (B, n_in, *S), e (B or 1, n_out or 2 n_out) -> (B, n_out, *S).
-    """
-
-    def __init__(
-        self, rank: int, n_in: int, n_out: int, dropout: float, scale_shift: bool, heads: int
-    ) -> None:
-        super().__init__()
-        self.n_embedding = 2 * n_out if scale_shift else n_out
-        self.scale_shift = scale_shift
-        self.norm_1, self.norm_2 = group_norm(n_in), group_norm(n_out)
-        self.conv_1 = convolution(rank, n_in, n_out)
-        self.dropout = nn.Dropout(dropout)
-        self.conv_2 = zeroed(convolution(rank, n_out, n_out))
-        self.skip = nn.Identity() if n_in == n_out else convolution(rank, n_in, n_out, size=1)
-        self.attention = Attention(n_out, heads) if heads else nn.Identity()
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """(B, C_in, *places), (B, features) -> (B, C_out, *places)."""
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        e = e.reshape(*e.shape, *(1,) * (x.ndim - 2))
-        if self.scale_shift:
-            scale, shift = e.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
-        else:
-            h = self.norm_2(h + e)
-        h = self.conv_2(self.dropout(F.silu(h)))
-        return cast(Tensor, self.attention(self.skip(x) + h))
-
-
-class Enlarge(nn.Module):
-    """Nearest-neighbour enlargement to the spatial size asked for, then a convolution."""
-
-    def __init__(self, rank: int, channels: int) -> None:
-        super().__init__()
-        self.conv = convolution(rank, channels, channels)
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        """Twice as many places along each axis."""
-        return cast(Tensor, self.conv(F.interpolate(x, size=size)))
 
 
 class UNet(Network):
@@ -123,6 +29,9 @@ class UNet(Network):
     Each level but the first halves the size, rounding up. On the way down it has ``blocks``
     blocks and on the way up one more; between them stand two blocks with attention in the first.
     The last convolution starts at zero, hence so does the network.
+
+    Of its conditions, vectors (n,) join the embedding, images (C', *S) the channels of the input,
+    and sequences (None, n) are read by cross-attention wherever there is attention.
 
     Args:
         shape: (C, *S) with one, two or three spatial sizes.
@@ -137,6 +46,11 @@ class UNet(Network):
         scale_shift: let the embedding scale and shift, instead of adding to, the features.
         head: return a second output behind the first, (B, 2 C, *S): what the variances of a
             chain are learned by.
+        context: the shapes of the conditions that it takes by name.
+        gates: let attention gates weigh each skip (Oktay et al. 2018).
+        periodic: let the convolutions wrap around: of data without borders, that repeat.
+        recompute: in training keep no activations inside a block but compute them again for the
+            gradient (gradient checkpointing): a third more time, a fraction of the memory.
 
     Raises:
         ValueError: arguments that do not fit together, saying which.
@@ -156,8 +70,14 @@ class UNet(Network):
         width: int | None = None,
         scale_shift: bool = True,
         head: bool = False,
+        context: Sizes | None = None,
+        gates: bool = False,
+        periodic: bool = False,
+        recompute: bool = False,
     ) -> None:
-        check_kind(head, bool, "head", "True or False")
+        flags = {"head": head, "gates": gates, "periodic": periodic, "recompute": recompute}
+        for name, flag in flags.items():
+            check_kind(flag, bool, name, "True or False")
         config = {
             "shape": sizes(shape, "shape"),
             "channels": (channels := check_count(channels, "channels")),
@@ -170,23 +90,28 @@ class UNet(Network):
             "embedding": embedding,
             "width": width,
             "scale_shift": scale_shift,
-            "head": head,
+            "context": listed(context),
+            **flags,
         }
-        super().__init__(shape, classes, config)
+        super().__init__(shape, classes, config, context)
         attends = _check(self.config)
-        rank, width = (
-            len(self.shape) - 1,
+        space, width = (
+            Space(len(self.shape) - 1, periodic),
             4 * channels if width is None else check_count(width, "width"),
         )
+        self.recompute = recompute
+        self.conditions = Conditions(self.context, width, self.shape[1:])
+        tokens = width if self.conditions.sequences else 0
 
         def block(n_in: int, n_out: int, attention: bool) -> Block:
-            return Block(rank, n_in, n_out, dropout, scale_shift, heads if attention else 0)
+            n = heads if attention else 0
+            return Block(space, n_in, n_out, dropout, scale_shift, n, tokens)
 
         widths = [channels * m for m in multipliers]
-        self.input = convolution(rank, self.shape[0], channels)
-        self._build_ladder(rank, [channels, *widths], blocks, attends, block)
+        self.input = convolution(space, self.shape[0] + self.conditions.channels, channels)
+        self._build_ladder(space, [channels, *widths], blocks, attends, block)
         self.norm = group_norm(widths[0])
-        self.output = zeroed(convolution(rank, widths[0], self.shape[0] * (1 + head)))
+        self.output = zeroed(convolution(space, widths[0], self.shape[0] * (1 + head)))
         ladder = (*self.down, *self.middle, *self.up)
         self.splits = [m.n_embedding for m in ladder if isinstance(m, Block)]
         self.embedding = Embedding(embedding, channels, width, classes)
@@ -194,18 +119,19 @@ class UNet(Network):
 
     def _build_ladder(
         self,
-        rank: int,
+        space: Space,
         widths: Sequence[int],
         blocks: int,
         attends: Sequence[bool],
         block: Callable[[int, int, bool], Block],
     ) -> None:
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.gates = nn.ModuleList()
         n, *widths = widths
         skips = [n]
         for level, n_out in enumerate(widths):
             if level:
-                self.down.append(convolution(rank, n, n, stride=2))
+                self.down.append(convolution(space, n, n, stride=2))
                 skips.append(n)
             for _ in range(blocks):
                 self.down.append(block(n, n_out, attends[level]))
@@ -213,25 +139,36 @@ class UNet(Network):
         self.middle = nn.ModuleList([block(n, n, True), block(n, n, False)])
         for level, n_out in reversed([*enumerate(widths)]):
             for _ in range(blocks + 1):
+                if self.config["gates"]:
+                    self.gates.append(Gate(space, skips[-1], n))
                 self.up.append(block(n + skips.pop(), n_out, attends[level]))
                 n = n_out
             if level:
-                self.up.append(Enlarge(rank, n))
+                self.up.append(Enlarge(space, n))
 
-    def compute(self, x: Tensor, c: Tensor, y: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, c: Tensor, y: Tensor | None, **context: Tensor) -> Tensor:
         """(B, *shape) -> (B, *shape), or with a head (B, 2 C, *S)."""
         # One matrix product embeds for all blocks, in the order in which they run.
-        e = iter(self.project(F.silu(self.embedding(c, y))).split(self.splits, dim=1))
-        h = self.input(x)
-        skips = [h]
+        e = F.silu(self.conditions.embedded(self.embedding(c, y), context))
+        parts = iter(self.project(e).split(self.splits, dim=1))
+        tokens = self.conditions.sequence(context)
+
+        def run(m: nn.Module, h: Tensor) -> Tensor:
+            if self.recompute and self.training and torch.is_grad_enabled():
+                return cast(Tensor, checkpoint(m, h, next(parts), tokens, use_reentrant=False))
+            return cast(Tensor, m(h, next(parts), tokens))
+
+        h = self.input(self.conditions.beside(x, context))
+        skips, gates = [h], iter(self.gates)
         for m in self.down:
-            h = m(h, next(e)) if isinstance(m, Block) else m(h)
+            h = run(m, h) if isinstance(m, Block) else m(h)
             skips.append(h)
         for m in self.middle:
-            h = m(h, next(e))
+            h = run(m, h)
         for m in self.up:
             if isinstance(m, Block):
-                h = m(torch.cat([h, skips.pop()], dim=1), next(e))
+                skip, gate = skips.pop(), next(gates, None)
+                h = run(m, torch.cat([h, skip if gate is None else gate(skip, h)], dim=1))
             else:
                 h = m(h, skips[-1].shape[2:])
         return cast(Tensor, self.output(F.silu(self.norm(h))))
@@ -254,6 +191,44 @@ class UNet(Network):
             classes=classes,
             scale_shift=False,
         )
+
+    @classmethod
+    def adm(
+        cls,
+        size: Literal[64, 128, 256],
+        classes: int | None = None,
+        context: Sizes | None = None,
+        recompute: bool = False,
+    ) -> UNet:
+        """For (3, size, size) images: the widths, depths and attention of Dhariwal & Nichol 2021,
+        table 4 and appendix I, with a head of 64 channels or more.
+
+        Of 64, 128 and 256 pixels they have about 290, 420 and 550 M parameters; ``recompute`` lets
+        them train in less memory.
+        """
+        if size not in ADM:
+            raise ValueError(f"size must be one of {', '.join(map(str, ADM))}, got {size!r}")
+        channels, multipliers, blocks, heads, dropout = ADM[size]
+        return cls(
+            (3, size, size),
+            channels,
+            multipliers,
+            blocks=blocks,
+            attention=(32, 16, 8),
+            heads=heads,
+            dropout=dropout,
+            classes=classes,
+            context=context,
+            recompute=recompute,
+        )
+
+
+ADM: dict[int, tuple[int, tuple[int, ...], int, int, float]] = {
+    64: (192, (1, 2, 3, 4), 3, 3, 0.1),
+    128: (256, (1, 1, 2, 3, 4), 2, 4, 0.0),
+    256: (256, (1, 1, 2, 2, 4, 4), 2, 4, 0.0),
+}
+"""Image size -> channels, multipliers, blocks, heads, dropout."""
 
 
 def _check(config: Mapping[str, Any]) -> list[bool]:

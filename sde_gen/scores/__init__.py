@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Given, Score, Shared, Sum, shared
+from .base import Given, Score, Sum
+from .bound import Shared, shared
 from .diffusers import from_diffusers, to_diffusers
 from .exact import Empirical, Gaussian, GaussianMixture
 from .foreign import Foreign, Steps, from_denoiser, from_noise, from_velocity

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..facts import Facts, Units
 from ..ops import Time, as_real, as_time, match
 from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
+from .bound import bound, check_batch, cut, rows_of
 
 if TYPE_CHECKING:
     from ..tuning import Tuned
@@ -74,6 +75,12 @@ class Score:
         """Number of classes that it can be given, None where it takes no labels."""
         return None
 
+    @property
+    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The shapes of the conditions that it can be given beside labels, by name, as its network
+        declares them (``net.context``): what it declares it knows to be absent where it is NaN."""
+        return {}
+
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """s(x, t), of the shape of x (B, *state), for a time () or (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x, t)")
@@ -109,10 +116,10 @@ class Score:
         return self.sde.tweedie(x, t, s)
 
     def given(self, **context: Any) -> Score:
-        """The score with arguments bound: ``score.given(y=labels)``.
+        """The score with arguments bound: ``score.given(y=labels, theta=rows)``.
 
-        A tensor (an array, a list) has one row a sample; a number, or ``shared(tensor)``, is for
-        all samples.
+        A tensor (an array, a list) has one row a sample; a number, ``shared(tensor)``, or what has
+        the shape of one condition that the network declares, is for all samples.
         """
         return Given(self, context)
 
@@ -148,21 +155,6 @@ class Score:
         return Sum([(self, -1.0)])
 
 
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """A value that is one for all samples, made by ``shared``."""
-
-    value: Tensor
-
-
-def shared(value: Tensor | np.ndarray | Sequence[float]) -> Shared:
-    """Mark what is bound to a score as the same for all samples: ``score.given(y=shared(row))``.
-
-    The network gets it as one row a sample, (B, *value.shape), like everything else.
-    """
-    return Shared(torch.as_tensor(value))
-
-
 class Given(Score):
     """A score with context bound: ``score(x, t, **context)``.
 
@@ -176,7 +168,7 @@ class Given(Score):
 
     def __init__(self, score: Score, context: Mapping[str, Any]) -> None:
         self.score = score
-        self.context = {name: _bound(value, score.device) for name, value in context.items()}
+        self.context = bound(score, context)
         self.tuned = score.tuned
         inherit(self, [score], self.context)
 
@@ -194,19 +186,19 @@ class Given(Score):
         """That of the score."""
         return self.score.fingerprint()
 
-    def _rows(self, x: Tensor) -> dict[str, Any]:
-        """The context, one row a sample of x."""
-        check_batch(self, x, ", ".join(self.context))
-        return {name: _repeat(value, len(x)) for name, value in self.context.items()}
+    @property
+    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Those of the score."""
+        return self.score.takes
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """score(x, t, **context), the context one row a sample."""
         score: Any = self.score
-        return score(x, t, **self._rows(x))
+        return score(x, t, **rows_of(self, x))
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
         """The score's evaluation, given the context."""
-        return self.score.evaluate(x, t, **{**self._rows(x), **context})
+        return self.score.evaluate(x, t, **{**rows_of(self, x), **context})
 
     def given(self, **context: Any) -> Score:
         """More context; what is bound again takes the new value."""
@@ -337,58 +329,6 @@ def _home(score: object) -> torch.device | None:
     if not isinstance(score, Score) or type(score).device is Score.device:
         return None
     return score.device
-
-
-def check_batch(score: Score, x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` unless the score is bound for as many samples as the state has."""
-    if score.batch not in (None, len(x)):
-        raise ValueError(f"{what} was given for {score.batch} samples, the state has {len(x)}")
-
-
-def cut(value: Any, index: slice | Tensor) -> Any:
-    """The rows of a tensor that has one a sample; whatever else is for all samples stays.
-
-    Raises:
-        ValueError: rows that are not there.
-    """
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    n = len(value)
-    if isinstance(index, slice):
-        bad = max(index.start or 0, index.stop or 0) > n
-    elif index.dtype == torch.bool:
-        bad = len(index) != n
-    else:
-        index = index.to(value.device)
-        # Only where the check costs no synchronisation with a device.
-        bad = index.device.type == "cpu" and bool((index >= n).any())
-    if bad:
-        raise ValueError(f"rows {index} were asked of what was given for {n} samples")
-    return value[index]
-
-
-def _repeat(value: Any, n: int) -> Any:
-    """What is for all samples as n rows."""
-    if isinstance(value, Shared):
-        return value.value.expand(n, *value.value.shape)
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return value.expand(n)
-    return value
-
-
-def _bound(value: Any, device: torch.device) -> Any:
-    """Context as it is kept: numbers, arrays and lists of numbers are tensors."""
-    if isinstance(value, Shared):
-        return Shared(value.value.to(device))
-    if isinstance(value, int | float | np.generic) and not isinstance(value, bool):
-        return torch.as_tensor(value, device=device)
-    if not isinstance(value, np.ndarray | list | tuple):
-        return value
-    try:
-        array = np.array(value)
-    except (ValueError, TypeError, RuntimeError):  # rows of different lengths, or no numbers
-        return value
-    return torch.as_tensor(array, device=device) if array.dtype.kind in "biufc" else value
 
 
 def as_weight(weight: Any) -> Weight:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -204,6 +204,12 @@ class ScoreNetwork(nn.Module, Score):
     def classes(self) -> int | None:
         """Number of classes of a conditional network, None otherwise."""
         return getattr(self.net, "classes", None)
+
+    @property
+    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The conditions that the network declares, ``net.context``: shapes by name."""
+        context = getattr(self.net, "context", None)
+        return context if isinstance(context, Mapping) else {}
 
     def fingerprint(self) -> str:
         """A name for the weights: the sums of their bits, which no order of summation changes."""

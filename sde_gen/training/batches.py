@@ -86,8 +86,7 @@ class Reader:
         self.device = torch.device(device)
         self.source, self.order = source, order
         if isinstance(source, Memory):
-            rows = source.rows(slice(None))
-            self.source = Memory(*(value.to(self.device) for value in rows.values()))
+            self.source = source.to(self.device)
         self.transforms, self.levels, self.workers = tuple(transforms), levels, workers
         self._held = order.held
         self._other_seed = hashed(f"held out {order.seed}".encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.sources import Memory, Source, glance
 from ..levels import check_levels
+from ..networks.context import is_sequence, rows_of
 from ..noise import Streams
 from ..ops import batch_of, check_callable, check_finite, check_kind, check_state
 from ..scores import ScoreNetwork
@@ -73,7 +74,8 @@ def check_data(
         TypeError: x that are no tensors or, without a transform or levels, integers; labels that
             are not int64.
         ValueError: NaN or infinity, levels or a shape that are not the model's; labels
-            missing, not wanted, of another number than the data, or out of range.
+            missing, not wanted, of another number than the data, or out of range; conditions
+            that the network declares missing, of another shape, infinite, or NaN in part.
     """
     rows = dict(source.rows(slice(None)) if isinstance(source, Memory) else glance(source, GLANCE))
     data = rows.pop("x")
@@ -96,6 +98,7 @@ def check_data(
     if shape is not None and tuple(batch.shape[1:]) != tuple(shape):
         raise ValueError(f"data must be {batch_of(shape, 'N')}, got {tuple(data.shape)}")
     _check_labels(model, data, rows.get("y"), set(rows) - {"y"})
+    _check_context(model, len(data), {name: v for name, v in rows.items() if name != "y"})
     if isinstance(model, ScoreNetwork) and not transforms and data.is_floating_point():
         encoded = model.facts.encode(data)
         _check_scale(model.facts.std, float(encoded.std(correction=0)))
@@ -111,13 +114,47 @@ def _check_scale(expected: float, std: float) -> None:
         )
 
 
+def _check_context(model: nn.Module, n: int, given: dict[str, Tensor]) -> None:
+    """Raise unless the conditions are those that the network declares, where it does."""
+    declares = isinstance(getattr(getattr(model, "net", None), "context", None), Mapping)
+    if not isinstance(model, ScoreNetwork) or not declares:
+        return
+    if unknown := sorted(given.keys() - model.takes.keys()):
+        takes = f"takes {', '.join(model.takes)}" if model.takes else "has no context="
+        raise ValueError(f"{unknown[0]!r} was given to a network that {takes}")
+    for name, shape in model.takes.items():
+        if name not in given:
+            raise ValueError(
+                f"the network takes {name}: give context={{{name!r}: rows}}, or data whose items"
+                " are dictionaries"
+            )
+        v = given[name]
+        rows_of(name, v[:n], shape, n)
+        there = ~v.isnan()
+        if bool(v.isinf().any()):
+            raise ValueError(f"context {name!r} holds infinite numbers")
+        # Of a sequence each vector is there or not, of all else each row.
+        part = there.flatten(0, 1) if is_sequence(shape) else there
+        part = part.flatten(1) if part.ndim > 1 else part[:, None]
+        if bool((part.any(1) != part.all(1)).any()):
+            raise ValueError(f"context {name!r} is NaN in part of a row: a row is whole or absent")
+        if len(shape) == 1 and bool(there.any()):
+            std = float(v[there].float().std(correction=0))
+            if std > 10 or float(v[there].abs().max()) > 100:
+                warnings.warn(
+                    f"context {name!r} has standard deviation {std:.3g}: networks read numbers of"
+                    f" order one, so scale it, ({name} - {name}.mean(0)) / {name}.std(0)",
+                    stacklevel=4,
+                )
+
+
 def _check_labels(model: nn.Module, data: Tensor, labels: Tensor | None, others: set[str]) -> None:
     classes = getattr(model, "classes", None)
     if labels is None:
         if classes is not None:
             raise ValueError(f"the model has {classes} classes: give labels, or build it without")
         return
-    if isinstance(model, ScoreNetwork) and classes is None and not others:
+    if isinstance(model, ScoreNetwork) and classes is None and (model.takes or not others):
         raise ValueError("labels were given, but the network has no classes: pass classes=...")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__

@@ -161,6 +161,8 @@ class _Trial:
         self.context: dict[str, Tensor] = {}
         if classes is not None:
             self.context["y"] = torch.arange(batch, device=self.device) % classes
+        for name, sizes in model.takes.items():
+            self.context[name] = self.x.new_zeros(batch, *(n or 64 for n in sizes))
 
     def seconds(self, layout: Layout, repeats: int) -> float:
         """The least time of a step, the mean over the processes; infinity where it fails."""

@@ -13,13 +13,13 @@ D = E[x_0 | x_t] the error of the denoiser is |D - x_0|^2 = r^2 |sigma s + z|^2.
 
 A ``TimeSampler`` maps uniform numbers to times by an inverse distribution function, so that
 numbers spread evenly over [0, 1) give times spread evenly over the density. All that is random
-comes from numbered streams (``Streams``): the time, the noise and the label dropout of sample m
-of a run are functions of its seed and m, whoever computes them and beside whom.
+comes from numbered streams (``Streams``): the time, the noise and the dropped conditions of sample
+m of a run are functions of its seed and m, whoever computes them and beside whom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -276,13 +276,36 @@ def dsm_loss(
         return match(weighting(sde, t), loss) * loss
 
 
-def drop_labels(y: Tensor, probability: float, noise: Streams) -> Tensor:
-    """Labels with each replaced by -1, "no label", with the given probability."""
-    return torch.where(noise.uniform(y, "label dropout") < probability, -1, y)
+def drop(context: dict[str, Tensor], probability: float, noise: Streams) -> dict[str, Tensor]:
+    """Conditions, each replaced by "nothing" (labels by -1, the rest by NaN) with a probability.
+
+    Of several conditions half of this is of all at once, as guidance asks for the score without
+    any, and half of each by itself, so that every one can be left away alone.
+    """
+    if not context:
+        return context
+    first, *_ = context.values()
+    u = noise.uniform(first.flatten(1)[:, 0] if first.ndim > 1 else first, "label dropout")
+    if len(context) == 1:
+        return {name: _without(v, u < probability) for name, v in context.items()}
+    half = probability / 2
+    dropped = {}
+    for name, v in context.items():
+        alone = noise.uniform(u, f"dropout of {name}") * (1 - half) < half
+        dropped[name] = _without(v, (u < half) | alone)
+    return dropped
 
 
-def context_of(y: Context, n: int, dropout: float, noise: Streams) -> dict[str, Tensor]:
-    """What a network of n samples is given beside x, by name, with some labels y dropped."""
+def _without(v: Tensor, absent: Tensor) -> Tensor:
+    nothing = torch.nan if v.is_floating_point() else -1
+    return torch.where(absent.reshape(-1, *(1,) * (v.ndim - 1)), nothing, v)
+
+
+def context_of(
+    y: Context, n: int, dropout: float, noise: Streams, declared: Container[str] = ()
+) -> dict[str, Tensor]:
+    """What a network of n samples is given beside x, by name, with labels and what the network
+    declares (``score.takes``) dropped now and then."""
     context = dict(y) if isinstance(y, dict) else {} if y is None else {"y": y}
     if "y" in context:
         labels = as_labels(context["y"])
@@ -290,27 +313,29 @@ def context_of(y: Context, n: int, dropout: float, noise: Streams) -> dict[str, 
             raise ValueError(
                 f"labels y must be ({n},), as many as rows of x, got {tuple(labels.shape)}"
             )
-        context["y"] = drop_labels(labels, dropout, noise)
-    return context
+        context["y"] = labels
+    droppable = {k: v for k, v in context.items() if k == "y" or k in declared}
+    return {**context, **drop(droppable, dropout, noise)}
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """Score matching of a ``ScoreNetwork``, with evenly spread times and label dropout.
+    """Score matching of a ``ScoreNetwork``, with evenly spread times and dropout of conditions.
 
     Args:
         weighting: None is ``KarrasWeight`` of the std that the model knows.
         times: the density of noise levels.
-        label_dropout: the probability of training without the label, which classifier-free
-            guidance needs (Ho & Salimans 2022: 0.1 to 0.2).
+        dropout: the probability with which each condition (a label, a vector, an image, a
+            sequence) is left away, which classifier-free guidance needs (Ho & Salimans 2022: 0.1
+            to 0.2); 0 where no guidance is meant.
     """
 
     weighting: Weighting | None = None
     times: TimeSampler = field(default_factory=LogNormalTimes)
-    label_dropout: float = 0.1
+    dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        set_number(self, "label_dropout", least=0, most=1)
+        set_number(self, "dropout", least=0, most=1)
 
     def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
         """``dsm_loss`` of the batch in the units of the process, (B,)."""
@@ -327,7 +352,7 @@ class Denoising:
         check_kind(noise, Streams, "noise", "Streams")
         x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
-        context = context_of(y, len(x), self.label_dropout, noise)
+        context = context_of(y, len(x), self.dropout, noise, inner.takes)
         return dsm_loss(lambda x, t: read(x, t, **context), inner.sde, x, t, weighting, noise)
 
 

@@ -97,6 +97,8 @@ def pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [pack(v, f"{where}[{i}]", tensors) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: pack(v, f"{where}[{name!r}]", tensors) for name, v in value.items()}
     if isinstance(value, Tensor):
         name = next((name for name, t in tensors.items() if t is value), where)
         tensors[name] = value
@@ -126,6 +128,7 @@ _CHECKS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", lambda v: type(v) is str),
     tuple: ("a list", lambda v: type(v) is list),
     Sequence: ("a list", lambda v: type(v) is list),
+    Mapping: ("values by name", lambda v: type(v) is dict and all(type(k) is str for k in v)),
     Tensor: ("the name of a tensor", lambda v: type(v) is dict and list(v) == ["tensor"]),
 }
 """What an annotation asks for, and whether a value of JSON is that; classes are in the table."""
@@ -217,6 +220,9 @@ class Reader:
         if kind in (tuple, Sequence):
             of = inner[0] if inner else None
             return tuple(self._read(v, of, f"{where}[{i}]") for i, v in enumerate(value))
+        if kind is Mapping:
+            of = inner[1] if inner else None
+            return {k: self._read(v, of, f"{where}[{short(k)}]") for k, v in value.items()}
         if kind is not Tensor:
             return float(value) if kind is float else value
         name = value["tensor"]
@@ -238,7 +244,7 @@ class Reader:
         # A score is only put together here; what it is made of has been built.
         frugal = entry.build is entry.kind and issubclass(entry.kind, nn.Module)
         for n in given if frugal else ():
-            if type(node[n]) is list and len(node[n]) > LONGEST:
+            if type(node[n]) in (list, dict) and len(node[n]) > LONGEST:
                 raise self._wrong(_join(where, n), f"has {len(node[n])} entries, over {LONGEST}")
         hints = entry.fields.items()
         arguments = {n: self._read(node[n], h, _join(where, n)) for n, h in hints if n in given}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -82,6 +82,8 @@ class Trainer(Saved[M]):
             are read while it trains. Integers are grey levels where the model's facts know how
             many there are, and stay what they are until they are on the device.
         labels: (N,) int64, beside a tensor alone, for a conditional model.
+        context: what else the network is given, by name: tensors or arrays (N, ...) beside a
+            tensor, ``{"theta": theta}``; NaN where it is not known.
         recipe: how long, how fast, how smoothly.
         objective: the loss; ``Denoising()`` by default.
         transform: applied to every batch, which it may change in place; or several, in turn.
@@ -116,6 +118,7 @@ class Trainer(Saved[M]):
         labels: Tensor | None = None,
         recipe: Recipe | None = None,
         *,
+        context: Mapping[str, Any] | None = None,
         objective: Objective | None = None,
         transform: Transform | Sequence[Transform] | None = None,
         optimizer: OptimizerOf | None = None,
@@ -129,7 +132,7 @@ class Trainer(Saved[M]):
         recipe = Recipe() if recipe is None else recipe
         check_kinds(model, recipe, objective, transform)
         check_functions(optimizer, callbacks)
-        source, transforms = as_source(data, labels), as_transforms(transform)
+        source, transforms = as_source(data, labels, context), as_transforms(transform)
         order = Order(len(source), recipe.seed, recipe.holdout)
         recipe = recipe.for_items(order.trained)
         self.accelerator = accelerator(device)
@@ -370,6 +373,7 @@ class Trainer(Saved[M]):
 class Options(TypedDict, total=False):
     """The keywords of ``Trainer``, which describes them."""
 
+    context: Mapping[str, Any] | None
     objective: Objective | None
     transform: Transform | Sequence[Transform] | None
     optimizer: OptimizerOf | None
@@ -393,10 +397,14 @@ def train(
 ) -> M:
     """Train a model; returns its average over the run, ready to sample. See ``Trainer``.
 
+    A model that was trained before goes on from its weights, ``train(load(path), ...)``: network,
+    process and facts stay (data, labels and conditions must fit them), the solver that it was
+    tuned to is dropped, and optimiser, average and budget begin anew.
+
     Args:
         model, data, labels, recipe, options: what ``Trainer`` takes, with its keywords
-            ``objective``, ``transform``, ``optimizer``, ``callbacks``, ``device``, ``folder``,
-            ``overwrite``, ``shard`` and ``workers``.
+            ``context``, ``objective``, ``transform``, ``optimizer``, ``callbacks``, ``device``,
+            ``folder``, ``overwrite``, ``shard`` and ``workers``.
         resume: take up the run in ``folder`` where it stopped, if it holds one.
         progress: show a bar with the loss.
 
