@@ -26,7 +26,8 @@ def code(page: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["chain", "devices", "extending", "index", "inverse", "networks", "training"]
+    "name",
+    ["chain", "conditions", "devices", "extending", "index", "inverse", "networks", "training"],
 )
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")

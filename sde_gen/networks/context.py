@@ -66,10 +66,10 @@ def is_sequence(shape: Sequence[int | None]) -> bool:
     return shape[0] is None
 
 
-def is_of(value: Tensor, shape: Sequence[int | None]) -> bool:
-    """Whether a tensor has the shape of one condition, without a batch."""
-    return value.ndim == len(shape) and all(
-        n in (None, m) for n, m in zip(shape, value.shape, strict=True)
+def is_of(sizes: Sequence[int], shape: Sequence[int | None]) -> bool:
+    """Whether these are the sizes of one condition, without a batch."""
+    return len(sizes) == len(shape) and all(
+        n in (None, m) for n, m in zip(shape, sizes, strict=True)
     )
 
 
@@ -90,9 +90,9 @@ def rows_of(name: str, value: Tensor, shape: Sequence[int | None], n: int) -> Te
         raise TypeError(f"context {name!r} must be floating, got {value.dtype}: scale it first")
     if tuple(shape) == (1,) and value.shape == (n,):
         return value[:, None]
-    if is_of(value, shape):
+    if is_of(value.shape, shape):
         return value.expand(n, *value.shape)
-    if value.ndim and len(value) == n and is_of(value[0], shape):
+    if value.ndim and len(value) == n and is_of(value.shape[1:], shape):
         return value
     sizes = ", ".join("L" if size is None else str(size) for size in (n, *shape))
     raise ValueError(f"context {name!r} must be ({sizes}), got {tuple(value.shape)}")

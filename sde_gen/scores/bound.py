@@ -88,9 +88,9 @@ def _told(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor | Shar
     value = value if value.is_floating_point() else value.float()
     if shape == (1,) and value.ndim < 2 and value.shape != (1,):
         value = value[..., None]  # a number, or one a sample
-    if is_of(value, shape):
+    if is_of(value.shape, shape):
         return Shared(value)
-    if value.ndim and is_of(value[:1].squeeze(0), shape):
+    if value.ndim and is_of(value.shape[1:], shape):
         return value
     wanted = ", ".join("L" if n is None else str(n) for n in shape)
     raise ValueError(f"{name} must be ({wanted}) or (N, {wanted}), got {tuple(value.shape)}")
