@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import lognorm, multivariate_normal, norm
 
 import sde_gen as sg
 from sde_gen.cli import main
@@ -120,6 +120,28 @@ def test_integers_fill_their_cells_and_categories_their_clouds():
     far = torch.tensor([[-9.0, 0, 2, 1], [99.0, 0, 0.1, -5]])
     assert table.decode(far)["n"].tolist() == [3, 7]
     assert table.decode(far)["k"].tolist() == ["b", "b"]
+
+
+def test_positive_numbers_are_their_logarithms():
+    z = np.random.default_rng(0).standard_normal(200)
+    rows = {"skew": np.exp(z), "even": 5 + z.clip(-4, 4), "some": [-1.5, *np.exp(z[1:])]}
+    table = Table.of(rows)
+    assert [c.kind for c in table.columns] == ["positive", "continuous", "continuous"]
+    x = table.encode(rows)
+    np.testing.assert_allclose(x[:, 0], z, atol=1e-6)
+    np.testing.assert_allclose(table.decode(x)["skew"], rows["skew"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"row 1, column 'some': '-1.5' is not positive"):
+        Table.of(rows, {"some": "positive"})
+    law = sg.CorrelatedMixture(
+        sg.VP(), torch.ones(1).double(), torch.zeros(1, 1).double(), torch.ones(1, 1, 1).double()
+    )
+    alone = Table.of({"skew": rows["skew"]})
+    found = log_prob_of_rows(law, alone, x[:9, :1].double())
+    exact = lognorm(1).logpdf(rows["skew"][:9])
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+    # Compared in their own units.
+    said = compare(alone, x[:, :1] + math.log(2), x[:, :1])[1].split()
+    assert float(said[1]) == pytest.approx(2 * float(said[2]), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,13 @@ def _train(options: argparse.Namespace) -> None:
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     # The columns of a table have units of their own.
     table = data.x.ndim == 2 and data.levels is None
-    facts = Facts.of(x, "column" if table else None, classes=data.classes, levels=data.levels)
+    facts = Facts.of(
+        x,
+        "column" if table else None,
+        None if data.table is None else data.table.width,
+        classes=data.classes,
+        levels=data.levels,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)

@@ -135,7 +135,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME=KIND",
         nargs="+",
         default=[],
-        help="what columns of a table are: continuous, integer or category (default: said)",
+        help="what columns of a table are: continuous, positive, integer or category (default:"
+        " said)",
     )
     add.add_argument("--out", metavar="DIR", required=True, help="where the model goes")
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")

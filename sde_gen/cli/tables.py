@@ -97,6 +97,9 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
     """
     # Samples as whole integers and categories, as a file has them.
     x, y = (v.double() for v in (table.encode(table.decode(drawn)), real))
+    logs = table.places("positive")
+    for v in (x, y):
+        v[:, logs] = v[:, logs].exp()
     names = [
         f"{c.name} = {v}" if c.kind == "category" else c.name
         for c in table.columns

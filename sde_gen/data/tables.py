@@ -1,9 +1,10 @@
 """Tables: columns of numbers, integers and categories as vectors, and back; CSV files in and out.
 
-A *continuous* column is a coordinate as it is. An *integer* k is a coordinate that ``spread``
-puts into the cell around it, k + u - 1/2 with u uniform on [0, 1) (Theis et al. 2016). A
-*category* of K values is a coordinate for each, 1 for the one that it is and 0 for the others, to
-which ``spread`` adds normal noise of deviation 0.2: a vertex of a simplex, with a cloud around it.
+A *continuous* column is a coordinate as it is; of a *positive* one its logarithm is, which tames
+long tails. An *integer* k is a coordinate that ``spread`` puts into the cell around it, k + u - 1/2
+with u uniform on [0, 1) (Theis et al. 2016). A *category* of K values is a coordinate for each, 1
+for the one that it is and 0 for the others, to which ``spread`` adds normal noise of deviation 0.2:
+a vertex of a simplex, with a cloud around it.
 The density p of such points bounds the probability P of a row, by Jensen's inequality,
 
     log P(row) >= E[log p(v) - log q(v | row)],    v = spread(row) ~ q,
@@ -29,7 +30,7 @@ from torch import Tensor
 from ..noise import Streams
 from ..ops import as_path
 
-Kind = Literal["continuous", "integer", "category"]
+Kind = Literal["continuous", "positive", "integer", "category"]
 Texts = Mapping[str, Any]
 """Columns by their names, each a sequence of texts or of what ``str`` turns into them."""
 
@@ -72,6 +73,7 @@ class Column:
                     raise _at(i, self.name, f"{text!r} is none of the categories {known}")
             return np.eye(self.width)[[place[text] for text in found]]
         numbers = np.array([self._number(str(v).strip(), i) for i, v in enumerate(texts)])
+        numbers = np.log(numbers) if self.kind == "positive" else numbers
         return numbers.reshape(-1, 1)
 
     def _check(self, text: str, i: int) -> str:
@@ -87,10 +89,11 @@ class Column:
         except ValueError as error:
             if str(error).startswith("row"):
                 raise
-            wanted = "declare it a category" if self.kind == "continuous" else "it has integers"
-            raise _at(i, self.name, f"{text!r} is no number: {wanted}") from None
+            raise _at(i, self.name, f"{text!r} is no number, as a category need not be") from None
         if not math.isfinite(number) or abs(number) > FINITE:
             raise _at(i, self.name, f"{text!r} is not finite in float32")
+        if self.kind == "positive" and number <= 0:
+            raise _at(i, self.name, f"{text!r} is not positive: declare the column continuous")
         if self.kind == "integer" and (number != int(number) or abs(number) > LARGEST):
             what = "is no integer" if number != int(number) else f"is beyond {LARGEST}"
             raise _at(i, self.name, f"{text!r} {what}: declare the column continuous")
@@ -102,7 +105,7 @@ class Column:
             return np.array(self.values)[x.argmax(1)]
         if self.kind == "integer":
             return np.rint(x[:, 0]).clip(self.low, self.high).astype(np.int64)
-        return x[:, 0]
+        return np.exp(x[:, 0]) if self.kind == "positive" else x[:, 0]
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,9 @@ class Table:
 
         Args:
             texts: the columns. kinds: of some of them; the others are guessed: words and integers
-                of two values are categories, other integers integers, other numbers continuous. A
-                number that is written with a point, 3.0, is no integer.
+                of two values are categories, other integers integers, other numbers continuous, or
+                positive where all are and their logarithms are much less skew. A number that is
+                written with a point, 3.0, is no integer.
 
         Raises:
             ValueError: no rows or columns, columns of several lengths, an unknown column or kind,
@@ -228,7 +232,7 @@ class Table:
         """What the columns are, in words."""
         said = []
         for kind, many in zip(
-            get_args(Kind), ("continuous", "integers", "categories"), strict=True
+            get_args(Kind), ("continuous", "positive", "integers", "categories"), strict=True
         ):
             names = [
                 c.name + (f" ({c.width})" if kind == "category" else "")
@@ -313,7 +317,7 @@ def _column(name: str, texts: Sequence[Any], kind: str | None) -> Column:
     values = sorted(
         set(found), key=lambda v: (not _is_number(v), float(v) if _is_number(v) else v)
     )
-    kind = kind or _guess(values)
+    kind = kind or _guess(values, found)
     if kind == "category":
         column = Column(name, "category", tuple(values))
     else:
@@ -326,7 +330,8 @@ def _column(name: str, texts: Sequence[Any], kind: str | None) -> Column:
     return column
 
 
-def _guess(values: Iterable[str]) -> Kind:
+def _guess(values: Iterable[str], texts: Sequence[str]) -> Kind:
+    """From the values that there are, and all of them."""
     present = [v for v in values if v.lower() not in MISSING]
     numbers = [v for v in present if _is_number(v)]
     if not numbers:
@@ -337,7 +342,18 @@ def _guess(values: Iterable[str]) -> Kind:
     integers = len(numbers) == len(present) and all(_is_integer(v) for v in numbers)
     if integers and len(present) == 2:
         return "category"
-    return "integer" if integers else "continuous"
+    if integers or len(numbers) < len(present):
+        return "integer" if integers else "continuous"
+    x = np.array([float(v) for v in texts if _is_number(v)])
+    if not (np.isfinite(x).all() and x.min() > 0 and len(x) >= 10):
+        return "continuous"
+    return "positive" if _skew(x) > max(1.0, 2 * abs(_skew(np.log(x)))) else "continuous"
+
+
+def _skew(x: np.ndarray) -> float:
+    """Mean cube of (x - mean) / deviation."""
+    z = (x - x.mean()) / max(x.std(), 1e-300)
+    return float((z**3).mean())
 
 
 def _is_number(text: str) -> bool:
