@@ -37,6 +37,8 @@ def _power_of_two(x: float) -> int:
 def chosen(net: nn.Module, batch: int, device: str) -> str:
     """The first line of a run: network, batch and device, and what changes them."""
     size = sum(p.numel() for p in net.parameters())
-    kind = {"UNet": "a U-Net", "MLP": "a perceptron"}.get(type(net).__name__, "a network")
+    kind = {"UNet": "a U-Net", "MLP": "a perceptron", "PrincipalMLP": "a perceptron"}.get(
+        type(net).__name__, "a network"
+    )
     sizes = f"{size:,} parameters (--channels), {batch} samples a step (--batch)"
     return f"{kind} of {sizes}, on {device} (--device)"

@@ -13,8 +13,10 @@ from torch import Tensor
 from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
+from .tables import evaluate_table, keep_table, spread_rows, table_of
 
 if TYPE_CHECKING:
+    from ..data import Table
     from ..networks import Network
     from ..scores import ScoreNetwork
     from ..sdes import LinearSDE
@@ -30,6 +32,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
     from ..facts import Facts
+    from ..networks import PrincipalMLP
     from ..scores import ScoreNetwork
     from ..training import LossPlot, pick_device, train
     from ..training.folder import check_free
@@ -38,21 +41,30 @@ def _train(options: argparse.Namespace) -> None:
     data = read_data(options, options.seed, "train")
     if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
-    # The columns of a table have units of their own.
-    table = data.x.ndim == 2 and data.levels is None
-    facts = Facts.of(data.x, "column" if table else None, classes=data.classes, levels=data.levels)
     device = pick_device(options.device).type
     choose_size(options, data.x.shape[1:], device)
+    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
+    x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
+    # The columns of a table have units of their own.
+    table = data.x.ndim == 2 and data.levels is None
+    facts = Facts.of(
+        x,
+        "column" if table else None,
+        None if data.table is None else data.table.width,
+        classes=data.classes,
+        levels=data.levels,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
+    if isinstance(net, PrincipalMLP):
+        net.fit(facts.encode(x))
     say(chosen(net, options.batch, device))
-    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
     folder = Path(options.out)
     if not options.resume:
         if not options.overwrite:
             check_free(folder)
-        _keep(options, folder)
+        _keep(options, folder, data.table)
     train(
         ScoreNetwork(net, _process(options.sde), facts=facts),
         data.items,
@@ -66,8 +78,9 @@ def _train(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     if options.resume:
-        _keep(options, folder)
-    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out x.npz")
+        _keep(options, folder, data.table)
+    file = "x.npz" if data.table is None else "x.csv"
+    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
 
 
 SMALL = 10_000
@@ -107,11 +120,13 @@ def _transforms(options: argparse.Namespace, data: Data) -> list[Transform]:
     if options.flip and data.x.ndim != 4:
         raise ValueError(f"--flip mirrors images (N, C, H, W), not {tuple(data.x.shape)}")
     levels = [] if data.levels is None else [Dequantise(data.levels)]
-    return [*([Flip()] if options.flip else []), *levels]
+    rows = [] if data.table is None else [data.table.spread]
+    return [*([Flip()] if options.flip else []), *levels, *rows]
 
 
-def _keep(options: argparse.Namespace, folder: Path) -> None:
-    """Write the options into the folder of the run, as a file that ``--config`` reads."""
+def _keep(options: argparse.Namespace, folder: Path, table: Table | None) -> None:
+    """Write the options into the folder of the run, as a file that ``--config`` reads, and what
+    the columns of a table are."""
     from ..many import place
     from ..training.checkpoints import write
 
@@ -119,6 +134,7 @@ def _keep(options: argparse.Namespace, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = text_of(options)
         write(folder / KEPT, lambda file: file.write_text(text, encoding="utf-8"))
+    keep_table(table, folder)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -155,6 +171,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .samples import draws, read_model
 
     model, folder = read_model(options), Path(options.model)
+    if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
+        evaluate_table(model, table, options)
+        return
     reference, held, said = split_data(options, run_of(folder))
     for part in (reference, held):
         _check_comparable(model, part, options.bits)
@@ -278,10 +297,12 @@ def _process(name: str) -> LinearSDE:
 
 def _network(data: Data, channels: int | None) -> Network:
     """A network for the data: a U-Net for what has channels and places, else a perceptron."""
-    from ..networks import MLP, UNet
+    from ..networks import MLP, PrincipalMLP, UNet
 
     shape = tuple(data.x.shape[1:])
     classes = None if data.y is None else _classes(data.y)
+    if data.table is not None:
+        return PrincipalMLP(shape, channels or 128, 3)
     if len(shape) == 1:
         return MLP(shape, channels or 128, 3, classes)
     if shape == (1, 8, 8) and channels is None:

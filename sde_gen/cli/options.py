@@ -15,7 +15,8 @@ DATA is one of
   FOLDER             of images; folders inside it are classes, and name them
   FOLDER             with the files of CIFAR-10 (binary version), MNIST or Fashion-MNIST
   FILE.npy FILE.npz  vectors (N, D), signals (N, C, L), images (N, C, H, W) or volumes;
-                     integers need --levels"""
+                     integers need --levels
+  FILE.csv           a table with names in its first line: numbers, integers, categories"""
 
 DEMO_HELP = """\
 Trains a class-conditional score network on handwritten digits, draws new ones with five samplers,
@@ -129,6 +130,14 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add = _command(commands, "train", "train a score network", DATA_HELP)
     _add_data(add)
+    add.add_argument(
+        "--kinds",
+        metavar="NAME=KIND",
+        nargs="+",
+        default=[],
+        help="what columns of a table are: continuous, positive, integer or category (default:"
+        " said)",
+    )
     add.add_argument("--out", metavar="DIR", required=True, help="where the model goes")
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")
     add.add_argument("--minutes", type=float, help="most minutes")
@@ -180,7 +189,8 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out",
         metavar="PATH",
         required=True,
-        help=".png of images, .npz of x and y (-1: no class), or a folder, in chunks",
+        help=".png of images, .npz of x and y (-1: no class), .csv of a table, or a folder, in"
+        " chunks",
     )
     add.add_argument(
         "--format",
@@ -268,6 +278,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_data(add: argparse.ArgumentParser) -> None:
     add.add_argument("data", metavar="DATA")
+    add.add_argument("--delimiter", default=",", help="of a .csv (default: a comma)")
     add.add_argument("--levels", type=int, help="grey levels of integer arrays, 256 for 8 bits")
     add.add_argument("--key", help="which array of a .npz")
     add.add_argument("--labels", metavar="KEY", help="which array of a .npz holds the classes")

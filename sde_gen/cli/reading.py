@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..data import Images
+    from ..data import Images, Table
     from ..data.sources import Source
 
 IN_MEMORY = 2 * 10**9
@@ -23,13 +23,15 @@ REFERENCE = 10_000
 
 class Data(NamedTuple):
     """Samples (N, *D), floats or levels, their labels (N,), the number of grey levels of quantised
-    data, the names of the classes; of data that stay on disk a few samples, and where they are."""
+    data, the names of the classes; of data that stay on disk a few samples, and where they are;
+    the columns of a table."""
 
     x: Tensor
     y: Tensor | None = None
     levels: int | None = None
     classes: tuple[str, ...] | None = None
     source: Source | None = None
+    table: Table | None = None
 
     @property
     def items(self) -> Source:
@@ -51,7 +53,7 @@ class Data(NamedTuple):
         x = rows["x"]
         if self.levels is not None and not x.is_floating_point():
             x = centre(x, self.levels)
-        return Data(x, rows.get("y"), self.levels, self.classes)
+        return Data(x, rows.get("y"), self.levels, self.classes, table=self.table)
 
 
 def read_data(options: argparse.Namespace, seed: int, split: Literal["train", "test"]) -> Data:
@@ -76,6 +78,11 @@ def read_data(options: argparse.Namespace, seed: int, split: Literal["train", "t
         return _read_images(options, path)
     if path.suffix == ".npy" and path.is_file() and path.stat().st_size > IN_MEMORY:
         return _map_array(options, path)
+    if path.suffix == ".csv":
+        from .tables import read_table
+
+        table, x = read_table(options)
+        return Data(x, table=table)
     if path.suffix in (".npy", ".npz"):
         x = data.load_array(path, options.key, options.levels)
         if x.ndim == 1:
@@ -85,7 +92,7 @@ def read_data(options: argparse.Namespace, seed: int, split: Literal["train", "t
             raise ValueError(f"{path}: {options.labels} has {len(y)} labels for {len(x)} data")
         return Data(x, y, options.levels)
     known = ", ".join(["digits", *data.TOYS])
-    raise ValueError(f"{name} is no data: expected {known}, a folder, a .npy or a .npz file")
+    raise ValueError(f"{name} is no data: expected {known}, a folder, a .npy, .npz or .csv file")
 
 
 def has_test_images(name: str) -> bool:

@@ -26,6 +26,7 @@ from ..many import Work, chunks, meet, own_device, place, shared
 from ..training import load, pick_device
 from ..training.checkpoints import write
 from .commands import _labels
+from .tables import table_of, write_table
 
 if TYPE_CHECKING:
     from ..scores import Score, ScoreNetwork
@@ -36,14 +37,17 @@ ABOUT = "samples.json"
 def sample(options: argparse.Namespace) -> None:
     """The command."""
     out, n = Path(options.out), options.n
-    if out.suffix not in ("", ".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
+    if out.suffix not in ("", ".png", ".npz", ".csv"):
+        raise ValueError(f"--out must end in .png, .npz or .csv, or be a folder, got {out}")
     if out.suffix and options.format not in (None, out.suffix[1:]):
         raise ValueError(f"--format {options.format} is for a folder, --out is {out}")
     model = read_model(options)
     kind = out.suffix[1:] or options.format or "npz"
     if kind == "png" and (len(shape := model.shape or ()) != 3 or shape[0] not in (1, 3)):
         raise ValueError(f"samples of shape {model.shape} are no images: use --out FILE.npz")
+    table = table_of(options.model)
+    if kind == "csv" and table is None:
+        raise ValueError(f"{options.model} was not trained on a table: use --out FILE.npz")
     y = _labels(model, options.first + n, options.label)
     y = None if y is None else y[options.first :]
     work = draws(model, y, options, options.guidance, options.eta, options.first)
@@ -57,7 +61,9 @@ def sample(options: argparse.Namespace) -> None:
         return
     check_writable(out)
     x = shared(work, n, options.chunk)
-    if place()[0] == 0:
+    if place()[0] == 0 and table is not None and kind == "csv":
+        write_table(table, x, out)
+    elif place()[0] == 0:
         write_file(out, x, labels)
     tell(f"{out}: {n} samples of shape {tuple(x.shape[1:])}")
 

@@ -1,4 +1,4 @@
-"""Data: handwritten digits, toys in the plane, folders of images, arrays on disk, data sets.
+"""Data: handwritten digits, toys in the plane, folders of images, arrays, tables, data sets.
 
 Functions that load a set give float32 in [-1, 1]. Those that read the original files of a large
 one, and *sources* (``Images``, ``Mapped``), which a run reads from, give what is there: bytes, of
@@ -43,9 +43,11 @@ from .sets import (
     two_moons,
 )
 from .sources import Mapped, Memory, as_source, glance
+from .tables import Column, Table, read_csv, write_csv
 
 __all__ = [
     "TOYS",
+    "Column",
     "Dequantise",
     "Flip",
     "Images",
@@ -53,6 +55,7 @@ __all__ = [
     "Mapped",
     "Memory",
     "Order",
+    "Table",
     "as_source",
     "centre",
     "check_writable",
@@ -76,8 +79,10 @@ __all__ = [
     "mnist",
     "quantise",
     "read_array",
+    "read_csv",
     "swiss_roll",
     "toy",
     "two_moons",
     "visible",
+    "write_csv",
 ]

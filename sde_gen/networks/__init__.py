@@ -1,8 +1,8 @@
 """Networks: functions (x, c, y, **context) -> F of a noisy state, its noise level, its label and
 whatever else it is told.
 
-``MLP`` for vectors, ``UNet`` and ``DiT`` for signals, images and volumes; any other
-``torch.nn.Module`` with the same call serves as well.
+``MLP`` for vectors, ``PrincipalMLP`` for tables, ``UNet`` and ``DiT`` for signals, images and
+volumes; any other ``torch.nn.Module`` with the same call serves as well.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from .base import Network
 from .dit import DiT
 from .mlp import MLP
+from .principal import PrincipalMLP
 from .unet import UNet
 
-__all__ = ["MLP", "DiT", "Network", "UNet"]
+__all__ = ["MLP", "DiT", "Network", "PrincipalMLP", "UNet"]

@@ -147,7 +147,7 @@ def _check_moments(known: Moments, n: int | None, name: str) -> None:
 
 
 for _kind in (
-    *(networks.MLP, networks.UNet, networks.DiT),
+    *(networks.MLP, networks.PrincipalMLP, networks.UNet, networks.DiT),
     *(sdes.EDM, sdes.VE, sdes.VP, sdes.SubVP, sdes.Wiener, sdes.OrnsteinUhlenbeck),
     *(sdes.RectifiedFlow, sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
     *(schedules.Cosine, schedules.Geometric, schedules.Linear, schedules.Power),
