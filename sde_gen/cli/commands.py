@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,6 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
-    from ..facts import Facts
-    from ..networks import PrincipalMLP
-    from ..scores import ScoreNetwork
     from ..training import LossPlot, pick_device, train
     from ..training.folder import check_free
 
@@ -45,28 +42,15 @@ def _train(options: argparse.Namespace) -> None:
     choose_size(options, data.x.shape[1:], device)
     recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
-    # The columns of a table have units of their own.
-    table = data.x.ndim == 2 and data.levels is None
-    facts = Facts.of(
-        x,
-        "column" if table else None,
-        None if data.table is None else data.table.width,
-        classes=data.classes,
-        levels=data.levels,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = _network(data, options.channels)
-    if isinstance(net, PrincipalMLP):
-        net.fit(facts.encode(x))
-    say(chosen(net, options.batch, device))
+    model = _untrained(options, data, x)
+    say(chosen(model.net, options.batch, device))
     folder = Path(options.out)
     if not options.resume:
         if not options.overwrite:
             check_free(folder)
         _keep(options, folder, data.table)
     train(
-        ScoreNetwork(net, _process(options.sde), facts=facts),
+        model,
         data.items,
         recipe=recipe,
         transform=transforms,
@@ -81,6 +65,26 @@ def _train(options: argparse.Namespace) -> None:
         _keep(options, folder, data.table)
     file = "x.npz" if data.table is None else "x.csv"
     print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
+
+
+def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwork:
+    """A network for the data, whose facts are those of x."""
+    from ..facts import Facts
+    from ..networks import PrincipalMLP
+    from ..scores import ScoreNetwork
+
+    # The columns of a table have units of their own.
+    units: Literal["column"] | None = (
+        "column" if data.x.ndim == 2 and data.levels is None else None
+    )
+    rank = None if data.table is None else data.table.width
+    facts = Facts.of(x, units, rank, classes=data.classes, levels=data.levels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        net = _network(data, options.channels)
+    if isinstance(net, PrincipalMLP):
+        net.fit(facts.encode(x))
+    return ScoreNetwork(net, _process(options.sde), facts=facts)
 
 
 SMALL = 10_000
