@@ -92,8 +92,9 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
     >>> from ..data import Table
     >>> table = Table.of({"a": [0.0, 1.0, 2.0], "b": [1.5, 0.5, 1.0]})
     >>> x = table.encode({"a": [0.0, 1.0, 2.0], "b": [1.5, 0.5, 1.0]})
-    >>> print(compare(table, x, x)[-1])
-    largest: 0.000 of a mean (a), 0.000 of a deviation (a), 0.000 of a correlation (a, b)
+    >>> y = table.encode({"a": [0.0, 1.0, 2.0], "b": [0.5, 1.5, 1.0]})
+    >>> print(compare(table, x, y)[-1])
+    largest: 0.000 of a mean (a), 0.000 of a deviation (a), 1.000 of a correlation (a, b)
     """
     # Samples as whole integers and categories, as a file has them.
     x, y = (v.double() for v in (table.encode(table.decode(drawn)), real))
@@ -129,7 +130,7 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
 
 def _correlation(x: Tensor) -> Tensor:
     # A category that was never drawn has no deviation, and no correlation.
-    return torch.nan_to_num(x.T.corrcoef())
+    return torch.nan_to_num(x.T.corrcoef()).reshape(x.shape[1], -1)
 
 
 def evaluate_table(model: ScoreNetwork, table: Table, options: argparse.Namespace) -> None:

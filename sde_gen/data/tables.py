@@ -1,11 +1,10 @@
 """Tables: columns of numbers, integers and categories as vectors, and back; CSV files in and out.
 
 A *continuous* column is a coordinate as it is; of a *positive* one its logarithm is, which tames
-long tails. An *integer* k is a coordinate that ``spread`` puts into the cell around it, k + u -
-1/2 with u uniform on [0, 1) (Theis et al. 2016). A *category* of K values is a coordinate for
-each, 1 for the one that it is and 0 for the others, to which ``spread`` adds normal noise of
+long tails. An *integer* k is a coordinate that ``spread`` puts into the cell around it,
+k + u - 1/2 with u uniform on [0, 1) (Theis et al. 2016). A *category* of K values is a coordinate
+for each, 1 for the one that it is and 0 for the others, to which ``spread`` adds normal noise of
 deviation 0.2: a vertex of a simplex, with a cloud around it.
-
 The density p of such points bounds the probability P of a row, by Jensen's inequality,
 
     log P(row) >= E[log p(v) - log q(v | row)],    v = spread(row) ~ q,
