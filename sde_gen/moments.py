@@ -66,6 +66,14 @@ class Moments:
                 f" {len(self.values)}"
             )
 
+    def check(self, n: int) -> None:
+        """Raise ``ValueError`` unless these may be moments of n coordinates."""
+        m = len(self.values) if self.basis is None else len(self.basis)
+        sizes = {m if self.basis is not None or m > 1 else n}
+        sizes |= set() if self.mean is None else {self.mean.numel()}
+        if sizes != {n}:
+            raise ValueError(f"moments of {max(sizes - {n})} coordinates, the data have {n}")
+
     @classmethod
     def of(cls, covariance: Tensor, mean: Tensor | None = None) -> Moments:
         """From a covariance matrix (n, n): all its directions and a floor of 0.

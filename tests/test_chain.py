@@ -34,6 +34,7 @@ from sde_gen import (
 from sde_gen.chain import Normal
 from sde_gen.moments import isotropic
 from sde_gen.schedules import Cosine, Tabulated
+from sde_gen.scores import Score
 from sde_gen.solvers.published import ddpm
 from sde_gen.training import load, save
 
@@ -404,8 +405,37 @@ def test_what_cannot_work_says_so() -> None:
         chain.step(law, x, 3, variance="tiny")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"errors must be \(40,\)"):
         chain.step(law, x, 3, variance=torch.ones(3))
+    for errors in (-torch.ones(40), torch.full((40,), torch.nan)):
+        with pytest.raises(ValueError, match="errors must be finite and >= 0"):
+            chain.step(law, x, 3, variance=errors)
+        with pytest.raises(ValueError, match="errors must be finite and >= 0"):
+            chain.expected(errors, "small")
     with pytest.raises(ValueError, match="other directions"):
         chain.expected(isotropic(1.0), Moments(torch.ones(2).double()))
+
+
+@pytest.mark.parametrize("verb", ["step", "sample", "encode", "decode", "errors"])
+def test_a_chain_serves_scores_and_data_of_its_process_alone(verb: str) -> None:
+    chain, x = Chain(DDPM), draw(3, 2)
+
+    def call(model: Score, x: Tensor) -> object:
+        if verb == "sample":
+            return chain.sample(model, 2, seed=0)
+        return getattr(chain, verb)(model, x, *[3] * (verb == "step"))
+
+    call(mixture(DDPM), x)
+    for other in (mixture(VE()), Score()):
+        with pytest.raises(ValueError, match=r"the chain is of .{1,70}, the score of "):
+            call(other, x)
+    if verb in ("step", "sample"):
+        return
+    for bad, error, message in (
+        (x.long(), TypeError, "floating point"),
+        (x * torch.nan, ValueError, "NaN"),
+        (draw(3, 4), ValueError, r"shape \(B, 2\)"),
+    ):
+        with pytest.raises(error, match=message):
+            call(mixture(DDPM), bad)
 
 
 def test_a_head_is_saved_with_its_network(tmp_path) -> None:

@@ -510,6 +510,40 @@ def test_levels_are_the_same_bits_in_every_unit(decoder: str) -> None:
     assert mean < 4 * error / math.sqrt(5)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, list, torch.uint8])
+@pytest.mark.parametrize("decoder", ["discretised", "bayes"])
+def test_levels_come_in_every_kind_of_integer(kind, decoder: str) -> None:
+    law, k = gaussian(VP()), torch.tensor([[3, 0, 16], [7, 9, 2]])
+    options = {"decoder": decoder, "n_levels": 17, "draws": 1}
+    same = (
+        k.tolist()
+        if kind is list
+        else k.to(kind)
+        if kind is torch.uint8
+        else k.numpy().astype(kind)
+    )
+    found, wanted = (bound(law, v, CHAIN, **options).total.value for v in (same, k))
+    assert torch.equal(found, wanted)
+
+
+def test_data_come_as_arrays_and_lists() -> None:
+    law, x = gaussian(VP()), draw(2, 3)
+    wanted = bound(law, x, CHAIN, draws=1).total.value
+    for same in (x.numpy(), x.tolist()):
+        assert torch.equal(bound(law, same, CHAIN, draws=1).total.value, wanted)
+
+
+def test_a_mean_knows_what_it_cost_and_that_of_one_sample_its_error() -> None:
+    law, x = gaussian(VP()), draw(2, 3)
+    both, one = bound(law, x, CHAIN), bound(law, x[:1], CHAIN)
+    assert both.mean().total.calls == both.total.calls == both.calls
+    assert both.mean().total.method == "chain"
+    for name in ("prior", "steps", "reconstruction", "total"):
+        mean, own = getattr(one.mean(), name), getattr(one, name)
+        assert torch.equal(mean.value, own.value[0])
+        assert torch.equal(mean.spread, own.spread[0])
+
+
 def test_what_cannot_be_bounded_says_so() -> None:
     law, x = gaussian(VP()), draw(2, 3)
     with pytest.raises(ValueError, match="the chain is of"):
@@ -524,6 +558,14 @@ def test_what_cannot_be_bounded_says_so() -> None:
         bound(law, torch.full((2, 3), 300), CHAIN)
     with pytest.raises(ValueError, match="x must have shape"):
         bound(law, draw(2, 4), CHAIN)
+    for k in (torch.zeros(0, 3).long(), torch.zeros(3).long()):
+        with pytest.raises(ValueError, match=r"levels must be \(B, \*D\)"):
+            bound(law, k, CHAIN)
+    for known in ({"prior": Moments(torch.ones(5))}, {"variance": Moments(torch.ones(5))}):
+        with pytest.raises(ValueError, match="moments of 5 coordinates, the data have 3"):
+            bound(law, x, CHAIN, **known)
+    with pytest.raises(ValueError, match="errors must be"):
+        bound(law, x, CHAIN, terms=2, importance=torch.ones(4))
     with pytest.raises(ValueError, match="leave terms out"):
         bound(law, x, Chain(VP(), [1.0]), terms=2)
     with pytest.raises(ValueError, match="draws must"):

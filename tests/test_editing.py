@@ -73,6 +73,27 @@ def test_paths_on_the_sphere_and_in_the_gaussian_metric() -> None:
             between(*bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="list of numbers"):
         between(a, b, torch.tensor(0.5))
+    with pytest.raises(ValueError, match="NaN"):
+        between(a, b, [math.nan])
+    with pytest.raises(ValueError, match=r"one shape \(B, \*D\)"):
+        between(a[0], b[0], shares)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("angle", [1e-3, 1.0, 3.0, math.pi - 1e-4])
+def test_lengths_and_angles_change_evenly_on_the_sphere(dtype: torch.dtype, angle: float) -> None:
+    a = torch.tensor([[2.0, 0.0]], dtype=dtype)
+    b = 5 * torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=dtype)
+    c = torch.tensor([0.0, 0.3, 0.5, 0.9, 1.0], dtype=F64)
+    path = between(a, b, c)
+    assert path.dtype == dtype
+    turned = torch.atan2(path[:, 0, 1], path[:, 0, 0]).double()
+    tolerance = {"rtol": 0, "atol": 3e-3 * angle if dtype == torch.float32 else 1e-9}
+    torch.testing.assert_close(turned, c * angle, **tolerance)
+    torch.testing.assert_close(path[:, 0].norm(dim=1).double(), 2 + 3 * c, rtol=1e-6, atol=0)
+    opposite = -b / 5 * 2 if angle == 1.0 else -a * 1.5
+    with pytest.raises(ValueError, match="opposite"):
+        between(b if angle == 1.0 else a, opposite, c)
 
 
 def test_interpolation_starts_and_ends_at_the_data() -> None:

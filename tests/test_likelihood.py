@@ -402,6 +402,8 @@ def test_bad_input():
             log_prob(score, torch.zeros(2, 2), probes=probes)
     with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
         log_prob(score, torch.zeros(2, 2), probes=1, seed=1.5)
+    with pytest.raises(ValueError, match="steps are those of the default"):
+        log_prob(score, torch.zeros(2, 2), steps=20, solver=sg.Heun())
 
 
 @pytest.mark.parametrize(
@@ -427,5 +429,5 @@ def test_bad_input():
 def test_bad_levels(levels, options, error, message):
     with pytest.raises(error, match=message):
         bits_per_dim(POINT, levels, **options)
-    with pytest.raises(TypeError, match=r"knows its linear process \(.sde\)"):
+    with pytest.raises(TypeError, match=r"knows its process \(.sde\)"):
         bits_per_dim(sg.Score(), [[0]])

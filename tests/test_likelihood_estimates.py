@@ -92,6 +92,14 @@ def test_an_estimate_shows_its_error(value: float, error: float, text: str) -> N
     assert str(estimate([value], [0.0], [error])) == f"[{text}]"
 
 
+def test_numbers_of_numpy_on_the_left_are_numbers() -> None:
+    e = Estimate(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2]), torch.zeros(2))
+    for found in (np.float64(2) * e, np.float32(2) * e):
+        assert isinstance(found, Estimate)
+        assert torch.equal(found.spread, 2 * e.spread)
+    assert torch.equal((np.float64(3) - e).value, 3 - e.value)
+
+
 def test_an_estimate_refuses_what_is_no_number() -> None:
     a = estimate([1.0], [0.1], [0.0])
     for f in (lambda: a + "1", lambda: a * "1", lambda: a / "1", lambda: a * a):
@@ -350,6 +358,7 @@ def test_the_best_dequantiser_leaves_nothing_to_bound() -> None:
     for bad, message in (
         (lambda k, u: (u + 1, u.sum(1)), "u in"),
         (lambda k, u: (u, u), "must return u"),
+        (lambda k, u: (u, u.sum(1) * torch.nan), "log q of the dequantiser has 3 NaN"),
     ):
         with pytest.raises(ValueError, match=message):
             bits_per_dim(law, k, levels, dequantiser=bad)

@@ -28,12 +28,15 @@ from ..noise import Streams
 from ..ops import (
     as_real,
     as_time,
+    batch_of,
     check_choice,
     check_count,
+    check_finite,
     check_kind,
     check_state,
     lasting,
     match,
+    shown,
 )
 from ..sampling import sample, solve
 from ..schedules import Tabulated
@@ -160,6 +163,29 @@ class Chain:
         log_snr = self.nodes.log_snr
         return -torch.expm1(log_snr[t] - log_snr[s])
 
+    def check(self, model: Score, x: Tensor | None = None) -> None:
+        """Raise ``ValueError`` unless the model is of this process, and x of its data."""
+        sde = model.sde
+        if not (isinstance(sde, LinearSDE) and self.sde.agrees(sde) and sde.agrees(self.sde)):
+            raise ValueError(f"the chain is of {shown(self.sde)}, the score of {shown(sde)}")
+        if x is None:
+            return
+        check_state(x)
+        check_finite(x)
+        if model.shape is not None and x.shape[1:] != model.shape:
+            raise ValueError(f"x must have shape {batch_of(model.shape)}, got {tuple(x.shape)}")
+        if model.batch not in (None, len(x)):
+            raise ValueError(f"the score is bound for {model.batch} samples, x has {len(x)}")
+
+    def _errors(self, errors: object) -> Tensor:
+        """Mean squared errors at the nodes 1 .. N, float64 (N,)."""
+        e = as_real(errors, "errors").cpu()
+        if e.shape != (len(self),):
+            raise ValueError(f"errors must be ({len(self)},), one a node, got {tuple(e.shape)}")
+        if not bool(((e >= 0) & e.isfinite()).all()):
+            raise ValueError("errors must be finite and >= 0: they are mean squares")
+        return e
+
     def _ends(self, t: Index, s: Index | None) -> tuple[Tensor, Tensor]:
         """The numbers of two nodes, s < t, on the host; s is t - 1 where it is None."""
         t = torch.as_tensor(t).cpu()
@@ -223,6 +249,7 @@ class Chain:
         variance: Variance = "small",
     ) -> Normal:
         """p(x_s | x_t = x), s = t - 1 by default, by one call of the model."""
+        self.check(model)
         at = self.times[self._ends(t, s)[0]]
         return self.read(model.evaluate(x, at), x, t, s, variance)
 
@@ -259,12 +286,8 @@ class Chain:
         if isinstance(variance, Moments):
             snr = self.nodes.log_snr[t].exp().reshape(-1, 1)
             return exact + lift * variance.values / (1 + variance.values * snr)
-        if isinstance(variance, Tensor):
-            if variance.shape != (len(self),):
-                raise ValueError(
-                    f"errors must be ({len(self)},), one a node, got {tuple(variance.shape)}"
-                )
-            return exact + lift * variance.double().cpu()[t - 1].reshape(-1, 1)
+        if not isinstance(variance, str):
+            return exact + lift * self._errors(variance)[t - 1].reshape(-1, 1)
         check_choice(variance, _NAMES, "variance")
         large = (sigma[t] ** 2 * gap).reshape(-1, 1)
         first = (
@@ -310,7 +333,7 @@ class Chain:
             c, shares = data.values, data.shares
             error = c / (1 + c * self.nodes.log_snr[t].exp().unsqueeze(1))
         else:
-            error, shares = data.double().cpu()[1:].unsqueeze(1), torch.ones(1).double()
+            error, shares = self._errors(data)[1:].unsqueeze(1), torch.ones(1).double()
         if isinstance(variance, Moments) and variance is not data and len(variance.values) > 1:
             raise ValueError("the variance of other moments than the data's has other directions")
         v, gap = self.variance(t, t - 1, variance), self._gap(t, t - 1).unsqueeze(1)
@@ -326,7 +349,7 @@ class Chain:
         without any training (Bao et al. 2022, Analytic-DPM, who take E|x_0 - D|^2 = tr Cov from
         E|s|^2, which is so for the exact score alone). x (B, *D) are data in their own units.
         """
-        check_state(x)
+        self.check(model, x)
         z, streams, found = model.facts.encode(x), Streams(seed), []
         with torch.no_grad():
             for t in range(1, len(self) + 1):
@@ -365,6 +388,7 @@ class Chain:
     ) -> Tensor:
         """Ancestral sampling: the samples first .. first + n - 1 of the seed's sequence, (n, *D),
         in the units of the data."""
+        self.check(model)
         solver, times = self.solver(variance), self.grid
         return sample(model, n, seed=seed, eta=1.0, solver=solver, times=times, first=first)
 
@@ -374,6 +398,7 @@ class Chain:
         From x_1 = alpha_1 x_0 on; ``decode`` leads back, up to an error of the first order in the
         steps (Song, Meng & Ermon 2021, section 4.3).
         """
+        self.check(model, x)
         start = float(self.nodes.alpha[1]) * model.facts.encode(x)
         if len(self) == 1:
             return start
@@ -381,6 +406,7 @@ class Chain:
 
     def decode(self, model: Score, x: Tensor) -> Tensor:
         """DDIM: x_N (B, *D) -> data in their own units; the last step ends in D(x_1)."""
+        self.check(model, x)
         end = solve(self.sde.probability_flow(model), x, self.grid, ddim(), 0)
         return model.facts.decode(end)
 

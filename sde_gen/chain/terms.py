@@ -29,7 +29,15 @@ from ..likelihood import Estimate
 from ..likelihood.watch import Watch
 from ..moments import Moments, isotropic
 from ..noise import Streams
-from ..ops import check_choice, check_count, check_finite, check_kind, check_state, sum_rest
+from ..ops import (
+    as_numbers,
+    check_choice,
+    check_count,
+    check_finite,
+    check_kind,
+    check_state,
+    sum_rest,
+)
 from ..scores import Score
 from ..sdes import Evaluation
 from .normal import Normal
@@ -87,9 +95,10 @@ class Bound:
         return replace(parts[0], **found)
 
     def mean(self) -> Bound:
-        """The mean over the samples, with standard errors from their spread."""
+        """The mean over the samples, its standard errors from their spread; one keeps its own."""
         prior, steps, reconstruction, total = (
-            Estimate.of(v.value) for v in (self.prior, self.steps, self.reconstruction, self.total)
+            v[0] if len(v) == 1 else Estimate.of(v.value, v.calls, v.method)
+            for v in (self.prior, self.steps, self.reconstruction, self.total)
         )
         return Bound(prior, steps, reconstruction, total, self.dimensions, self.calls)
 
@@ -197,19 +206,20 @@ def bound(
     >>> abs(float(off)) < 4 * float(off.standard_error)
     True
     """
-    check_process(model, chain)
+    check_kind(model, Score, "model", "a Score, such as a ScoreNetwork")
+    check_kind(chain, Chain, "chain", "a Chain, such as Chain(VP(), times)")
     draws = check_count(draws, "draws")
+    x = x if isinstance(x, Tensor) else as_numbers(x, "x").to(model.device)
     data, _ = decoder_of(model.facts, chain, x, decoder, n_levels)
-    if model.shape is not None and data.shape[1:] != model.shape:
-        raise ValueError(f"x must have shape {('B', *model.shape)}, got {tuple(data.shape)}")
-    if model.batch not in (None, len(data)):
-        raise ValueError(f"the score is bound for {model.batch} samples, x has {len(data)}")
+    chain.check(model, data)
+    for known in (variance, prior):
+        if isinstance(known, Moments):
+            known.check(data[0].numel())
     p, number = None, 0
     if terms is not None:
         known = model.facts.moments or isotropic(model.facts.variance)
         p = _probabilities(chain, known if importance is None else importance, variance)
         number = check_count(terms, "terms")
-    x = x if isinstance(x, Tensor) else torch.as_tensor(x)
     numbers = Streams(seed, check_count(first, "first", 0))
     size = len(data) if chunk is None else check_count(chunk, "chunk")
     parts = [slice(i, min(i + size, len(data))) for i in range(0, len(data), size)]
@@ -225,14 +235,6 @@ def bound(
             found.append(made_of.bound(moments, draws, number, p))
     watch.close()
     return found[0] if len(found) == 1 else Bound.joined(found)
-
-
-def check_process(model: Score, chain: Chain) -> None:
-    """Raise unless the chain is of the model's process."""
-    check_kind(model, Score, "model", "a Score, such as a ScoreNetwork")
-    check_kind(chain, Chain, "chain", "a Chain, such as Chain(VP(), times)")
-    if model.sde is None or not (chain.sde.agrees(model.sde) and model.sde.agrees(chain.sde)):
-        raise ValueError(f"the chain is of {chain.sde!r}, the score of {model.sde!r}")
 
 
 def _all(parts: _Terms, k: int) -> Tensor:
@@ -296,6 +298,8 @@ def decoder_of(
         z, volume = facts.encode(x).double(), facts.log_volume(x.shape[1:])
         return x, lambda _, p: volume - p.log_density(z)
     k, levels = check_levels(x, n_levels or facts.levels or 256)
+    if k.ndim < 2 or k.numel() == 0:
+        raise ValueError(f"levels must be (B, *D), a row a sample, got shape {tuple(k.shape)}")
     check_choice(decoder or "discretised", ("discretised", "bayes"), "decoder")
     data = place(k, torch.full_like(k, 0.5, dtype=torch.float32), levels)
     if decoder == "bayes":
@@ -327,4 +331,4 @@ def bayes(k: Tensor, y: Tensor, std: Tensor, levels: int) -> Tensor:
     centres = place(torch.arange(levels, device=y.device).to(y), y.new_tensor(0.5), levels)
     std = torch.as_tensor(std).to(y).expand_as(y).unsqueeze(-1)
     logits = -0.5 * ((y.unsqueeze(-1) - centres) / std) ** 2
-    return torch.log_softmax(logits, -1).gather(-1, k.unsqueeze(-1)).squeeze(-1)
+    return torch.log_softmax(logits, -1).gather(-1, k.long().unsqueeze(-1)).squeeze(-1)

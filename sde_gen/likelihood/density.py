@@ -92,7 +92,8 @@ def log_prob(
 
     Raises:
         TypeError, ValueError: bad input, as in ``solve``; x that is not (B, *D); a score bound
-            for another number of samples; ``probes`` < 1; times that do not rise to T.
+            for another number of samples; ``probes`` < 1; times that do not rise to T; steps
+            beside a solver or of a matrix process.
         FloatingPointError: score or divergence are NaN or infinite.
     """
     sde = check_model(model, x)
@@ -101,6 +102,11 @@ def log_prob(
     signs, method = _tracer(x, probes, seed, first)
     if solver is not None:
         check_kind(solver, Solver, "solver", "a Solver, such as Adaptive()")
+    if steps is not None and not (solver is None and isinstance(sde, LinearSDE)):
+        raise ValueError(
+            "steps are those of the default on a linear process: a solver takes its own from"
+            " times, a matrix process is followed by Adaptive"
+        )
     moved = enter(model, x)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         around = steps is not None or signs is not None

@@ -94,37 +94,54 @@ def between(
 ) -> Tensor:
     """Points on the way from latents a to b, (B, *D) each: (len(shares), B, *D).
 
-        sphere:     [sin((1 - c) phi) a + sin(c phi) b] / sin(phi),
+        sphere:     r [sin((1 - c) phi) a / |a| + sin(c phi) b / |b|] / sin(phi),
         gaussian:   [(1 - c) a + c b] / sqrt((1 - c)^2 + c^2),
 
-    phi the angle between a and b (Shoemake 1985, along which lengths change evenly), and the
-    straight line scaled so that of two independent standard normals every point is one. At
-    right angles, as random latents in high dimension are, both have the same image.
+    phi the angle between a and b, which turns evenly (Shoemake 1985), as does the length
+    r = (1 - c) |a| + c |b|; and the straight line scaled so that of two independent standard
+    normals every point is one. At right angles, as random latents in high dimension are, both
+    have nearly the same image.
 
     Args:
         shares: c of each point, 0 is a, 1 is b; beyond, the path goes on.
         metric: "sphere" or "gaussian".
 
     Raises:
-        TypeError, ValueError: states of two shapes, shares that are no list of numbers.
+        TypeError, ValueError: states of two shapes, shares that are no list of numbers; on the
+            sphere, a and b that lie opposite each other, between which no path is the shortest.
     """
     for name, state in (("a", a), ("b", b)):
         check_state(state, name)
         check_finite(state, name)
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have one shape, got {tuple(a.shape)}, {tuple(b.shape)}")
+    if a.shape != b.shape or a.ndim < 2:
+        raise ValueError(
+            f"a and b must have one shape (B, *D), got {tuple(a.shape)}, {tuple(b.shape)}"
+        )
     check_choice(metric, get_args(Metric), "metric")
     c = as_real(shares, "shares", a.device)
     if c.ndim != 1:
         raise ValueError(f"shares must be a list of numbers, got shape {tuple(c.shape)}")
-    c = c.to(a.dtype).reshape(-1, *(1,) * a.ndim)
+    check_finite(c, "shares")
     if metric == "gaussian":
+        c = c.to(a.dtype).reshape(-1, *(1,) * a.ndim)
         return ((1 - c) * a + c * b) / torch.sqrt((1 - c) ** 2 + c**2)
-    u, v = (torch.nn.functional.normalize(s.flatten(1).double(), dim=1) for s in (a, b))
+    path = _arc(a.flatten(1).to(c), b.flatten(1).to(c), c.reshape(-1, 1, 1))
+    return path.to(a).reshape(-1, *a.shape)
+
+
+def _arc(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The path on the sphere, (B, n) each and shares (k, 1, 1): (k, B, n)."""
+    u, v = (torch.nn.functional.normalize(s, dim=1) for s in (a, b))
+    p, q, near, far = (s.norm(dim=1, keepdim=True) for s in (a, b, u + v, u - v))
+    if bool((near < 1e-6).any()):
+        raise ValueError(
+            "a and b lie opposite each other: no path on the sphere is the shortest, take"
+            " metric='gaussian'"
+        )
     # From the half angle: near 0 the arc cosine of u . v loses half of the digits.
-    phi = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
-    phi = phi.clamp(1e-9, torch.pi - 1e-9).to(a.dtype).reshape(-1, *(1,) * (a.ndim - 1))
-    return (torch.sin((1 - c) * phi) * a + torch.sin(c * phi) * b) / torch.sin(phi)
+    phi = 2 * torch.atan2(far, near).clamp_min(1e-9)
+    turned = (torch.sin((1 - c) * phi) * u + torch.sin(c * phi) * v) / torch.sin(phi)
+    return ((1 - c) * p + c * q) * turned
 
 
 def interpolate(

@@ -49,6 +49,9 @@ class Estimate:
     calls: int = 0
     method: str = ""
 
+    # numpy's numbers leave arithmetic to this class, or they would make an array of its rows.
+    __array_ufunc__ = None
+
     @classmethod
     def of(cls, draws: Tensor, calls: int = 0, method: str = "") -> Estimate:
         """The mean of independent draws along axis 0; a single one tells no spread, which is NaN.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..levels import check_levels, place
 from ..noise import Streams
-from ..ops import check_callable, check_count, shown
+from ..ops import check_callable, check_count, check_finite, shown
 from ..scores import Score
 from ..sdes import KernelSDE, MatrixSDE
 from ..solvers import Solver
@@ -180,6 +180,7 @@ class _Cells(NamedTuple):
                 )
             if not bool(((u >= 0) & (u <= 1)).all()):
                 raise ValueError("dequantiser(k, u) must return u in [0, 1], the cell")
+            check_finite(log_q.detach(), "log q of the dequantiser")
         return place(k, u, self.n_levels), log_q
 
     def bits(self, found: Estimate) -> Estimate:
@@ -196,9 +197,7 @@ def _cells(
 ) -> _Cells:
     sde = getattr(model, "sde", None)
     if not isinstance(sde, KernelSDE):
-        raise TypeError(
-            f"model must be a score that knows its linear process (.sde), got {shown(model)}"
-        )
+        raise TypeError(f"model must be a score that knows its process (.sde), got {shown(model)}")
     if dequantiser is not None:
         check_callable(dequantiser, "dequantiser", "dequantiser(k, u)")
     known = model.facts.levels or 256
