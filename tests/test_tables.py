@@ -228,6 +228,15 @@ def test_untrained_it_is_the_score_of_the_gaussian(sde):
         torch.testing.assert_close(model(y, t), exact, rtol=1e-5, atol=1e-5 / s)
 
 
+def test_coordinates_apart_start_independent():
+    x = nearly_singular(400)
+    net = PrincipalMLP((3,), 8, 1).double().fit(x, torch.tensor([2]))
+    c = net.directions @ net.variances.diag() @ net.directions.T
+    exact = x.T.cov(correction=0)
+    exact[2, :2] = exact[:2, 2] = 0
+    torch.testing.assert_close(c, exact)
+
+
 def test_principal_directions_are_saved(tmp_path):
     x = nearly_singular(300).float()
     net = PrincipalMLP((3,), 8, 1).fit(x)

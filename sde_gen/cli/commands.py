@@ -82,8 +82,8 @@ def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
-    if isinstance(net, PrincipalMLP):
-        net.fit(facts.encode(x))
+    if isinstance(net, PrincipalMLP) and data.table is not None:
+        net.fit(facts.encode(x), data.table.places("category"))
     return ScoreNetwork(net, _process(options.sde), facts=facts)
 
 
@@ -306,7 +306,7 @@ def _network(data: Data, channels: int | None) -> Network:
     shape = tuple(data.x.shape[1:])
     classes = None if data.y is None else _classes(data.y)
     if data.table is not None:
-        return PrincipalMLP(shape, channels or 128, 3)
+        return PrincipalMLP(shape, channels or 128, 3, dropout=0.3)
     if len(shape) == 1:
         return MLP(shape, channels or 128, 3, classes)
     if shape == (1, 8, 8) and channels is None:
