@@ -44,6 +44,7 @@ def _train(options: argparse.Namespace) -> None:
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
     say(chosen(model.net, options.batch, device))
+    _tell_held(recipe, len(data.items))
     folder = Path(options.out)
     if not options.resume:
         if not options.overwrite:
@@ -93,7 +94,6 @@ SMALL = 10_000
 
 def _recipe(options: argparse.Namespace, n: int) -> Recipe:
     """The recipe that the options say, and what they leave open for n data."""
-    from ..data import Order
     from ..training import Recipe
 
     few = 10 <= n < SMALL
@@ -101,11 +101,6 @@ def _recipe(options: argparse.Namespace, n: int) -> Recipe:
     patience = options.patience
     if patience is None:
         patience = 1.0 if few and holdout else 0.0
-    if holdout:
-        held = n - Order(n, options.seed, holdout).trained
-        end = "it ends the run when it no longer falls (--patience 0: never)" if patience else ""
-        said = f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
-        say(f"{said}; {end}" if end else said)
     return Recipe(
         steps=options.steps,
         minutes=options.minutes,
@@ -116,6 +111,17 @@ def _recipe(options: argparse.Namespace, n: int) -> Recipe:
         patience=patience or None,
         seed=options.seed,
     )
+
+
+def _tell_held(recipe: Recipe, n: int) -> None:
+    """Say how many of n data are held out, and what for."""
+    from ..data import Order
+
+    if recipe.holdout:
+        held = n - Order(n, recipe.seed, recipe.holdout).trained
+        end = "it ends the run when it no longer falls (--patience 0: never)"
+        said = f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
+        say(f"{said}; {end}" if recipe.patience else said)
 
 
 def _transforms(options: argparse.Namespace, data: Data) -> list[Transform]:
