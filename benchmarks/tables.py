@@ -18,6 +18,7 @@ gain those of the mean of differences.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 import warnings
@@ -133,4 +134,6 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as place:
             results[name] = judged(name, Path(place))
         print(name, *[f"{k}: {v}" for k, v in results[name].items() if k != "lines"], sep="\n  ")
-    _report.write_json(HERE / "results" / "tables.json", results)
+    file = HERE / "results" / "tables.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    _report.write_json(file, {**known, **results})

@@ -44,6 +44,7 @@ def _train(options: argparse.Namespace) -> None:
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
     say(chosen(model.net, options.batch, device))
+    _tell_held(recipe, len(data.items))
     folder = Path(options.out)
     if not options.resume:
         if not options.overwrite:
@@ -82,8 +83,8 @@ def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(data, options.channels)
-    if isinstance(net, PrincipalMLP):
-        net.fit(facts.encode(x))
+    if isinstance(net, PrincipalMLP) and data.table is not None:
+        net.fit(facts.encode(x), data.table.places("category"))
     return ScoreNetwork(net, _process(options.sde), facts=facts)
 
 
@@ -93,7 +94,6 @@ SMALL = 10_000
 
 def _recipe(options: argparse.Namespace, n: int) -> Recipe:
     """The recipe that the options say, and what they leave open for n data."""
-    from ..data import Order
     from ..training import Recipe
 
     few = 10 <= n < SMALL
@@ -101,11 +101,6 @@ def _recipe(options: argparse.Namespace, n: int) -> Recipe:
     patience = options.patience
     if patience is None:
         patience = 1.0 if few and holdout else 0.0
-    if holdout:
-        held = n - Order(n, options.seed, holdout).trained
-        end = "it ends the run when it no longer falls (--patience 0: never)" if patience else ""
-        said = f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
-        say(f"{said}; {end}" if end else said)
     return Recipe(
         steps=options.steps,
         minutes=options.minutes,
@@ -116,6 +111,17 @@ def _recipe(options: argparse.Namespace, n: int) -> Recipe:
         patience=patience or None,
         seed=options.seed,
     )
+
+
+def _tell_held(recipe: Recipe, n: int) -> None:
+    """Say how many of n data are held out, and what for."""
+    from ..data import Order
+
+    if recipe.holdout:
+        held = n - Order(n, recipe.seed, recipe.holdout).trained
+        end = "it ends the run when it no longer falls (--patience 0: never)"
+        said = f"{held} of {n} data are held out (--holdout 0: none) and their loss is watched"
+        say(f"{said}; {end}" if recipe.patience else said)
 
 
 def _transforms(options: argparse.Namespace, data: Data) -> list[Transform]:
@@ -306,7 +312,7 @@ def _network(data: Data, channels: int | None) -> Network:
     shape = tuple(data.x.shape[1:])
     classes = None if data.y is None else _classes(data.y)
     if data.table is not None:
-        return PrincipalMLP(shape, channels or 128, 3)
+        return PrincipalMLP(shape, channels or 128, 3, dropout=0.3)
     if len(shape) == 1:
         return MLP(shape, channels or 128, 3, classes)
     if shape == (1, 8, 8) and channels is None:

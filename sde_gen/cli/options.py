@@ -278,10 +278,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_data(add: argparse.ArgumentParser) -> None:
     add.add_argument("data", metavar="DATA")
-    add.add_argument("--delimiter", default=",", help="of a .csv (default: a comma)")
     add.add_argument("--levels", type=int, help="grey levels of integer arrays, 256 for 8 bits")
     add.add_argument("--key", help="which array of a .npz")
     add.add_argument("--labels", metavar="KEY", help="which array of a .npz holds the classes")
+    add.add_argument("--delimiter", default=",", help="of a .csv (default: a comma)")
     add.add_argument(
         "--grey", action="store_true", help="read images as grey (default: if all files are)"
     )

@@ -31,7 +31,7 @@ class PrincipalMLP(MLP):
     """An ``MLP`` of vectors (D,) that starts as the score of a Gaussian: x (B, D), c -> F (B, D).
 
     F is what ``prediction="preconditioned"`` reads, the default, for data of mean 0 and deviation
-    1: ``Facts.of(x, "column")`` makes them so. ``fit`` (or ``of``) sets the directions.
+    1: ``Facts.of(x, "column")`` makes them so. ``fit`` sets the directions.
 
     Args:
         shape, width, depth, classes, dropout, embedding, context: as in ``MLP``.
@@ -61,9 +61,14 @@ class PrincipalMLP(MLP):
         self.register_buffer("variances", torch.ones(n))
         self.register_buffer("directions", torch.eye(n))
 
-    def fit(self, z: Tensor) -> PrincipalMLP:
+    def fit(self, z: Tensor, apart: Tensor | None = None) -> PrincipalMLP:
         """Take the principal directions of data z (N, D) of mean 0 and deviation 1; returns the
         network.
+
+        Args:
+            z: the data. apart: coordinates (n,) int64 whose covariance with the others is taken
+                as 0. A category is no linear function of numbers, and a network that starts as
+                one must unlearn it: on 142 rows it stops before it has.
 
         Raises:
             ValueError: data of another shape, fewer than two, or not finite.
@@ -72,7 +77,12 @@ class PrincipalMLP(MLP):
         check_finite(z, "z")
         if tuple(z.shape[1:]) != self.shape or len(z) < 2:
             raise ValueError(f"z must be (N, {self.shape[0]}) with N >= 2, got {tuple(z.shape)}")
-        values, basis = torch.linalg.eigh(z.detach().cpu().double().T.cov(correction=0))
+        c = z.detach().cpu().double().T.cov(correction=0).reshape(self.shape * 2)
+        if apart is not None:
+            other = torch.ones(len(c), dtype=torch.bool)
+            other[apart] = False
+            c = torch.where(other[:, None] == other, c, 0.0)
+        values, basis = torch.linalg.eigh(c)
         self.variances.copy_(values.clamp_min(FLOOR * float(values.mean())))
         self.directions.copy_(basis)
         return self
