@@ -63,8 +63,8 @@ def test_log_difference_keeps_its_digits_in_both_tails(shift: float, width: floa
     assert float(gaussians.log_difference(low, high)) == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize("std", [1e-3, 0.05, 0.7, 20.0])
-@pytest.mark.parametrize("mean", [-3.0, -0.99, 0.123, 1.5])
+@pytest.mark.parametrize("std", [1e-3, 0.05, 0.7, 1.0, 20.0])
+@pytest.mark.parametrize("mean", [-3.0, -0.99, 0.123, 0.5, 1.5])
 def test_a_discretised_gaussian_sums_to_one(mean: float, std: float) -> None:
     k = torch.arange(256)
     log_p = gaussians.discretised(

@@ -75,8 +75,9 @@ class Chain:
     Args:
         sde: a linear process.
         times: the times of the nodes, a grid as ``grids`` makes it (falling) or rising; 0 is
-            node 0 whether it is there or not. None: the nodes of a ``Tabulated`` clock, which
-            are DDPM's own.
+            node 0 whether it is there or not. So a grid of N steps that ends above 0 makes N + 1
+            of them, and one that ends ``to_zero`` N. None: the nodes of a ``Tabulated`` clock,
+            which are DDPM's own.
 
     Attributes:
         times: (N + 1,), rising from 0: the time of each node by its number.
