@@ -122,7 +122,7 @@ def ranks(model: sg.ScoreNetwork, simulate: Simulator, calls: int) -> dict[str, 
 
 def gaussian(steps: int, seed: int) -> dict[str, Any]:
     """Means and variances given ten observations, beside the exact ones."""
-    model, seconds = trained(linear, 20_000, steps, 64, seed, 4e-3, LogNormalTimes())
+    model, seconds = trained(linear, 200_000, steps, 64, seed, 4e-3, LogNormalTimes())
     _, seen = linear(10, torch.Generator().manual_seed(5))
     means, variances = [], []
     for row in seen:
