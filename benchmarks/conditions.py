@@ -163,7 +163,7 @@ def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000, help="of the linear Gaussian model")
-    parser.add_argument("--moon-steps", type=int, default=30_000, help="of the two moons")
+    parser.add_argument("--moon-steps", type=int, default=6000, help="of the two moons")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "conditions.json")
     options = parser.parse_args()
