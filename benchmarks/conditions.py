@@ -122,7 +122,7 @@ def ranks(model: sg.ScoreNetwork, simulate: Simulator, calls: int) -> dict[str, 
 
 def gaussian(steps: int, seed: int) -> dict[str, Any]:
     """Means and variances given ten observations, beside the exact ones."""
-    model, seconds = trained(linear, 20_000, steps, 64, seed, 4e-3, LogNormalTimes())
+    model, seconds = trained(linear, 200_000, steps, 64, seed, 4e-3, LogNormalTimes())
     _, seen = linear(10, torch.Generator().manual_seed(5))
     means, variances = [], []
     for row in seen:
@@ -163,7 +163,7 @@ def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000, help="of the linear Gaussian model")
-    parser.add_argument("--moon-steps", type=int, default=30_000, help="of the two moons")
+    parser.add_argument("--moon-steps", type=int, default=6000, help="of the two moons")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "conditions.json")
     options = parser.parse_args()
