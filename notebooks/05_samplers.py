@@ -248,7 +248,8 @@ for name in dict.fromkeys(name for name, _ in by_law):
 torch.set_default_dtype(torch.float64)
 best = "default of sample()"
 assert by_steps[best, 10] < 0.5 * by_steps["DPM-Solver++ 2M, Karras grid", 10]
-assert by_law["default, with noise (eta = 1)", 50] > by_law[best, 50]
+noisy = "default, with noise (eta = 1)"
+assert sum(by_law[noisy, n] for n in calls) > sum(by_law[best, n] for n in calls)
 assert abs(by_law[best, 10] - by_law[best, 50]) < 0.002 < by_law[best, 50] - max(floor)
 figure
 
@@ -256,7 +257,7 @@ figure
 # On the left the order of the samplers is that of the exact score. On the right the default is as
 # good with ten calls as it will ever be: what is left is the network's error, which no sampler
 # takes away. More calls than that are worth their time on a better network only. Noise does not
-# help this network: with fifty calls its samples are worse.
+# help this network: over these numbers of calls its samples are farther from the test images.
 #
 # ## With noise
 #
