@@ -333,7 +333,9 @@ def test_bad_options_are_one_line(toy, digits, tmp_path, capsys):
         assert f"{name} must be at least 1, got -1" in text
     assert "--steps must be at least 1" in refused(capsys, "tune", toy, "--steps", 5, 0)
     assert "--seed must lie" in refused(capsys, "sample", toy, *out, "--seed", 10**30)
-    assert ".png or .npz" in refused(capsys, "sample", toy, "--out", tmp_path / "x.gif")
+    assert "end in .png, .npz or .csv, or be a folder" in refused(
+        capsys, "sample", toy, "--out", tmp_path / "x.gif"
+    )
     assert "no images" in refused(capsys, "sample", toy, "--out", tmp_path / "x.png")
     assert "no device" in refused(capsys, "sample", toy, *out[:2], "--device", "gpu")
     assert "the model draws (2,)" in refused(capsys, "evaluate", toy, "digits")
