@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from trained import at, weights
 
 from sde_gen import VP, Facts, ScoreNetwork
 from sde_gen.networks import MLP, UNet
@@ -55,10 +56,6 @@ def image_model() -> ScoreNetwork:
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def weights(module: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
 def off(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference, in parts of the largest weight."""
     return float((a - b).abs().max() / b.abs().max())
@@ -67,19 +64,6 @@ def off(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def straight() -> torch.Tensor:
     return weights(train(small(), DATA, LABELS, RECIPE, **QUIET))
-
-
-def at(step: int, act):
-    """A transform that does something in the given step (0, 1, ...), once."""
-    left = [step + 1]  # the check of the data makes one call
-
-    def transform(x, noise):
-        left[0] -= 1
-        if left[0] == -1:
-            act()
-        return x
-
-    return transform
 
 
 # --- parts of a batch -----------------------------------------------------------------------

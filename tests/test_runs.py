@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from trained import at, weights
 
 from sde_gen import VE, VP, Exponential, Facts, ScoreNetwork
 from sde_gen.facts import Units
@@ -54,23 +55,6 @@ def small(sde=None, width: int = 16, prediction="preconditioned", **facts):
     return ScoreNetwork(
         net, sde or VP(), prediction, Facts(**({"std": 0.6, "units": UNITS} | facts))
     )
-
-
-def weights(module: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
-def at(step: int, act):
-    """A transform that does something in the given step (0, 1, ...), once."""
-    left = [step + 1]  # the check of the data makes one call
-
-    def transform(x, noise):
-        left[0] -= 1
-        if left[0] == -1:
-            act()
-        return x
-
-    return transform
 
 
 RECIPE = Recipe(steps=45, batch=32)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
+from trained import weights
 
 import sde_gen as sg
 from sde_gen.data.order import Order
@@ -59,10 +60,6 @@ class Broken(Pairs):
 def small(dropout: float = 0.1) -> sg.ScoreNetwork:
     torch.manual_seed(0)
     return sg.ScoreNetwork(MLP((2,), 8, 1, 3, dropout), sg.VP())
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.fixture(scope="module")

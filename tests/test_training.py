@@ -17,6 +17,7 @@ import pytest
 import torch
 from problems import F64
 from torch import nn
+from trained import weights
 
 from sde_gen import (
     EDM,
@@ -436,10 +437,6 @@ def small(dropout: float = 0.0, classes: int | None = None) -> ScoreNetwork:
     torch.manual_seed(0)
     net = MLP((2,), width=32, depth=2, dropout=dropout, classes=classes)
     return ScoreNetwork(net, VP(), facts=Facts(std=0.6))
-
-
-def weights(module: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 DATA = torch.randn(500, 2, generator=seeded(7)) * torch.tensor([0.8, 0.3]) + 0.2

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from trained import weights
 
 import sde_gen as sg
 from sde_gen.data.order import Order
@@ -133,10 +134,6 @@ def test_patience_ends_a_run_with_its_best_weights():
 def small() -> sg.ScoreNetwork:
     torch.manual_seed(0)
     return sg.ScoreNetwork(MLP((2,), 16, 1), sg.VP(), facts=sg.Facts.of(X))
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def test_a_stop_changes_neither_the_looks_nor_the_end(tmp_path, monkeypatch):
