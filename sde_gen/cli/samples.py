@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..data import check_writable, quantise
 from ..many import Work, chunks, meet, own_device, place, shared
+from ..sampling import Pace, settled
 from ..training import load, pick_device
-from ..training.checkpoints import write
+from ..training.checkpoints import save_pace, write
 from .commands import _labels
 from .tables import table_of, write_table
 
@@ -53,6 +54,7 @@ def sample(options: argparse.Namespace) -> None:
     work = draws(model, y, options, options.guidance, options.eta, options.first)
     labels = torch.full((n,), -1) if y is None else y
     if not out.suffix:
+        settle(model, options, n)
         asked = {**identity(model, options), "format": kind, "n": n}
         check_folder(out, asked)
         meet()  # all have looked at what was there before one of them writes
@@ -60,6 +62,7 @@ def sample(options: argparse.Namespace) -> None:
         tell(f"{out}: {n} samples of shape {model.shape}, {known} of them were there")
         return
     check_writable(out)
+    settle(model, options, n)
     x = shared(work, n, options.chunk)
     if place()[0] == 0 and table is not None and kind == "csv":
         write_table(table, x, out)
@@ -71,6 +74,18 @@ def sample(options: argparse.Namespace) -> None:
 def read_model(options: argparse.Namespace) -> ScoreNetwork:
     """The model, on this process's device."""
     return load(options.model, own_device(pick_device(options.device)))
+
+
+def settle(model: ScoreNetwork, options: argparse.Namespace, n: int) -> None:
+    """Let all processes, now and later, draw at one pace: that which lies beside the model. Where
+    none does it is found and written, if that pays; where it cannot be written, none is taken."""
+
+    def keep(pace: Pace) -> None:
+        model.pace = pace
+        save_pace(model, Path(options.model))
+        tell(f"the network is fastest with {pace}: {options.model} keeps that")
+
+    model.pace = settled(model, n, options.steps, keep)
 
 
 def tell(text: str) -> None:
@@ -143,7 +158,9 @@ def identity(model: ScoreNetwork, options: argparse.Namespace) -> dict[str, Any]
         tuned = f"tuned {hashlib.blake2b(str(model.tuned).encode(), digest_size=4).hexdigest()}"
     names = ("steps", "seed", "eta", "guidance", "label", "first", "chunk")
     asked = {name: getattr(options, name) for name in names}
-    return {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned, **asked}
+    pace = None if model.pace in (None, Pace()) else str(model.pace)
+    about = {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned}
+    return {**about, "pace": pace, **asked}
 
 
 def check_folder(folder: Path, asked: dict[str, Any]) -> None:
