@@ -274,7 +274,7 @@ def test_a_pace_is_saved_with_the_model(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "pace.json").read_text())) == {"cpu", "cuda"}
     for damage in ("{", "[]", '{"cpu": {"chunk": 0}}', '{"cpu": {"size": 3}}', '{"cpu": 3}'):
         (tmp_path / "pace.json").write_text(damage)
-        with pytest.raises(CheckpointError, match="pace.json cannot be read"):
+        with pytest.raises(CheckpointError, match=r"pace\.json cannot be read"):
             load(tmp_path)
     save(m, tmp_path)
     assert load(tmp_path).pace is None

@@ -18,7 +18,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ops import check_kind
 from ..sampling.pace import FAULTS, clock, stand_in
