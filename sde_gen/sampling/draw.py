@@ -18,7 +18,7 @@ from ..scores import Score
 from ..sdes import KernelSDE, MatrixSDE
 from ..solvers import Exponential, Propagator, Solver, Spectral
 from .pace import Pace, kept, pace_for
-from .run import Callback, as_noise, solve
+from .run import Callback, as_noise, check_solver, solve
 
 
 def sample(
@@ -82,7 +82,7 @@ def sample(
     if solver is None:
         tuned = tuned_to(model) if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
-    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
+    check_solver(solver)
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         to_zero = not solver.evaluates_end

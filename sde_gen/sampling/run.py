@@ -25,10 +25,12 @@ from ..ops import (
     check_state,
     lasting,
     on_host,
+    shown,
 )
 from ..sdes import SDE, Reverse
 from ..solvers import Solver, Step
 from ..solvers.base import check_drift, describe
+from ..solvers.published import call_for
 from ..solvers.stability import too_long
 
 Callback = Callable[[Tensor, float], object]
@@ -77,7 +79,7 @@ def solve(
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
-    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
+    check_solver(solver)
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
@@ -110,6 +112,13 @@ def solve(
             " not finite"
         )
     return result
+
+
+def check_solver(solver: object) -> None:
+    """Raise ``TypeError`` unless it is a solver; for a name it says what to write."""
+    if isinstance(solver, str):
+        raise TypeError(f"solver must be a Solver, got {shown(solver)}: {call_for(solver)}")
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
 
 
 _plans: WeakKeyDictionary[Solver, tuple[list[object], list[Step[Any]], str]] = WeakKeyDictionary()
