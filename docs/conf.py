@@ -51,6 +51,7 @@ release = version = sde_gen.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.githubpages",  # .nojekyll: the folder can be served as it is
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "mathml",

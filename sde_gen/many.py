@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -79,13 +80,26 @@ def shared(work: Work, n: int, chunk: int) -> Tensor:
     >>> x.shape
     torch.Size([10, 2])
     """
-    own = [_checked(work(i, k), k).cpu() for i, k in chunks(n, chunk)]
+    before = _cut.set(True)
+    try:
+        own = [_checked(work(i, k), k).cpu() for i, k in chunks(n, chunk)]
+    finally:
+        _cut.reset(before)
     processes = place()[1]
     if processes == 1:
         return torch.cat(own)
     parts = _gathered(own)
     count = -(-n // chunk)
     return torch.cat([parts[c % processes][c // processes] for c in range(count)])
+
+
+_cut: ContextVar[bool] = ContextVar("cut", default=False)
+
+
+def cutting() -> bool:
+    """Whether this is asked inside the work of ``shared``: what is timed there, and depends on the
+    clock, would differ among processes."""
+    return _cut.get()
 
 
 def meet() -> None:

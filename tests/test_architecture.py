@@ -14,7 +14,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # The floors of the house, ground floor first. A room imports from lower floors and from itself.
 FLOORS = [
     {"ops"},
-    {"schedules", "moments", "noise"},
+    {"schedules", "moments", "noise", "many"},
     {"levels"},
     {"facts", "gaussians"},
     {"data", "plots"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"networks"},
     {"scores"},
     {"solvers", "grids"},
-    {"sampling", "many"},
+    {"sampling"},
     {"guidance", "mcmc", "tuning"},
     {"training"},
     {"likelihood"},

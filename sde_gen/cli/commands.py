@@ -178,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..many import place, shared
     from ..training.fingerprint import run_of
     from ..training.rows import count_known
-    from .samples import draws, read_model
+    from .samples import draws, read_model, settle
 
     model, folder = read_model(options), Path(options.model)
     if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
@@ -189,6 +189,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _check_comparable(model, part, options.bits)
     seen = tell_seen(said, count_known(held.x, folder), len(held.x))
     y = held.y if model.classes and held.y is not None else _labels(model, len(held.x), None)
+    settle(model, options, len(held.x))
     x = shared(draws(model, y, options), len(held.x), options.chunk)
     bits = _bits(model, held, y, options.chunk) if options.bits else ""
     if place()[0] > 0:

@@ -189,8 +189,8 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out",
         metavar="PATH",
         required=True,
-        help=".png of images, .npz of x and y (-1: no class), .csv of a table, or a folder, in"
-        " chunks",
+        help=".png of images (a row a class) or signals, .npz of x and y (-1: no class), .csv of a"
+        " table, or a folder, in chunks",
     )
     add.add_argument(
         "--format",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import check_count
-from .given import array, as_times, density, finite, left_out, limits, plane_paths, values, words
+from .given import array, as_times, density, finite, limits, plane_paths, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,51 +41,6 @@ class Clock(Protocol):
 
     def log_snr(self, t: Tensor, /) -> Tensor:
         """log(alpha^2 / sigma^2)."""
-
-
-def image_grid(
-    x: Tensor | ArrayLike,
-    rows: int | None = None,
-    labels: Iterable[object] | None = None,
-    title: str = "",
-    ax: Axes | None = None,
-) -> Figure:
-    """Images on a grid, filled row by row.
-
-    Args:
-        x: (N, 1, H, W) grey or (N, 3, H, W) colour, in [-1, 1]; what lies outside is clipped. The
-            place of an image that is not finite stays white.
-        rows: how many rows; None makes the grid about square.
-        labels: one for each row, written on its left.
-        title: above the grid.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: x of another shape, rows outside 1 .. N, or labels that are not one a row.
-    """
-    x = array(x, "x")
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.size == 0:
-        raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W), got {x.shape}")
-    rows = math.isqrt(len(x)) if rows is None else check_count(rows, "rows")
-    if rows > len(x):
-        raise ValueError(f"rows must lie in 1 .. {len(x)}, got {rows}")
-    names = None if labels is None else words(labels, "labels", rows, "rows")
-    bad = ~np.isfinite(x).all((1, 2, 3))
-    columns = -(-len(x) // rows)
-    tiled, gap = _tile(np.where(bad[:, None, None, None], 1.0, x), rows, columns)
-    height, width = tiled.shape[:2]
-    scale = min(0.6, 12 / max(rows, columns))
-    ax = _axes(ax, max(2.5, scale * columns + 0.3), scale * columns * height / width + 0.3)
-    ax.imshow(tiled, interpolation="nearest")
-    ax.set_xticks([])
-    step = (height - gap) / rows
-    ax.set_yticks(gap + step * np.arange(rows) + (step - gap) / 2 - 0.5 if names else [])
-    if names:
-        ax.set_yticklabels(names)
-    ax.tick_params(length=0, labelcolor=QUIET)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    return _titled(ax, title, left_out(bad, "images"))
 
 
 def trajectories_1d(
@@ -391,18 +346,6 @@ def _colour_bar(ax: Axes, drawn: Any, label: str) -> None:
     bar = ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", labelsize="small")
-
-
-def _tile(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int]:
-    """One picture (height, width, 3) in [0, 1] with a white gap around each image, and the gap."""
-    n, _, height, width = images.shape
-    gap = max(1, round(min(height, width) / 16))
-    images = np.broadcast_to((images + 1) / 2, (n, 3, height, width)).clip(0, 1)
-    padded = np.ones((rows * columns, 3, height + gap, width + gap))
-    padded[:n, :, :height, :width] = images
-    tiled = padded.reshape(rows, columns, 3, height + gap, width + gap).transpose(0, 3, 1, 4, 2)
-    tiled = tiled.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return np.pad(tiled, ((gap, 0), (gap, 0), (0, 0)), constant_values=1), gap
 
 
 def _mesh(extent: Extent, n: int) -> tuple[Extent, Tensor]:

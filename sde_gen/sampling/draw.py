@@ -17,7 +17,8 @@ from ..ops import act, as_device, check_count, check_finite, check_kind, check_n
 from ..scores import Score
 from ..sdes import KernelSDE, MatrixSDE
 from ..solvers import Exponential, Propagator, Solver, Spectral
-from .run import Callback, as_noise, solve
+from .pace import Pace, kept, pace_for
+from .run import Callback, as_noise, check_solver, solve
 
 
 def sample(
@@ -58,9 +59,13 @@ def sample(
         start: the states at the first time (n, *state), in the units of the data, in place of
             draws from the prior: a noised picture to edit, the end of another run.
         trajectory: return the data at every time, (len(times), n, *D).
-        callback: is called as callback(x, t) after each step, x in the units of the data.
+        callback: is called as callback(x, t) after each step, x (n, *D) in the units of the data.
         dtype, device: of the state; the device is the model's own by default.
-        progress, chunk: as in ``solve``.
+        progress: show a progress bar.
+        chunk: this many samples at once, by the network as it was built: nothing is timed. By
+            default size and layout are the network's ``pace``; where that is None and there is
+            work enough, it is found by a few timed calls (``sampling.timed``), and kept. What
+            sees all samples at once (a callback, a ``SciPy`` solver) gets them so.
 
     Returns:
         (n, *D): of a state with more than the data in it, the data.
@@ -77,7 +82,7 @@ def sample(
     if solver is None:
         tuned = tuned_to(model) if eta == 0 and times is None else None
         solver = default_solver(model, eta) if tuned is None else tuned
-    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
+    check_solver(solver)
     if times is None:
         grid = solver.grid or partial(grids.default, data_std=model.facts.std)
         to_zero = not solver.evaluates_end
@@ -89,6 +94,9 @@ def sample(
     device = as_device(model.device if device is None else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
+    pace = Pace(chunk)
+    if chunk is None and not solver.own_steps:
+        pace = pace_for(model, n, len(times) - 1)
     blank = torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device)
     if start is None:
         x = starting(sde, model.facts.moments, float(times[0]), noise.start(blank))
@@ -98,18 +106,18 @@ def sample(
     def leave(x: Tensor) -> Tensor:
         return model.facts.decode(sde.data(x))
 
-    with torch.no_grad():
+    with torch.no_grad(), kept(model, pace):
         x = solve(
             sde.reverse(model, eta),
-            x,
+            pace.lay(x),
             times,
             solver,
             noise,
             trajectory=trajectory,
             callback=None if callback is None else lambda x, t: callback(leave(x), t),
             progress=progress,
-            chunk=chunk,
-        )
+            chunk=n if callback is not None and chunk is None else pace.part(n),
+        ).contiguous()
         return torch.stack([leave(y) for y in x]) if trajectory else leave(x)
 
 

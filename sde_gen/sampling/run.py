@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,13 +25,13 @@ from ..ops import (
     check_state,
     lasting,
     on_host,
+    shown,
 )
 from ..sdes import SDE, Reverse
 from ..solvers import Solver, Step
 from ..solvers.base import check_drift, describe
+from ..solvers.published import call_for
 from ..solvers.stability import too_long
-
-_T = TypeVar("_T")
 
 Callback = Callable[[Tensor, float], object]
 """(state after a step, its time) -> anything."""
@@ -78,7 +79,7 @@ def solve(
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
-    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
+    check_solver(solver)
     check_state(x)
     check_finite(x)
     grid = _check_grid(process, times, solver)
@@ -89,19 +90,20 @@ def solve(
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         plan = _planned(process, solver, grid, x)
-        runs = [
-            _run(
-                process.rows(part) if len(parts) > 1 else process,
-                x[part],
-                plan,
-                solver,
-                noise.rows(part) if len(parts) > 1 else noise,
-                trajectory,
-                callback,
-                progress,
-            )
-            for part in parts
-        ]
+        with _bar(len(parts) * len(plan), progress) as tick:
+            runs = [
+                _run(
+                    process.rows(part) if len(parts) > 1 else process,
+                    x[part],
+                    plan,
+                    solver,
+                    noise.rows(part) if len(parts) > 1 else noise,
+                    trajectory,
+                    callback,
+                    tick,
+                )
+                for part in parts
+            ]
     result = runs[0] if len(runs) == 1 else torch.cat(runs, dim=1 if trajectory else 0)
     if not all_finite(result):
         raise FloatingPointError(
@@ -110,6 +112,13 @@ def solve(
             " not finite"
         )
     return result
+
+
+def check_solver(solver: object) -> None:
+    """Raise ``TypeError`` unless it is a solver; for a name it says what to write."""
+    if isinstance(solver, str):
+        raise TypeError(f"solver must be a Solver, got {shown(solver)}: {call_for(solver)}")
+    check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
 
 
 _plans: WeakKeyDictionary[Solver, tuple[list[object], list[Step[Any]], str]] = WeakKeyDictionary()
@@ -168,12 +177,12 @@ def _run(
     noise: Noise,
     trajectory: bool,
     callback: Callback | None,
-    progress: bool,
+    tick: Callable[[], object],
 ) -> Tensor:
     states = [x]
     memory: tuple[Tensor, ...] = ()
     host = on_host(x.device)
-    for step in _bar(plan, progress):
+    for step in plan:
         before, remembered = x, memory
         x, memory = solver.step(process, x, step, noise, memory)
         if host and not all_finite(x):
@@ -182,6 +191,7 @@ def _run(
             states.append(x)
         if callback is not None:
             callback(x, step.s)
+        tick()
     return torch.stack(states) if trajectory else x
 
 
@@ -257,9 +267,13 @@ def _parts(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _bar(items: list[_T], progress: bool) -> Iterable[_T]:
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[], object]]:
+    """What is called after each of all the steps."""
     if not progress:
-        return items
+        yield lambda: None
+        return
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc="sampling", unit="step", leave=False)
+    with tqdm(total=total, desc="sampling", unit="step", leave=False) as bar:
+        yield bar.update

@@ -29,6 +29,7 @@ from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, re
 from .bound import bound, check_batch, cut, rows_of
 
 if TYPE_CHECKING:
+    from ..sampling import Pace
     from ..tuning import Tuned
 
 _S = TypeVar("_S", bound="Score")
@@ -50,6 +51,8 @@ class Score:
             it serves any batch.
         eta: the noise level that ``sample`` takes where none is asked for.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
+        pace: of a network, how many samples ``sample`` gives it at once and in which layout
+            (``sampling.timed``); None until that has been chosen.
     """
 
     sde: KernelSDE | None = None
@@ -58,6 +61,7 @@ class Score:
     batch: int | None = None
     eta: float = 0.0
     tuned: Tuned | None = None
+    pace: Pace | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
     @property

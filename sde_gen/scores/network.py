@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ from ..sdes import (
 from .base import Score
 
 Prediction = Literal["noise", "data", "velocity", "flow", "score", "preconditioned"]
+Alias = Literal["epsilon", "v", "x0"]
+"""Other names of the first three."""
 Levels = tuple[Tensor, Tensor, Tensor]
 """alpha, sigma and log(sigma / alpha), which is finite where alpha is not."""
 
@@ -113,6 +115,7 @@ _TABLE: dict[str, Callable[[Tensor, Tensor, float], Reading]] = {
     "score": _score,
     "preconditioned": _preconditioned,
 }
+_ALIASES: dict[str, Prediction] = {"epsilon": "noise", "x0": "data", "v": "velocity"}
 _MOST_NOISE = math.log(1e4)
 """The largest log(sigma / alpha) that a network is told: no signal is seen beyond it."""
 
@@ -129,7 +132,8 @@ class ScoreNetwork(nn.Module, Score):
         net: ``net(x, c_noise, **context)`` -> F of the shape of x, or of twice its first axis: the
             second half is then the ``head`` of an ``Evaluation`` (a learned variance).
         sde: a linear process, or a matrix one whose data are one component.
-        prediction: what the output of the network stands for.
+        prediction: what the output of the network stands for; "epsilon", "x0" and "v" are read as
+            "noise", "data" and "velocity".
         facts: what is known of the data, ``Facts.of(x)``; c is their standard deviation. A shape
             that they do not tell is taken from ``net.shape``, where there is one.
 
@@ -153,15 +157,16 @@ class ScoreNetwork(nn.Module, Score):
         self,
         net: nn.Module,
         sde: KernelSDE,
-        prediction: Prediction = "preconditioned",
+        prediction: Prediction | Alias = "preconditioned",
         facts: Facts | None = None,
     ) -> None:
         super().__init__()
         check_callable(net, "net", "net(x, c_noise)")
-        check_choice(prediction, _TABLE, "prediction")
+        read: Prediction = _ALIASES.get(str(prediction), cast("Prediction", prediction))
+        check_choice(read, _TABLE, "prediction")
         check_kind(facts, (Facts, type(None)), "facts", "Facts")
         check_one_component(sde)
-        self.net, self.sde, self.prediction = net, sde, prediction
+        self.net, self.sde, self.prediction = net, sde, read
         self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
 
     def under(self, sde: KernelSDE) -> ScoreNetwork:

@@ -8,6 +8,7 @@ UniPC-3.
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -97,6 +98,36 @@ def unipc(order: int = 3) -> Exponential:
 def sa_solver(order: int = 2, corrector: bool = False) -> Exponential:
     """SA-Solver: stochastic Adams with exact weights, any eta (Xue et al. 2023)."""
     return Exponential(order, corrector=corrector)
+
+
+_CALLS = {
+    "ddpm": "ddpm(), eta=1",
+    "ddim": "ddim()",
+    "dpmsolver": "dpm_solver(3)",
+    "dpmsolver++": "dpm_solver_pp(2)",
+    "deis": "deis(3)",
+    "unipc": "unipc(3)",
+    "sasolver": "sa_solver(2)",
+    "euler": "EulerMaruyama()",
+    "heun": "Heun()",
+    "rk": "RungeKutta(4)",
+    "rk45": "SciPy('RK45')",
+}
+_ALSO = {"ancestral": "ddpm", "dpm": "dpmsolver", "dpm++": "dpmsolver++", "eulermaruyama": "euler"}
+
+
+def call_for(name: str) -> str:
+    """What to write for the name of a sampler; all that are known, where it is none of them.
+
+    >>> call_for("DPM-Solver++(3M)")
+    'write solver=sde_gen.solvers.dpm_solver_pp(3)'
+    """
+    whole = re.sub(r"[^a-z0-9+]", "", name.lower().replace("pp", "++"))
+    short, order = re.fullmatch(r"(.*?)([1-5]?)[ms]*", whole).groups()  # type: ignore[union-attr]
+    call = _CALLS.get(whole) or _CALLS.get(_ALSO.get(short, short))
+    if call is None:
+        return f"in sde_gen.solvers there are {', '.join(_CALLS.values())}"
+    return f"write solver=sde_gen.solvers.{re.sub('[1-5](?=[)])', order, call) if order else call}"
 
 
 def _ratio(lam: np.ndarray) -> np.ndarray:
