@@ -29,7 +29,7 @@ from .commands import _labels
 from .tables import table_of, write_table
 
 if TYPE_CHECKING:
-    from ..scores import Score, ScoreNetwork
+    from ..scores import Learned, Score
 
 ABOUT = "samples.json"
 
@@ -68,7 +68,7 @@ def sample(options: argparse.Namespace) -> None:
     tell(f"{out}: {n} samples of shape {tuple(x.shape[1:])}")
 
 
-def read_model(options: argparse.Namespace) -> ScoreNetwork:
+def read_model(options: argparse.Namespace) -> Learned:
     """The model, on this process's device."""
     return load(options.model, own_device(pick_device(options.device)))
 
@@ -80,7 +80,7 @@ def tell(text: str) -> None:
 
 
 def draws(
-    model: ScoreNetwork,
+    model: Learned,
     y: Tensor | None,
     options: argparse.Namespace,
     weight: float = 0.0,
@@ -136,7 +136,7 @@ def write_file(out: Path, x: Tensor, y: Tensor) -> None:
 # --- a folder ------------------------------------------------------------------------------------
 
 
-def identity(model: ScoreNetwork, options: argparse.Namespace) -> dict[str, Any]:
+def identity(model: Learned, options: argparse.Namespace) -> dict[str, Any]:
     """What two parts of one set of samples have in common."""
     tuned = "default"
     if model.tuned is not None and options.eta == 0 and options.guidance == 0:

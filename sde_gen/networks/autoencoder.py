@@ -5,10 +5,10 @@ With q(z | x) = N(c(x), diag s(x)^2) and any law p(z) of the latents
     -log p(x) <= E_q[-log p(x | z)] + KL(q(z | x) || p(z)) = distortion + rate
 
 (Kingma & Welling 2014). Both are in nats of one and the same message, so no weight stands between
-them: the decoder has a likelihood with a deviation that is learned, and the distortion of levels is
-minus the log of probabilities that sum to 1. Under p(z) = N(0, I) the rate has a closed form, and
-this is the VAE. With s a fixed number (``std``) the encoder is deterministic, and it is the noise
-that says how many bits a latent holds.
+them: the decoder has a likelihood with a deviation that is learned, and the distortion of levels
+is minus the log of probabilities that sum to 1. Under p(z) = N(0, I) the rate has a closed form,
+and this is the VAE. With s a fixed number (``std``) the encoder is deterministic, and it is the
+noise that says how many bits a latent holds.
 
     ``Autoencoder``  convolutions for (C, *S), a perceptron for (n,)
     ``Pair``         an encoder and a decoder from elsewhere
@@ -19,18 +19,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import gaussians
+from ..facts import Facts
 from ..levels import centre, quantise
 from ..noise import Source, normal_like
 from ..ops import batch_of, check_count, check_number, check_tensor, sum_rest
 from .base import sizes
 from .blocks import Space, convolution, group_norm, zeroed
+
+V = TypeVar("V")
 
 _NARROW, _WIDE = -6.0, 2.0
 """Bounds of the logarithms of deviations: e^-6 is a third of a cell of 256 levels."""
@@ -38,28 +42,39 @@ _SMALLEST = 8
 """The largest side at which images become flat latents."""
 
 
-class Cost(NamedTuple):
-    """What a message costs: rate (B,) and distortion (B,), of n ``dimensions``.
+@dataclass(frozen=True, eq=False)
+class Cost(Generic[V]):
+    """What messages cost: rate and distortion, (B,) each, of n ``dimensions``.
+
+    Tensors, or estimates with error bars. ``total``, a bound on -log p(x), is their sum.
 
     >>> cost = Cost(torch.tensor([math.log(2)]), torch.tensor([3 * math.log(2)]), 2)
     >>> cost.bits_per_dim.total
     tensor([2.])
     """
 
-    rate: Tensor
-    distortion: Tensor
+    rate: V
+    distortion: V
     dimensions: int
+    total: V = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.total is None:
+            object.__setattr__(self, "total", cast(Any, self.rate) + self.distortion)
+
+    def map(self, f: Callable[[V], V]) -> Cost[V]:
+        """f of each."""
+        return Cost(f(self.rate), f(self.distortion), self.dimensions, f(self.total))
 
     @property
-    def total(self) -> Tensor:
-        """Rate and distortion, a bound on -log p(x)."""
-        return self.rate + self.distortion
-
-    @property
-    def bits_per_dim(self) -> Cost:
-        """Both in bits a dimension of the data, where they were in nats."""
+    def bits_per_dim(self) -> Cost[V]:
+        """Each in bits a dimension of the data, where it was in nats."""
         unit = self.dimensions * math.log(2)
-        return Cost(self.rate / unit, self.distortion / unit, self.dimensions)
+        return self.map(lambda nats: cast(V, cast(Any, nats) / unit))
+
+    def mean(self) -> Cost[V]:
+        """The means over the samples; of estimates with the error bar that the data add."""
+        return self.map(lambda each: cast(V, cast(Any, each).mean()))
 
 
 class Codec(nn.Module, ABC):
@@ -67,7 +82,7 @@ class Codec(nn.Module, ABC):
 
     Attributes:
         shape, latent: of one datum and of one latent.
-        levels: the number of levels of quantised data on [-1, 1]; None where p(x | z) is a density.
+        levels: how many levels quantised data on [-1, 1] have; None where p(x | z) is a density.
         std: the deviation of the encoder's noise where it is one number; None where it is s(x).
 
     A subclass defines ``posterior``, ``decode`` and ``log_likelihood``.
@@ -86,6 +101,11 @@ class Codec(nn.Module, ABC):
             raise ValueError("shape and latent must hold one or more sizes, got none")
         self.levels = None if levels is None else check_count(levels, "levels", 2)
         self.std = None if std is None else check_number(std, "std", above=0)
+
+    @property
+    def facts(self) -> Facts:
+        """Shape and levels of the data, for whoever reads them (the trainer)."""
+        return Facts(self.shape, levels=self.levels)
 
     @abstractmethod
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +129,7 @@ class Codec(nn.Module, ABC):
         c, s = self.posterior(x)
         return c + s * normal_like(c, noise, "encoder")
 
-    def cost(self, x: Tensor, noise: Source = None) -> Cost:
+    def cost(self, x: Tensor, noise: Source = None) -> Cost[Tensor]:
         """Rate under p(z) = N(0, I), exact, and distortion at one draw of z, in nats.
 
         Args:
@@ -204,7 +224,8 @@ class Ladder(NamedTuple):
 
     def up(self, n_in: int, n_out: int, flat: bool) -> nn.Sequential:
         """The way back: each level is enlarged to the places that it had on the way down."""
-        n, layers = self.widths[-1], []
+        n = self.widths[-1]
+        layers: list[nn.Module] = []
         if flat and self.space:
             layers += [nn.Linear(n_in, n * math.prod(self.places[-1]))]
             layers.append(nn.Unflatten(1, (n, *self.places[-1])))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import as_path
-from ..scores import ScoreNetwork
+from ..scores import Learned
 from .devices import pick_device
 from .packing import CheckpointError as CheckpointError
 from .packing import M, Reader, bare, own_network, pack, short, tensors_of
@@ -48,7 +48,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     model = bare(model)
     if known(model) is None:
         raise TypeError(
-            f"model must be a ScoreNetwork, or of a class that register was told of,"
+            f"model must be a score, or of a class that register was told of,"
             f" got {type(model).__name__}"
         )
     own = own_network(model)
@@ -99,14 +99,14 @@ def save(model: nn.Module, path: str | Path) -> None:
 @overload
 def load(
     path: str | Path, device: torch.device | str = "cpu", net: nn.Module | None = None
-) -> ScoreNetwork: ...
+) -> Learned: ...
 @overload
 def load(path: str | Path, device: torch.device | str = "cpu", *, kind: type[M]) -> M: ...
 def load(
     path: str | Path,
     device: torch.device | str = "cpu",
     net: nn.Module | None = None,
-    kind: type[nn.Module] = ScoreNetwork,
+    kind: type[nn.Module] = Learned,
 ) -> nn.Module:
     """Read a model from the folder ``path``: weights in their dtype, process, moments, and what
     it was tuned to, in evaluation mode.
@@ -115,7 +115,8 @@ def load(
         path: a folder that ``save`` or a training run wrote.
         device: where the model shall live.
         net: the network to fill, for a score whose network is of no class in the table.
-        kind: what is expected there, ``MLP`` for a classifier for instance.
+        kind: what is expected there, ``MLP`` for a classifier for instance; by default a score,
+            a ``ScoreNetwork`` or a ``LatentModel``.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed, unreadable or of another format,
