@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Units:
     tensor([15., 30.])
     """
 
+    affine: ClassVar[bool] = True
     shift: Tensor
     scale: Tensor
 
@@ -84,6 +85,10 @@ class Units:
                 f"units of shapes {tuple(self.shift.shape)} and {tuple(self.scale.shape)} are"
                 f" not those of samples {tuple(shape)}"
             )
+
+    def inside(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of z for one x of this shape: the same."""
+        return tuple(shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """z = (x - shift) / scale: from the data's units, in the dtype of x."""

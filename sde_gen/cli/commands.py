@@ -18,7 +18,7 @@ from .tables import evaluate_table, keep_table, spread_rows, table_of
 if TYPE_CHECKING:
     from ..data import Table
     from ..networks import Network
-    from ..scores import ScoreNetwork
+    from ..scores import Learned, ScoreNetwork
     from ..sdes import LinearSDE
     from ..training import Recipe, Transform
 
@@ -32,7 +32,6 @@ def _demo(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
     from ..training import LossPlot, pick_device, train
-    from ..training.folder import check_free
 
     check_writable(Path(options.out) / "config.json")
     data = read_data(options, options.seed, "train")
@@ -41,15 +40,17 @@ def _train(options: argparse.Namespace) -> None:
     device = pick_device(options.device).type
     choose_size(options, data.x.shape[1:], device)
     recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
+    if options.latent is not None:
+        from .latent import train_latent
+
+        _begin(options, data, recipe)
+        train_latent(options, data, recipe)
+        _end(options, data)
+        return
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
     say(chosen(model.net, options.batch, device))
-    _tell_held(recipe, len(data.items))
-    folder = Path(options.out)
-    if not options.resume:
-        if not options.overwrite:
-            check_free(folder)
-        _keep(options, folder, data.table)
+    _begin(options, data, recipe)
     train(
         model,
         data.items,
@@ -62,8 +63,24 @@ def _train(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         workers=options.workers,
     )
+    _end(options, data)
+
+
+def _begin(options: argparse.Namespace, data: Data, recipe: Recipe) -> None:
+    """Say what is held out; keep the options of a new run."""
+    from ..training.folder import check_free
+
+    _tell_held(recipe, len(data.items))
+    if not options.resume:
+        if not options.overwrite:
+            check_free(Path(options.out))
+        _keep(options, Path(options.out), data.table)
+
+
+def _end(options: argparse.Namespace, data: Data) -> None:
+    """Keep the options of a run that was taken up; say where the model is."""
     if options.resume:
-        _keep(options, folder, data.table)
+        _keep(options, Path(options.out), data.table)
     file = "x.npz" if data.table is None else "x.csv"
     print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
 
@@ -88,6 +105,8 @@ def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwo
     return ScoreNetwork(net, _process(options.sde), facts=facts)
 
 
+LATENT = "autoencoder"
+"""The folder of the first run of a latent model, inside that of the model."""
 SMALL = 10_000
 """Fewer data than this are learned by heart: a tenth is held out, and ends the run."""
 
@@ -181,6 +200,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .samples import draws, read_model, settle
 
     model, folder = read_model(options), Path(options.model)
+    if (folder / LATENT).is_dir():  # what its data were, the first run knows
+        folder = folder / LATENT
     if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
         evaluate_table(model, table, options)
         return
@@ -206,8 +227,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(seen)
 
 
-def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
+def _bits(model: Learned, held: Data, y: Tensor | None, chunk: int) -> str:
     """Bits a dimension of quantised data, with the error bar."""
+    from .. import latent
     from ..data import quantise
     from ..likelihood import Estimate, bits_per_dim
     from ..many import shared
@@ -218,7 +240,11 @@ def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
     def work(first: int, count: int) -> Tensor:
         rows = slice(first, first + count)
         score = model if y is None else model.given(y=y[rows].to(model.device))
-        found = bits_per_dim(score, levels[rows].to(model.device), held.levels, first=first)
+        some = levels[rows].to(model.device)
+        if isinstance(score, latent.LatentModel):
+            found = latent.bound(score, some, first=first).bits_per_dim.total
+        else:
+            found = bits_per_dim(score, some, held.levels, first=first)
         return torch.stack([found.value, found.spread, found.bias], 1)
 
     value, spread, bias = shared(work, len(levels), chunk).unbind(1)
@@ -226,7 +252,7 @@ def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
     return f"{float(found):10.4f} +- {float(found.standard_error):.4f}"
 
 
-def _check_comparable(model: ScoreNetwork, data: Data, bits: bool) -> None:
+def _check_comparable(model: Learned, data: Data, bits: bool) -> None:
     if model.shape != data.x.shape[1:]:
         raise ValueError(f"the model draws {model.shape}, the data are {(*data.x.shape[1:],)}")
     if bits and data.levels is None:
@@ -254,7 +280,7 @@ def _grades(x: Tensor, y: Tensor | None, reference: Data, name: str) -> dict[str
     return grades
 
 
-def _labels(model: ScoreNetwork, n: int, label: str | int | None) -> Tensor | None:
+def _labels(model: Learned, n: int, label: str | int | None) -> Tensor | None:
     """n labels for a conditional model: the one asked for, or all classes in turn."""
     if model.classes is None:
         if label is not None:
@@ -265,7 +291,7 @@ def _labels(model: ScoreNetwork, n: int, label: str | int | None) -> Tensor | No
     return torch.full((n,), class_of(model, label))
 
 
-def class_of(model: ScoreNetwork, label: str | int) -> int:
+def class_of(model: Learned, label: str | int) -> int:
     """The number of the class that a label names, by its name or by its number."""
     names = model.facts.classes or ()
     if label in names:

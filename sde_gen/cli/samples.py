@@ -24,6 +24,7 @@ from torch import Tensor
 from ..data import check_writable, quantise
 from ..many import Work, chunks, meet, own_device, place, shared
 from ..sampling import Pace, settled
+from ..sampling.pace import network_in
 from ..training import load, pick_device
 from ..training.checkpoints import save_pace, write
 from .commands import _labels
@@ -32,7 +33,7 @@ from .tables import table_of, write_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..scores import Score, ScoreNetwork
+    from ..scores import Learned, Score
 
 ABOUT = "samples.json"
 
@@ -72,7 +73,7 @@ def sample(options: argparse.Namespace) -> None:
     tell(f"{out}: {n} samples of shape {tuple(x.shape[1:])}")
 
 
-def _check_drawable(model: ScoreNetwork, kind: str, each: bool) -> None:
+def _check_drawable(model: Learned, kind: str, each: bool) -> None:
     shape = model.shape or ()
     image, signal = len(shape) == 3 and shape[0] in (1, 3), len(shape) == 2
     if kind == "png" and not (image or (signal and not each)):
@@ -80,21 +81,25 @@ def _check_drawable(model: ScoreNetwork, kind: str, each: bool) -> None:
         raise ValueError(f"samples of shape {model.shape} are no {what}: use --out FILE.npz")
 
 
-def read_model(options: argparse.Namespace) -> ScoreNetwork:
+def read_model(options: argparse.Namespace) -> Learned:
     """The model, on this process's device."""
     return load(options.model, own_device(pick_device(options.device)))
 
 
-def settle(model: ScoreNetwork, options: argparse.Namespace, n: int) -> None:
+def settle(model: Learned, options: argparse.Namespace, n: int) -> None:
     """Let all processes, now and later, draw at one pace: that which lies beside the model. Where
     none does it is found and written, if that pays; where it cannot be written, none is taken."""
 
+    network = network_in(model)
+    if network is None:
+        return
+
     def keep(pace: Pace) -> None:
-        model.pace = pace
+        network.pace = pace
         save_pace(model, Path(options.model))
         tell(f"the network is fastest with {pace}: {options.model} keeps that")
 
-    model.pace = settled(model, n, options.steps, keep)
+    network.pace = settled(network, n, options.steps, keep)
 
 
 def tell(text: str) -> None:
@@ -104,7 +109,7 @@ def tell(text: str) -> None:
 
 
 def draws(
-    model: ScoreNetwork,
+    model: Learned,
     y: Tensor | None,
     options: argparse.Namespace,
     weight: float = 0.0,
@@ -182,14 +187,15 @@ def picture(x: Tensor, y: Tensor, names: Sequence[str] | None) -> Figure:
 # --- a folder ------------------------------------------------------------------------------------
 
 
-def identity(model: ScoreNetwork, options: argparse.Namespace) -> dict[str, Any]:
+def identity(model: Learned, options: argparse.Namespace) -> dict[str, Any]:
     """What two parts of one set of samples have in common."""
     tuned = "default"
     if model.tuned is not None and options.eta == 0 and options.guidance == 0:
         tuned = f"tuned {hashlib.blake2b(str(model.tuned).encode(), digest_size=4).hexdigest()}"
     names = ("steps", "seed", "eta", "guidance", "label", "first", "chunk")
     asked = {name: getattr(options, name) for name in names}
-    pace = None if model.pace in (None, Pace()) else str(model.pace)
+    network = network_in(model)
+    pace = None if network is None or network.pace in (None, Pace()) else str(network.pace)
     about = {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned}
     return {**about, "pace": pace, **asked}
 

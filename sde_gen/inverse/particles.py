@@ -202,7 +202,7 @@ def steer(
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of x (B, *D), got {log_likelihood!r}")
     check_prior(prior, "steer")
-    if prior.shape is None:
+    if (shape := prior.inside) is None:
         raise TypeError("steer needs a prior that knows the shape of its data (facts.shape)")
 
     def of_state(x: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def steer(
         return found.double()
 
     twist = Steered(of_state, _moments(prior, DataCovariance()))
-    return _run(prior, twist, prior.shape, None, count, steps, seed, times, dtype, chunk)
+    return _run(prior, twist, shape, None, count, steps, seed, times, dtype, chunk)
 
 
 def _twist(prior: Score, seen: Whitened, count: int, rule: Covariance) -> Twist:
@@ -278,7 +278,7 @@ def _run(
             "the weights of the particles are not finite: the score is not, or the observation"
             " lies beyond all that numbers can tell of its noise"
         )
-    x = prior.facts.decode(y).reshape(systems, count, *shape)
+    x = prior.facts.decode(y).unflatten(0, (systems, count))
     ess = torch.stack(cloud.ess, 1)
     _warn(ess, count)
     found = (x, cloud.log_w, cloud.log_z, cloud.standard_error, ess)

@@ -107,7 +107,9 @@ def log_prob(
             "steps are those of the default on a linear process: a solver takes its own from"
             " times, a matrix process is followed by Adaptive"
         )
-    moved = enter(model, x)
+    # Units are those of the data alone, not of what a process adds to them.
+    data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
+    volume, moved = model.facts.log_volume(data.shape[1:]), enter(model, x)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         around = steps is not None or signs is not None
         if solver is None and isinstance(sde, LinearSDE) and around:
@@ -117,9 +119,7 @@ def log_prob(
             found = _solved(model, moved, grid, solver, signs, progress, chunk)
             own = "" if solver is None else ", bias not estimated"
             method = f"{'Adaptive' if solver is None else type(solver).__name__}, {method}{own}"
-        # Units are those of the data alone, not of what a process adds to them.
-        data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
-        value = found.logs.mean(1) - model.facts.log_volume(data.shape[1:])
+        value = found.logs.mean(1) - volume
     parts = found.logs.detach()
     bias = torch.zeros_like(parts[:, 0]) if found.error is None else found.error
     spread = bias.new_zeros(len(x)) if signs is None else spread_of(parts, x[0].numel())

@@ -47,11 +47,11 @@ def encode(model: Score, x: Tensor, steps: int = _STEPS) -> Tensor:
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``.
     """
-    sde, start = _start(model, x, steps)
+    sde, start = _start(model, x, steps, latent=False)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         state = enter(model, x)
         if isinstance(sde, LinearSDE):
-            path = _path(model, sde, x, start)
+            path = _path(model, sde, state, start)
             return path.move(path.alpha * state, steps) / float(sde.sigma(sde.T))
         moved, _ = carry(sde, state, torch.tensor(start).double())
         end = solve(sde.probability_flow(model), moved, [start, sde.T], _FINE, 0)
@@ -64,7 +64,7 @@ def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
     Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
     where sigma / alpha = 0.005, and x is the mean there, x_t / alpha.
     """
-    sde, start = _start(model, z, steps)
+    sde, start = _start(model, z, steps, latent=True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
         if isinstance(sde, LinearSDE):
             path = _path(model, sde, z, start)
@@ -79,8 +79,8 @@ def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
         return torch.cat([model.facts.decode(sde.data(x)).unsqueeze(1), x[:, 1:]], 1)
 
 
-def _start(model: Score, x: Tensor, steps: int) -> tuple[KernelSDE, float]:
-    sde = check_model(model, x)
+def _start(model: Score, x: Tensor, steps: int, latent: bool) -> tuple[KernelSDE, float]:
+    sde = check_model(model, x, latent)
     check_count(steps, "steps")
     return sde, float(flow_grid(sde, model, None)[0])
 
@@ -211,15 +211,15 @@ def redraw(
     start = float(
         sde.time_at(torch.as_tensor(-2.0).double() * torch.log(torch.tensor(level).double()))
     )
-    end = grids.default_end(sde)
+    end = model.end or grids.default_end(sde)
     if not end < start <= sde.T:
         low, high = (float(torch.exp(-sde.log_snr(t) / 2)) for t in (end, sde.T))
         raise ValueError(f"level must lie between {low:.3g} and {high:.3g}, got {level:g}")
-    noise = Streams(seed, check_count(first, "first", 0))
-    z = float(sde.alpha(start)) * enter(model, x) + float(sde.sigma(start)) * noise.start(x)
+    noise, z = Streams(seed, check_count(first, "first", 0)), enter(model, x)
+    z = float(sde.alpha(start)) * z + float(sde.sigma(start)) * noise.start(z)
     solver = default_solver(model, eta) if solver is None else solver
     times = grids.default(
-        sde, steps, start=start, data_std=model.facts.std, to_zero=not solver.evaluates_end
+        sde, steps, start, model.end, model.facts.std, to_zero=not solver.evaluates_end
     )
     with torch.no_grad():
         return model.facts.decode(solve(sde.reverse(model, eta), z, times, solver, noise))

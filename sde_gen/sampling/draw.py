@@ -57,7 +57,8 @@ def sample(
             last step to t = 0.
         first: draw the samples first .. first + n - 1 of the sequence that the seed stands for.
         start: the states at the first time (n, *state), in the units of the data, in place of
-            draws from the prior: a noised picture to edit, the end of another run.
+            draws from the prior: a noised picture to edit, the end of another run. Of a latent
+            model they are normalised latents: what is noised has no picture.
         trajectory: return the data at every time, (len(times), n, *D).
         callback: is called as callback(x, t) after each step, x (n, *D) in the units of the data.
         dtype, device: of the state; the device is the model's own by default.
@@ -84,7 +85,7 @@ def sample(
         solver = default_solver(model, eta) if tuned is None else tuned
     check_solver(solver)
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.facts.std)
+        grid = solver.grid or partial(grids.default, data_std=model.facts.std, end=model.end)
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     times = grids.as_times(times)
@@ -122,12 +123,12 @@ def sample(
 
 
 def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:
-    """The process of a model and the shape of its data.
+    """The process of a model and the shape of its data, in the units of the process.
 
     Raises:
         TypeError: it does not know them.
     """
-    sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
+    sde, shape = getattr(model, "sde", None), getattr(model, "inside", None)
     if not isinstance(sde, KernelSDE) or shape is None:
         raise TypeError(
             f"{verb} needs a score that knows its linear process (.sde) and the shape of its data"
@@ -162,7 +163,8 @@ def _started(model: Score, start: Tensor, blank: Tensor) -> Tensor:
     check_finite(start, "start")
     if start.shape != blank.shape:
         raise ValueError(f"start must have shape {tuple(blank.shape)}, got {tuple(start.shape)}")
-    return enter(model, start).to(blank)
+    units = model.facts.units
+    return (enter(model, start) if units is None or units.affine else start).to(blank)
 
 
 def default_solver(model: Score, eta: float = 0.0) -> Solver:
@@ -181,7 +183,7 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     if eta > 0:
         return Exponential(2, reference, corrector=True)
     v = facts.variance
-    weights = Spectral(v, math.prod(facts.shape or (1,))) if v > 0 else None
+    weights = Spectral(v, math.prod(model.inside or (1,))) if v > 0 else None
     return Exponential(4, reference, corrector=True, weights=weights)
 
 

@@ -169,7 +169,9 @@ def network_in(score: object) -> ScoreNetwork | None:
         return score
     if not isinstance(score, Score):
         return None
-    inner = [s for s, _ in score.terms] if isinstance(score, Sum) else vars(score).values()
+    inner = [s for s, _ in score.terms] if isinstance(score, Sum) else [*vars(score).values()]
+    if isinstance(score, nn.Module):
+        inner += score.children()
     return next((found for s in inner if (found := network_in(s)) is not None), None)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..facts import Facts, Units
+from ..noise import Source
 from ..ops import Time, as_real, as_time, match
 from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 from .bound import bound, check_batch, cut, rows_of
@@ -50,6 +51,7 @@ class Score:
         batch: number of samples that labels, observations or weights were bound for, None where
             it serves any batch.
         eta: the noise level that ``sample`` takes where none is asked for.
+        end: the time at which its data are met, if later than where grids end by default.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
         pace: of a network, how many samples ``sample`` gives it at once and in which layout
             (``sampling.timed``); None until that has been chosen.
@@ -60,6 +62,7 @@ class Score:
     singular: bool = False
     batch: int | None = None
     eta: float = 0.0
+    end: float | None = None
     tuned: Tuned | None = None
     pace: Pace | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
@@ -73,6 +76,17 @@ class Score:
     def shape(self) -> tuple[int, ...] | None:
         """*D of the data, as its facts tell; on a matrix process a state may hold more."""
         return self.facts.shape
+
+    @property
+    def inside(self) -> tuple[int, ...] | None:
+        """The shape of one sample in the units of the process: *D, but for latents."""
+        shape, units = self.shape, self.facts.units
+        return shape if shape is None or units is None else units.inside(shape)
+
+    def clean(self, x: Tensor, noise: Source = None) -> Tensor:
+        """What noise is added to where it is trained: data x (B, *D) in the units of the process;
+        what is random in it is drawn from ``noise``."""
+        return self.facts.encode(x)
 
     @property
     def classes(self) -> int | None:
@@ -293,6 +307,7 @@ def inherit(
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
     child.eta = max((s.eta for _, s in known), default=0.0)
+    child.end = max((s.end for _, s in known if s.end is not None), default=None)
     facts = [s.facts for _, s in known]
     told = min(facts, key=lambda f: (f.units is None, f.shape is None), default=Facts())
     child.facts = replace(told.of_another_law(), shape=shape)

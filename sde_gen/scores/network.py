@@ -120,7 +120,25 @@ _MOST_NOISE = math.log(1e4)
 """The largest log(sigma / alpha) that a network is told: no signal is seen beyond it."""
 
 
-class ScoreNetwork(nn.Module, Score):
+class Learned(nn.Module, Score):
+    """A score with weights: what is trained, saved and loaded."""
+
+    sde: KernelSDE
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters(), torch.empty(0)).device
+
+    def fingerprint(self) -> str | None:
+        """A name for the weights: the sums of their bits, which no order of summation changes."""
+        total = hashlib.blake2b(digest_size=8)
+        sums = [t.detach().contiguous().view(torch.uint8).sum() for t in self.parameters()]
+        total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
+        return total.hexdigest()
+
+
+class ScoreNetwork(Learned):
     """A network read as a score: s(x, t) = a(t) x + b(t) F(c_in x, c_noise, **context).
 
     c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
@@ -151,7 +169,6 @@ class ScoreNetwork(nn.Module, Score):
     """
 
     singular = True
-    sde: KernelSDE
 
     def __init__(
         self,
@@ -201,11 +218,6 @@ class ScoreNetwork(nn.Module, Score):
         return other
 
     @property
-    def device(self) -> torch.device:
-        """Where its parameters are."""
-        return next(self.parameters(), torch.empty(0)).device
-
-    @property
     def classes(self) -> int | None:
         """Number of classes of a conditional network, None otherwise."""
         return getattr(self.net, "classes", None)
@@ -215,13 +227,6 @@ class ScoreNetwork(nn.Module, Score):
         """The conditions that the network declares, ``net.context``: shapes by name."""
         context = getattr(self.net, "context", None)
         return context if isinstance(context, Mapping) else {}
-
-    def fingerprint(self) -> str:
-        """A name for the weights: the sums of their bits, which no order of summation changes."""
-        total = hashlib.blake2b(digest_size=8)
-        sums = [t.detach().contiguous().view(torch.uint8).sum() for t in self.parameters()]
-        total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
-        return total.hexdigest()
 
     def forward(self, x: Tensor, t: Time, whole: bool = False, **context: Any) -> Any:
         """s(x, t), (B, *state); with dropout in training mode, as a loss wants it.

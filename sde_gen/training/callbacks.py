@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..ops import check_callable, check_count, set_number, shown
 from ..sampling import sample
-from ..scores import Score, ScoreNetwork
+from ..scores import Learned, Score
 from .checkpoints import write
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Drawings:
     def _figure(self, model: Any) -> Any:
         from ..plots import image_grid
 
-        if not isinstance(model, ScoreNetwork) or model.shape is None:
+        if not isinstance(model, Learned) or model.shape is None:
             raise TypeError(f"Drawings needs a ScoreNetwork of known shape, got {shown(model)}")
         score: Score = model
         if model.classes is not None:

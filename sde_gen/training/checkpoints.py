@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..ops import as_path
 from ..sampling import Pace
-from ..scores import ScoreNetwork
+from ..sampling.pace import network_in
+from ..scores import Learned
 from .devices import pick_device
 from .packing import CheckpointError as CheckpointError
 from .packing import M, Reader, bare, own_network, pack, short, tensors_of
@@ -51,7 +52,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     model = bare(model)
     if known(model) is None:
         raise TypeError(
-            f"model must be a ScoreNetwork, or of a class that register was told of,"
+            f"model must be a score, or of a class that register was told of,"
             f" got {type(model).__name__}"
         )
     own = own_network(model)
@@ -103,14 +104,14 @@ def save(model: nn.Module, path: str | Path) -> None:
 @overload
 def load(
     path: str | Path, device: torch.device | str = "cpu", net: nn.Module | None = None
-) -> ScoreNetwork: ...
+) -> Learned: ...
 @overload
 def load(path: str | Path, device: torch.device | str = "cpu", *, kind: type[M]) -> M: ...
 def load(
     path: str | Path,
     device: torch.device | str = "cpu",
     net: nn.Module | None = None,
-    kind: type[nn.Module] = ScoreNetwork,
+    kind: type[nn.Module] = Learned,
 ) -> nn.Module:
     """Read a model from the folder ``path``: weights in their dtype, process, moments, what it was
     tuned to and its pace, in evaluation mode.
@@ -119,7 +120,8 @@ def load(
         path: a folder that ``save`` or a training run wrote.
         device: where the model shall live.
         net: the network to fill, for a score whose network is of no class in the table.
-        kind: what is expected there, ``MLP`` for a classifier for instance.
+        kind: what is expected there, ``MLP`` for a classifier for instance; by default a score,
+            a ``ScoreNetwork`` or a ``LatentModel``.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed, unreadable or of another format,
@@ -138,8 +140,8 @@ def load(
             f"{folder / CONFIG} is not what was saved with {WEIGHTS}: its checksum differs"
         )
     reader.fill(model)
-    if isinstance(model, ScoreNetwork):
-        model.pace = _read_paces(folder / PACE).get(place.type)
+    if (network := network_in(model)) is not None:
+        network.pace = _read_paces(folder / PACE).get(place.type)
     return model.to(place).eval()
 
 
@@ -150,12 +152,12 @@ def save_pace(model: nn.Module, folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    file, pace = folder / PACE, model.pace if isinstance(model, ScoreNetwork) else None
-    if pace is None:
+    file, network = folder / PACE, network_in(model)
+    pace = None if network is None else network.pace
+    if network is None or pace is None:
         file.unlink(missing_ok=True)
         return
-    assert isinstance(model, ScoreNetwork)
-    device = pace.device or model.device.type
+    device = pace.device or network.device.type
     try:
         others = _read_paces(file)
     except CheckpointError:

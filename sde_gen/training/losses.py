@@ -350,7 +350,7 @@ class Denoising:
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
         check_state(x)
         check_kind(noise, Streams, "noise", "Streams")
-        x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
+        x, t = inner.clean(x, noise), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
         context = context_of(y, len(x), self.dropout, noise, inner.takes)
         return dsm_loss(lambda x, t: read(x, t, **context), inner.sde, x, t, weighting, noise)

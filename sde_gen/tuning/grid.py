@@ -106,7 +106,7 @@ def tune(
 ) -> Tuned:
     """Fit, choose and judge for each number of steps."""
     calls = checked(model, solver, steps, n)
-    sde, shape = model.sde, model.shape
+    sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
     last = grids.default_end(sde) if end is None else check_number(end, "end", above=0)
