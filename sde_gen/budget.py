@@ -38,6 +38,8 @@ from .solvers import Exponential, Solver
 _BLOCKS = 10
 """Parts of the samples that are left out in turn, for the error bars of a distance."""
 
+__all__ = ["Budget", "error_budget"]
+
 
 @dataclass(frozen=True)
 class Budget:

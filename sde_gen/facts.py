@@ -21,6 +21,8 @@ from .levels import centre, check_levels
 from .moments import Moments, data_moments
 from .ops import check_count, check_finite, check_state, set_number
 
+__all__ = ["Facts", "Units"]
+
 Each = Literal["all", "column", "channel"]
 """What has a shift and a scale of its own: nothing, each column (N, D), each channel (axis 1)."""
 

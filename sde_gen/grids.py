@@ -21,6 +21,19 @@ from .moments import Moments, isotropic
 from .ops import as_real, bisect, check_count, check_finite, check_kind, check_number
 from .sdes import SDE, KernelSDE
 
+__all__ = [
+    "Density",
+    "default",
+    "default_end",
+    "default_start",
+    "from_table",
+    "information",
+    "karras",
+    "log_snr",
+    "quadratic",
+    "uniform",
+]
+
 _END_RATIO = 0.005
 _SIGNAL = 1e-4
 _NO_SIGNAL = 1e3

@@ -38,6 +38,8 @@ from .scores.bound import bound, check_batch, cut, rows_of
 from .scores.network import fitted, network_input, shaped
 from .sdes import Evaluation, KernelSDE, at_rest
 
+__all__ = ["Classifier", "ClassifierFree", "classifier_loss"]
+
 Labels = int | Sequence[int] | np.ndarray | Tensor
 
 

@@ -22,6 +22,8 @@ from torch import distributed as dist
 
 from .ops import check_count, shown
 
+__all__ = ["chunks", "meet", "own_device", "place", "shared"]
+
 Work = Callable[[int, int], Tensor]
 """(number of the first sample, how many) -> a tensor (how many, *D)."""
 

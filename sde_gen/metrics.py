@@ -27,6 +27,14 @@ from torch import Tensor
 from .levels import start_generator
 from .ops import as_numbers, check_callable, check_count, check_number
 
+__all__ = [
+    "energy_distance",
+    "frechet_distance",
+    "mmd",
+    "nearest_neighbour_distance",
+    "sliced_wasserstein",
+]
+
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
 Samples = Tensor | ArrayLike

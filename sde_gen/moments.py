@@ -24,6 +24,8 @@ from .ops import (
     lasting,
 )
 
+__all__ = ["Moments", "data_moments"]
+
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
 
