@@ -63,7 +63,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 # Pages with code run when the documentation is built; notebooks keep the outputs they came with.
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600
 nb_merge_streams = True
 nb_execution_excludepatterns = ["notebooks/*"]
 

@@ -17,7 +17,9 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
-FUNCTIONS = {"log", "exp", "sin", "cos", "tan", "det", "min", "max", "inf", "sup", "tr", "KL", "TV"}
+FUNCTIONS = {
+    "log", "exp", "sin", "cos", "tan", "det", "min", "max", "inf", "sup", "tr", "KL", "TV",
+}  # fmt: skip
 ROWS = {"mrow", "math", "mtd", "mstyle"}
 CLOSING = set(")]}⌋⌉")
 FENCES = set("⌊⌋⌈⌉")

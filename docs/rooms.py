@@ -1,7 +1,7 @@
 """A page of the API for each room of the house, written when the documentation is built.
 
 A Sphinx extension. A new room is a line of `ROOMS`; what it shows is the room's `__all__`, or what
-is defined there. A name of several rooms, or of the top level, stands on the first page that has it.
+is defined there. A name of several rooms stands on the first page that has it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ API = Path(__file__).parent / "api"
 INTRODUCTION = """API
 ===
 
-States are ``(B, *D)``: a batch of B samples of any shape. Times are numbers, ``()`` or ``(B,)``; a
-grid is ``(N,)``, float64. The nouns and the verbs are at the top, ``sde_gen.VP``; each room has the
-rest, ``sde_gen.schedules.Cosine``. What papers call a thing is in :doc:`the field's words </words>`.
+States are ``(B, *D)``: a batch of B samples of any shape. Times are numbers, ``()`` or ``(B,)``;
+a grid is ``(N,)``, float64. The nouns and the verbs are at the top, ``sde_gen.VP``; each room has
+the rest, ``sde_gen.schedules.Cosine``. Examples begin with ``import torch`` and
+``import sde_gen as sg``. What papers call a thing: :doc:`the field's words </words>`.
 """
 ROOMS = {
     "sampling": ("Sampling", "From a score to samples."),
@@ -31,7 +32,7 @@ ROOMS = {
     "schedules": ("Schedules", "Clocks: a rate beta(t) and its integral."),
     "scores": ("Scores", "Exact, learned, summed, and taken from other libraries."),
     "networks": ("Networks", "What a learned score is made of."),
-    "guidance": ("Guidance", "Classifiers and classifier-free guidance, as scores that are added."),
+    "guidance": ("Guidance", "Classifiers, and guidance without them: scores that are added."),
     "solvers": ("Solvers", "Steps of a process, and published samplers by name."),
     "grids": ("Grids", "The times at which a solver stops."),
     "tuning": ("Tuning", "Grids and solvers fitted to a score."),
@@ -42,7 +43,7 @@ ROOMS = {
     "moments": ("Moments", "Mean and covariance of the data."),
     "likelihood": ("Likelihood", "Densities, bits, encoding and editing."),
     "chain": ("The discrete chain", "A process seen at N times, and the bound of its likelihood."),
-    "inverse": ("Inverse problems", "What was observed, y = A(x) + noise, and the posteriors of x."),
+    "inverse": ("Inverse problems", "What was observed, y = A(x) + noise, and posteriors of x."),
     "mcmc": ("Langevin dynamics", "Chains that settle at a law."),
     "metrics": ("Distances", "How far samples are from samples."),
     "budget": ("Budget", "The error of a sampler, by its causes."),
@@ -76,7 +77,7 @@ def homes() -> dict[str, dict[str, Any]]:
 
 
 def is_documented(thing: Any) -> bool:
-    """Whether a thing has a docstring of its own: a class or a function, not a type or a number."""
+    """Whether a thing has a docstring of its own: a class or a function, not a type."""
     return inspect.isclass(thing) or inspect.isfunction(thing)
 
 
@@ -172,7 +173,9 @@ def write(app: Any) -> None:
             file.write_text(text, encoding="utf-8")
 
 
-def mend_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+def mend_docstring(
+    app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
     """Formulas are text; a class says what it has from other classes of the house."""
     escape_formulas(lines)
     if what == "class":

@@ -125,6 +125,9 @@ class Facts:
     Raises:
         ValueError: a std that is not positive and finite, fewer than two levels, units of other
             shapes.
+
+    >>> sg.Facts.of(torch.randn(100, 2), units="column").shape
+    (2,)
     """
 
     shape: tuple[int, ...] | None = None

@@ -166,6 +166,10 @@ class ScoreNetwork(Learned):
             or outside [0, T], a state or an output of the wrong shape.
         TypeError: a process without a kernel, or a matrix that mixes components of the data; when
             called: an integer or complex state, a network that returns no tensor.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP(), facts=sg.Facts((2,), std=0.5))
+    >>> model(torch.zeros(8, 2), 0.5).shape
+    torch.Size([8, 2])
     """
 
     singular = True
