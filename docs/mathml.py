@@ -20,6 +20,7 @@ NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 FUNCTIONS = {
     "log", "exp", "sin", "cos", "tan", "det", "min", "max", "inf", "sup", "tr", "KL", "TV",
 }  # fmt: skip
+GREEK = set("ΓΔΘΛΞΠΣΥΦΨΩ")
 ROWS = {"mrow", "math", "mtd", "mstyle"}
 CLOSING = set(")]}⌋⌉")
 FENCES = set("⌊⌋⌈⌉")
@@ -59,6 +60,8 @@ def mend(node: Element) -> None:
     text, variant = node.text or "", node.get("mathvariant", "")
     if variant in ALPHABETS and len(text) == 1:
         node.text = letter(ALPHABETS[variant], text)
+        node.set("mathvariant", "normal")
+    if tag(node) == "mi" and text in GREEK:
         node.set("mathvariant", "normal")
     if tag(node) == "mo" and text in FUNCTIONS:
         node.tag = f"{{{NAMESPACE}}}mi"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import importlib
+import inspect
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WIDEST = 100  # characters of code that a page shows at 1280 pixels
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -27,7 +33,17 @@ def code(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["chain", "conditions", "devices", "extending", "index", "inverse", "networks", "training"],
+    [
+        "chain",
+        "coming",
+        "conditions",
+        "devices",
+        "extending",
+        "index",
+        "inverse",
+        "networks",
+        "training",
+    ],
 )
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")
@@ -43,6 +59,14 @@ def test_tour_runs() -> None:
 def test_each_extension_is_short() -> None:
     for cell in CELL.findall((DOCS / "extending.md").read_text(encoding="utf-8")):
         assert len(cell.splitlines()) < 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_line_of_code_is_cut(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?!\{toctree|\{glossary)[^\n]*\n(.*?)^```", text, re.M | re.S):
+        for line in block.splitlines():
+            assert len(line) <= WIDEST or line.startswith((":", "|")), f"{page.name}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -72,6 +96,111 @@ def test_choosing_page_repeats_what_the_notebook_measured() -> None:
         assert printed, name
         measured = [float(v) for v in printed[1].split()]
         assert measured == [float(v) for v in numbers.replace("|", " ").split()], name
+
+
+# ---- the API, by rooms ----
+
+HOUSE = ROOT / "sde_gen"
+# Rooms that are no user's: they serve others, or are called from the shell.
+INNER = {"ops", "levels", "demo", "cli", "conftest"}
+
+
+def beside(name: str) -> ModuleType:
+    """A module that stands among the pages."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+@pytest.fixture(scope="module")
+def homes() -> dict[str, dict[str, Any]]:
+    return beside("rooms").homes()
+
+
+def test_every_room_has_its_page(homes: dict[str, dict[str, Any]]) -> None:
+    there = {p.stem for p in HOUSE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    there = {name for name in there if not name.startswith("_")}
+    assert there - INNER == set(homes), "a new room is a line of ROOMS in docs/rooms.py"
+    assert all(homes.values())
+
+
+def test_every_public_name_is_on_one_page(homes: dict[str, dict[str, Any]]) -> None:
+    import sde_gen
+
+    shown = [name for names in homes.values() for name in names]
+    assert len(shown) == len(set(shown))
+    modules = {n for n in sde_gen.__all__ if inspect.ismodule(getattr(sde_gen, n))}
+    assert {f"sde_gen.{n}" for n in sde_gen.__all__ if n not in modules} <= set(shown)
+    for room in homes:
+        module = importlib.import_module(f"sde_gen.{room}")
+        for name in getattr(module, "__all__", []):
+            thing = getattr(module, name)
+            assert any(thing is other for names in homes.values() for other in names.values()), (
+                name
+            )
+
+
+def test_every_public_name_has_an_example(homes: dict[str, dict[str, Any]]) -> None:
+    rooms = beside("rooms")
+    things = {n: o for names in homes.values() for n, o in names.items() if rooms.is_documented(o)}
+    assert len(things) > 200
+    missing = [n for n, o in things.items() if ">>>" not in (inspect.getdoc(o) or "")]
+    assert not missing, f"no example (>>>) in the docstrings of {missing}"
+
+
+def test_pages_show_calls_and_hide_torch(homes: dict[str, dict[str, Any]]) -> None:
+    rooms = beside("rooms")
+    text = rooms.page("scores", homes["scores"])
+    table, _, entries = text.partition(".. automodule::")
+    for name in homes["scores"]:
+        assert f"<{name}>`" in table
+        assert re.search(rf"auto(class|function|data):: {re.escape(name)}$", entries, re.MULTILINE)
+    assert ":special-members: __call__" in entries
+    assert ":inherited-members:" not in entries
+    said = " ".join(rooms.inherited(homes["sdes"]["sde_gen.VP"]))
+    assert "sde_gen.LinearSDE.alpha" in said
+    assert "sde_gen.SDE.reverse" in said
+    said = " ".join(rooms.inherited(homes["scores"]["sde_gen.ScoreNetwork"]))
+    assert "sde_gen.Score.denoise" in said
+    assert "state_dict" not in said
+
+
+def test_words_lead_to_what_exists(homes: dict[str, dict[str, Any]]) -> None:
+    text = (DOCS / "words.md").read_text(encoding="utf-8")
+    names = {name: thing for room in homes.values() for name, thing in room.items()}
+    linked = re.findall(r"\{py:obj\}`[^`]*<([\w.]+)>`", text)
+    assert len(linked) > 50
+    assert not [name for name in linked if name not in names]
+    for word in ("DDPM", "DDIM", "epsilon", "inpainting", "classifier-free guidance"):
+        assert re.search(rf"^{word}$", text, re.MULTILINE), word
+
+
+# ---- formulas ----
+
+
+@pytest.mark.parametrize(
+    ("latex", "expected"),
+    [
+        (r"\mathrm{d}x", '<mi mathvariant="normal">d</mi><mi>x</mi>'),
+        (r"\mathrm E", '<mi mathvariant="normal">E</mi>'),
+        (r"\mathrm{KL}(p)", '<mi>KL</mi></mrow><mo stretchy="false">('),
+        (r"\mathcal N", '<mi mathvariant="normal">\U0001d4a9</mi>'),
+        (r"\mathcal L", '<mi mathvariant="normal">ℒ</mi>'),
+        (r"\mathbb R", '<mi mathvariant="normal">ℝ</mi>'),
+        (r"\log p", '<mi>log</mi><mspace width="0.167em" /><mi>p</mi>'),
+        (r"2\log p", '<mn>2</mn><mspace width="0.167em" /><mi>log</mi>'),
+        (r"-\log(p)", '<mo>−</mo><mi>log</mi><mo stretchy="false">('),
+        (r"(1)\max(a)", ')</mo><mspace width="0.167em" /><mi>max</mi><mo'),
+        (r"\Phi", '<mi mathvariant="normal">Φ</mi>'),
+        (r"\lfloor a\rfloor", "<mo>⌊</mo><mi>a</mi><mo>⌋</mo>"),
+    ],
+)
+def test_formulas_follow_tex(latex: str, expected: str) -> None:
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("docutils")
+    assert expected in beside("mathml").mathml(latex)
 
 
 # ---- in a browser ----
@@ -121,9 +250,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_browser_shows_every_page(site: Path, tmp_path: Path) -> None:
-    import html
-    import json
-
     pages = [p for p in site.rglob("*.html") if "_modules" not in p.parts]
     assert len(pages) > 15
     seen: dict[str, Any] = {}
