@@ -84,7 +84,14 @@ def is_documented(thing: Any) -> bool:
 def first_sentence(thing: Any) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = " ".join(inspect.getdoc(thing).split("\n\n")[0].split())
-    return re.split(r"(?<=[^.A-Z0-9]\.) (?=[A-Z`])", paragraph)[0].rstrip(".:")
+    return re.split(r"(?<=[^.A-Z0-9]\.) (?=[A-Z`])", paragraph)[0].split("::")[0].rstrip(".:")
+
+
+def value(thing: Any) -> str:
+    """What a type or a number is."""
+    noise = r"<function (\w+) at \w+>|\b(?:typing|collections\.abc|torch|numpy)\."
+    said = re.sub(noise, lambda found: found[1] or "", repr(thing))
+    return f"``{said}``"
 
 
 def escape(match: re.Match[str]) -> str:
@@ -92,7 +99,7 @@ def escape(match: re.Match[str]) -> str:
     return match[0] if len(match[0]) > 1 else "\\" + match[0]
 
 
-def escape_formulas(lines: list[str]) -> list[str]:
+def escape_formulas(lines: list[str]) -> None:
     """Docstrings write shapes and moduli, (B, *D) and |x|, which are markup to Sphinx.
 
     Tables in them are shown as they stand.
@@ -101,16 +108,14 @@ def escape_formulas(lines: list[str]) -> list[str]:
         if lines[i].startswith("|"):
             first = i == 0 or not lines[i - 1].startswith("|")
             lines[i : i + 1] = (["::", ""] if first else []) + ["    " + lines[i]]
-    lines[:] = [
-        line
-        if line.startswith("    |")
-        else "``".join(
-            part if literal % 2 else re.sub(r"\*[a-z]+\*|[*|](?=\S)", escape, part)
-            for literal, part in enumerate(line.split("``"))
-        )
-        for line in lines
-    ]
-    return lines
+    lines[:] = [line if line.startswith("    |") else escape_line(line) for line in lines]
+
+
+def escape_line(line: str) -> str:
+    """A line in which stars and bars are themselves, but for code and emphasis."""
+    parts = line.split("``")
+    parts[::2] = [re.sub(r"\*[a-z]+\*|[*|](?=\S)", escape, part) for part in parts[::2]]
+    return "``".join(parts)
 
 
 def link(name: str) -> str:
@@ -122,17 +127,19 @@ def summary(names: dict[str, Any]) -> Iterator[str]:
     """The table at the top of a page."""
     yield from (".. list-table::", "   :widths: 30 70", "   :class: summary", "")
     for name, thing in sorted(names.items(), key=lambda item: item[0].rpartition(".")[2].lower()):
-        said = first_sentence(thing) if is_documented(thing) else "a type"
+        said = escape_line(first_sentence(thing)) if is_documented(thing) else value(thing)
         yield f"   * - {link(name)}"
-        yield f"     - {escape_formulas([said])[0]}"
+        yield f"     - {said}"
     yield ""
 
 
 def entry(name: str, thing: Any) -> Iterator[str]:
     """What autodoc is asked to show of a name."""
-    kind = "class" if inspect.isclass(thing) else "function" if is_documented(thing) else "data"
-    yield from ("", f".. auto{kind}:: {name}")
-    if kind == "class":
+    if not is_documented(thing):
+        yield from ("", f".. py:data:: {name}", "", f"   {value(thing)}")
+        return
+    yield from ("", f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {name}")
+    if inspect.isclass(thing):
         yield from ("   :members:", "   :special-members: __call__", "   :show-inheritance:")
 
 

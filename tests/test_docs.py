@@ -156,7 +156,9 @@ def test_pages_show_calls_and_hide_torch(homes: dict[str, dict[str, Any]]) -> No
     table, _, entries = text.partition(".. automodule::")
     for name in homes["scores"]:
         assert f"<{name}>`" in table
-        assert re.search(rf"auto(class|function|data):: {re.escape(name)}$", entries, re.MULTILINE)
+        assert re.search(
+            rf"(autoclass|autofunction|py:data):: {re.escape(name)}$", entries, re.MULTILINE
+        )
     assert ":special-members: __call__" in entries
     assert ":inherited-members:" not in entries
     said = " ".join(rooms.inherited(homes["sdes"]["sde_gen.VP"]))
