@@ -214,17 +214,24 @@ FLAGS = [
     "--hide-scrollbars", "--allow-file-access-from-files", "--virtual-time-budget=3000",
 ]  # fmt: skip
 HEADINGS = 8  # pixels by which the theme lets headings stand out of their column
-# What a reader would see go wrong, asked of a page in a frame as wide as a telephone.
-PROBE = """<iframe id=f width=390 height=844 src="{url}"></iframe><pre id=result></pre><script>
+WIDTHS = (390, 1280)  # a telephone, a small screen
+# What a reader would see go wrong, asked of a page in a frame.
+PROBE = """<iframe id=f width={width} height=844 src="{url}"></iframe><pre id=result></pre><script>
 f.onload = () => {{
   const d = f.contentDocument, w = d.documentElement;
   const broken = [...d.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src);
   const flat = [...d.querySelectorAll("math")].filter(m => m.getClientRects().length &&
     m.getBoundingClientRect().height < 4).length;
+  const cut = [...d.querySelectorAll("article pre")]
+    .filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60));
+  const strips = [...d.querySelectorAll("article table.docutils")].filter(t =>
+    t.getClientRects().length &&
+    t.getBoundingClientRect().width > t.rows[0].getBoundingClientRect().width + 3).length;
+  const font = [...d.fonts].filter(f => f.family.includes("Formulas")).map(f => f.status);
   const boxes = [w, ...d.querySelectorAll(".main, .content, .article-container, article")];
   const wide = Math.max(...boxes.map(e => e.scrollWidth - e.clientWidth));
   result.textContent = JSON.stringify({{
-    title: d.title, broken, flat, wide,
+    title: d.title, broken, flat, wide, cut, strips, font,
     nameless: [...d.images].filter(i => !i.alt || i.alt.endsWith(".png")).length,
     math: d.querySelectorAll("math").length,
     images: d.images.length, raw: d.body.innerText.includes("$$"),
@@ -249,30 +256,66 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def browse(url: str, tmp_path: Path) -> str:
+    """The document that a browser makes of a page."""
+    run = subprocess.run(
+        [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return run.stdout
+
+
+def probe(page: Path, width: int, tmp_path: Path) -> dict[str, Any]:
+    """What a browser finds on a page at that width."""
+    frame = tmp_path / "probe.html"
+    frame.write_text(PROBE.format(url=page.as_uri(), width=width), encoding="utf-8")
+    found = re.search(r'<pre id="result">(.+?)</pre>', browse(frame.as_uri(), tmp_path), re.DOTALL)
+    assert found, f"{page.name} did not load"
+    report: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return report
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_browser_shows_every_page(site: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_browser_shows_every_page(site: Path, tmp_path: Path, width: int) -> None:
     pages = [p for p in site.rglob("*.html") if "_modules" not in p.parts]
-    assert len(pages) > 15
+    assert len(pages) > 40
     seen: dict[str, Any] = {}
     for page in pages:
-        probe = tmp_path / "probe.html"
-        probe.write_text(PROBE.format(url=page.as_uri()), encoding="utf-8")
-        run = subprocess.run(
-            [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-             probe.as_uri()],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        found = re.search(r'<pre id="result">(.+?)</pre>', run.stdout, re.DOTALL)
-        assert found, f"{page.name} did not load"
-        seen[page.name] = report = json.loads(html.unescape(found[1]))
+        seen[page.name] = report = probe(page, width, tmp_path)
         assert not report["broken"], f"{page.name}: pictures that do not load"
         assert not report["nameless"], f"{page.name}: pictures without words"
         assert not report["remote"], f"{page.name} needs the network: {report['remote']}"
-        assert report["wide"] <= HEADINGS, f"{page.name} scrolls sideways on a telephone"
+        assert report["wide"] <= HEADINGS, f"{page.name} scrolls sideways at {width}"
+        assert not report["cut"], f"{page.name}: lines of code are cut: {report['cut']}"
+        assert not report["strips"], f"{page.name}: tables with an empty strip"
         assert not report["flat"], f"{page.name}: formulas that do not show"
+        assert not report["math"] or report["font"] == ["loaded"], f"{page.name}: font of formulas"
         assert not report["raw"], f"{page.name} shows raw LaTeX"
         assert not report["errors"], f"{page.name} shows markup errors"
     assert seen["theory.html"]["math"] > 100
     assert seen["index.html"]["images"] >= 1
     assert all(seen[f"{p.stem}.html"]["images"] >= 3 for p in (ROOT / "notebooks").glob("0*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("ddim", "api/solvers.html#sde_gen.solvers.ddim"),
+        ("DDPM", "words.html#term-DDPM"),
+        ("epsilon", "words.html#term-epsilon"),
+        ("inpainting", "words.html#term-inpainting"),
+    ],
+)
+def test_search_finds_the_words_of_the_field(
+    site: Path, tmp_path: Path, word: str, page: str
+) -> None:
+    shown = browse(f"{(site / 'search.html').as_uri()}?q={word}", tmp_path)
+    links = re.findall(r'<li[^>]*>\s*<a href="([^"]+)"', shown)
+    assert any(re.sub(r"\?[^#]*", "", link) == page for link in links[:5]), links[:5]
