@@ -86,6 +86,9 @@ class Codec(nn.Module, ABC):
         std: the deviation of the encoder's noise where it is one number; None where it is s(x).
 
     A subclass defines ``posterior``, ``decode`` and ``log_likelihood``.
+
+    >>> isinstance(sg.networks.Autoencoder((1, 8, 8), (4, 2, 2), width=8), sg.networks.Codec)
+    True
     """
 
     def __init__(

@@ -121,7 +121,11 @@ _MOST_NOISE = math.log(1e4)
 
 
 class Learned(nn.Module, Score):
-    """A score with weights: what is trained, saved and loaded."""
+    """A score with weights: what is trained, saved and loaded.
+
+    >>> isinstance(sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP()), sg.scores.Score)
+    True
+    """
 
     sde: KernelSDE
 
