@@ -21,6 +21,8 @@ from .levels import centre, check_levels
 from .moments import Moments, data_moments
 from .ops import check_count, check_finite, check_state, set_number
 
+__all__ = ["Facts", "Units"]
+
 Each = Literal["all", "column", "channel"]
 """What has a shift and a scale of its own: nothing, each column (N, D), each channel (axis 1)."""
 
@@ -123,6 +125,9 @@ class Facts:
     Raises:
         ValueError: a std that is not positive and finite, fewer than two levels, units of other
             shapes.
+
+    >>> sg.Facts.of(torch.randn(100, 2), units="column").shape
+    (2,)
     """
 
     shape: tuple[int, ...] | None = None

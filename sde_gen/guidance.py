@@ -38,6 +38,8 @@ from .scores.bound import bound, check_batch, cut, rows_of
 from .scores.network import fitted, network_input, shaped
 from .sdes import Evaluation, KernelSDE, at_rest
 
+__all__ = ["Classifier", "ClassifierFree", "classifier_loss"]
+
 Labels = int | Sequence[int] | np.ndarray | Tensor
 
 
@@ -56,6 +58,10 @@ class Classifier(Score):
 
     Raises:
         ValueError: labels of a wrong number or out of range.
+
+    >>> term = sg.Classifier(sg.networks.MLP((2,), 8, 1, outputs=3), 1, sg.VP())
+    >>> (sg.Gaussian(sg.VP(), torch.zeros(2)) + 2 * term)(torch.zeros(8, 2), 0.5).shape
+    torch.Size([8, 2])
     """
 
     singular = True
@@ -117,6 +123,10 @@ def classifier_loss(
         x, y: clean data (B, *D) and labels (B,).
         t: times (B,), positive.
         noise: of the noisy data, as in ``sde.perturb``.
+
+    >>> net, y, t = sg.networks.MLP((2,), 8, 1, outputs=3), torch.tensor([0, 1]), torch.ones(2)
+    >>> sg.guidance.classifier_loss(net, sg.VP(), torch.zeros(2, 2), y, t).shape
+    torch.Size([2])
     """
     check_callable(net, "net", "net(x, c_noise)")
     check_kind(sde, KernelSDE, "sde", "a LinearSDE, such as VP()")
@@ -154,6 +164,10 @@ class ClassifierFree(Score):
         TypeError, ValueError: no condition, or one of whose absence nothing is known; labels that
             are no integers, out of range, or for another number of samples than the weights or
             what else is bound to the score.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1, classes=3), sg.VP())
+    >>> sg.sample(sg.ClassifierFree(model, 2.0, y=1), 8, steps=3, seed=0).shape
+    torch.Size([8, 2])
     """
 
     def __init__(

@@ -22,6 +22,8 @@ from torch import distributed as dist
 
 from .ops import check_count, shown
 
+__all__ = ["chunks", "meet", "own_device", "place", "shared"]
+
 Work = Callable[[int, int], Tensor]
 """(number of the first sample, how many) -> a tensor (how many, *D)."""
 
@@ -31,6 +33,10 @@ def place() -> tuple[int, int]:
 
     Raises:
         RuntimeError: the environment says something that is no rank.
+
+    >>> from sde_gen import many
+    >>> many.place()
+    (0, 1)
     """
     size = os.environ.get("WORLD_SIZE", "1")
     rank = os.environ.get("RANK", "0" if size == "1" else "")
@@ -42,7 +48,12 @@ def place() -> tuple[int, int]:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs each takes the one of its LOCAL_RANK."""
+    """The device of this process: of several GPUs each takes the one of its LOCAL_RANK.
+
+    >>> from sde_gen import many
+    >>> many.own_device(torch.device("cpu"))
+    device(type='cpu')
+    """
     if device != torch.device("cuda") or place()[1] == 1:  # with an index it is somebody's choice
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -103,7 +114,11 @@ def cutting() -> bool:
 
 
 def meet() -> None:
-    """Wait until every process is here."""
+    """Wait until every process is here.
+
+    >>> from sde_gen import many
+    >>> many.meet()
+    """
     if place()[1] > 1:
         dist.barrier(_group())
 

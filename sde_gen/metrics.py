@@ -27,6 +27,14 @@ from torch import Tensor
 from .levels import start_generator
 from .ops import as_numbers, check_callable, check_count, check_number
 
+__all__ = [
+    "energy_distance",
+    "frechet_distance",
+    "mmd",
+    "nearest_neighbour_distance",
+    "sliced_wasserstein",
+]
+
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
 Samples = Tensor | ArrayLike
@@ -47,6 +55,9 @@ def energy_distance(x: Samples, y: Samples, unbiased: bool = True) -> float:
     Raises:
         TypeError: what are no real numbers.
         ValueError: shapes that differ, fewer than two samples, NaN or infinity.
+
+    >>> sg.metrics.energy_distance(torch.zeros(2, 1), torch.full((2, 1), 3.0))
+    6.0
     """
     return -_discrepancy(x, y, lambda squared: squared.sqrt_(), 0.0, unbiased)
 
@@ -63,6 +74,10 @@ def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> floa
 
     Raises:
         TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
+
+    >>> x = torch.randn(100, 2)
+    >>> sg.metrics.mmd(x, x, bandwidth=1.0, unbiased=False)
+    0.0
     """
     bandwidth = check_number(bandwidth, "bandwidth", above=0)
 
@@ -92,6 +107,10 @@ def sliced_wasserstein(
     Raises:
         TypeError, ValueError: as ``energy_distance`` (one sample will do), or fewer than one
             projection.
+
+    >>> x = torch.randn(100, 2)
+    >>> sg.metrics.sliced_wasserstein(x, x)
+    0.0
     """
     x, y = _prepare(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
@@ -129,6 +148,10 @@ def frechet_distance(
 
     Raises:
         TypeError, ValueError: as ``energy_distance``, or features that are not (N, k).
+
+    >>> x = torch.randn(100, 2)
+    >>> round(sg.metrics.frechet_distance(x, x + torch.tensor([3.0, 4.0])), 3)
+    25.0
     """
     if features is not None:
         x, y = (_features(features, as_numbers(z, name)) for name, z in (("x", x), ("y", y)))
@@ -146,6 +169,10 @@ def nearest_neighbour_distance(x: Samples, reference: Samples) -> Tensor:
 
     Raises:
         TypeError, ValueError: as ``energy_distance``; one sample will do.
+
+    >>> data = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    >>> sg.metrics.nearest_neighbour_distance(torch.zeros(1, 2), data)
+    tensor([5.], dtype=torch.float64)
     """
     x, reference = _prepare(x, reference, least=1, names=("x", "reference"))
     nearest = torch.cat([squared.argmin(1) for squared in _blocks(x, reference)])

@@ -61,6 +61,12 @@ class Particles:
         standard_error: of the log evidence, from the spread of the weights between resamplings.
         ess: effective number of particles at each step, (steps + 1,), before any resampling.
         calls: evaluations of the denoiser an observation.
+
+    >>> from sde_gen import inverse
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> seen = inverse.Observation(inverse.Matrix(torch.ones(1, 2)), torch.ones(1), 0.5)
+    >>> inverse.particles(law, seen, 50, 10, seed=0).draw(16).shape
+    torch.Size([16, 2])
     """
 
     x: Tensor
@@ -198,6 +204,11 @@ def steer(
         log_likelihood: l, of states in the units of the data: (B, *D) -> (B,), nats.
 
     The others, and what is raised, as in ``particles``.
+
+    >>> from sde_gen import inverse
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> inverse.steer(law, lambda x: 3 * x[:, 0], 50, 10, seed=0).x.shape
+    torch.Size([50, 2])
     """
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of x (B, *D), got {log_likelihood!r}")

@@ -58,6 +58,12 @@ def bound(
     Raises:
         TypeError, ValueError: no latent model, data of another shape, labels for another number
             of samples.
+
+    >>> from sde_gen import latent
+    >>> half = sg.networks.Pair(lambda x: x[:, :1], lambda z: z.repeat(1, 2), (2,), (1,), std=0.1)
+    >>> model = latent.LatentModel(half, sg.Gaussian(sg.VP(), torch.zeros(1)))
+    >>> latent.bound(model, torch.zeros(4, 2)).total.value.shape
+    torch.Size([4])
     """
     draws = _checked(model, x, draws)
     streams = Streams(seed, check_count(first, "first", 0))
@@ -175,6 +181,12 @@ def log_prob(
 
     Raises:
         TypeError, ValueError: as ``bound`` and ``likelihood.log_prob``.
+
+    >>> from sde_gen import latent
+    >>> half = sg.networks.Pair(lambda x: x[:, :1], lambda z: z.repeat(1, 2), (2,), (1,), std=0.1)
+    >>> model = latent.LatentModel(half, sg.Gaussian(sg.VP(), torch.zeros(1)))
+    >>> latent.log_prob(model, torch.zeros(4, 2)).value.shape
+    torch.Size([4])
     """
     draws = _checked(model, x, draws)
     streams, found = Streams(seed, check_count(first, "first", 0)), []

@@ -34,6 +34,11 @@ class Through(Score):
 
     Raises:
         TypeError: no score, no function. ValueError: when called: log_f returns another shape.
+
+    >>> from sde_gen import latent
+    >>> half = sg.networks.Pair(lambda x: x[:, :1], lambda z: z.repeat(1, 2), (2,), (1,), std=0.1)
+    >>> model = latent.LatentModel(half, sg.Gaussian(sg.VP(), torch.zeros(1)))
+    >>> bright = latent.Through(model, lambda x: x.sum(1), 2.0)
     """
 
     sde: LinearSDE

@@ -38,6 +38,11 @@ class Latents(Units):
 
     Gradients go through ``encode`` and ``decode`` where, and only where, their argument asks for
     them: not into the weights.
+
+    >>> half = sg.networks.Pair(lambda x: x[:, :1], lambda z: z.repeat(1, 2), (2,), (1,), std=0.1)
+    >>> from sde_gen import latent
+    >>> latent.Latents(half, None).decode(torch.ones(3, 1)).shape
+    torch.Size([3, 2])
     """
 
     affine = False

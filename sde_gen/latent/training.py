@@ -32,6 +32,9 @@ class Elbo:
 
     For the trainer: ``train(net, x, objective=Elbo())``. Nothing is weighted: both are parts of
     one bound on -log p(x). Data of a net with levels may be floats at the centres of their cells.
+
+    >>> from sde_gen import latent
+    >>> objective = latent.Elbo()
     """
 
     def __call__(self, model: Any, x: Tensor, y: Any, noise: Streams) -> Tensor:
@@ -53,6 +56,10 @@ class Joint:
 
     Args:
         dropout: the probability of training the score without a condition, as in ``Denoising``.
+
+    >>> from sde_gen import latent
+    >>> latent.Joint(dropout=0.0)
+    Joint(dropout=0.0)
     """
 
     dropout: float = 0.1

@@ -95,6 +95,9 @@ def log_prob(
             for another number of samples; ``probes`` < 1; times that do not rise to T; steps
             beside a solver or of a matrix process.
         FloatingPointError: score or divergence are NaN or infinite.
+
+    >>> sg.log_prob(sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(1, 2)).value
+    tensor([-1.8379])
     """
     sde = check_model(model, x)
     fixed = _FIXED if steps is None else check_count(steps, "steps", 2)

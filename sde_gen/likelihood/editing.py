@@ -46,6 +46,10 @@ def encode(model: Score, x: Tensor, steps: int = _STEPS) -> Tensor:
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.encode(law, torch.ones(1, 2))
+    tensor([[1.0000, 1.0000]])
     """
     sde, start = _start(model, x, steps, latent=False)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -63,6 +67,10 @@ def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
 
     Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
     where sigma / alpha = 0.005, and x is the mean there, x_t / alpha.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.decode(law, torch.ones(1, 2))
+    tensor([[1.0000, 1.0000]])
     """
     sde, start = _start(model, z, steps, latent=True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
@@ -109,6 +117,9 @@ def between(
     Raises:
         TypeError, ValueError: states of two shapes, shares that are no list of numbers; on the
             sphere, a and b that lie opposite each other, between which no path is the shortest.
+
+    >>> sg.likelihood.between(torch.zeros(1, 2), torch.ones(1, 2), [0.5], metric="sphere").shape
+    torch.Size([1, 1, 2])
     """
     for name, state in (("a", a), ("b", b)):
         check_state(state, name)
@@ -158,6 +169,10 @@ def interpolate(
 
     Raises:
         TypeError, ValueError: as ``encode`` and ``between``.
+
+    >>> law, a = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.ones(1, 2)
+    >>> sg.likelihood.interpolate(law, a, 2 * a, [0.0, 0.5, 1.0], steps=50).shape
+    torch.Size([3, 1, 2])
     """
     path = between(encode(model, a, steps), encode(model, b, steps), shares, metric)
     return torch.stack([decode(model, z, steps) for z in path])
@@ -169,6 +184,10 @@ def relabel(source: Score, target: Score, x: Tensor, steps: int = _STEPS) -> Ten
 
     Raises:
         TypeError, ValueError: as ``encode``; scores of two processes.
+
+    >>> a, b = (sg.Gaussian(sg.EDM(), torch.full((2,), m)) for m in (0.0, 3.0))
+    >>> sg.likelihood.relabel(a, b, torch.ones(1, 2), steps=50).shape
+    torch.Size([1, 2])
     """
     z = encode(source, x, steps)
     one, other = source.sde, target.sde
@@ -200,6 +219,10 @@ def redraw(
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``; a level out of range.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.redraw(law, torch.ones(1, 2), level=0.5).shape
+    torch.Size([1, 2])
     """
     sde = check_model(model, x)
     if not isinstance(sde, LinearSDE):

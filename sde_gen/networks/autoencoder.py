@@ -79,13 +79,14 @@ class Cost(Generic[V]):
 
 class Codec(nn.Module, ABC):
     """An encoder q(z | x) = N(c(x), diag s(x)^2) and a decoder p(x | z).
+    A subclass defines ``posterior``, ``decode`` and ``log_likelihood``.
 
     Attributes:
         shape, latent: of one datum and of one latent.
         levels: how many levels quantised data on [-1, 1] have; None where p(x | z) is a density.
         std: the deviation of the encoder's noise where it is one number; None where it is s(x).
 
-    A subclass defines ``posterior``, ``decode`` and ``log_likelihood``.
+    >>> net: sg.networks.Codec = sg.networks.Autoencoder((1, 8, 8), (4, 2, 2), width=8)
     """
 
     def __init__(
@@ -251,8 +252,7 @@ class Autoencoder(Codec):
         shape: of one datum: (n,), or (C, *S) with one to three sizes.
         latent: of one latent: (d,), or (c, *S') with S' the sizes S halved, rounding up, once or
             more: the shape says how many levels there are.
-        width: features at full resolution, twice as many on coarser levels; of a dense network
-            in every layer.
+        width: features at full resolution, twice as many on coarser levels, or of each layer.
         blocks: residual blocks a level.
         std: the deviation of the encoder's noise, one number; None learns s(x).
         levels: L of quantised data on [-1, 1]; None takes p(x | z) for a density.

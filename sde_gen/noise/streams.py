@@ -21,7 +21,11 @@ Source = Union[torch.Generator, "Streams", None]
 
 
 def normal_like(x: Tensor, source: Source, name: str) -> Tensor:
-    """Standard normals of the shape, dtype and device of x; streams draw them by ``name``."""
+    """Standard normals of the shape, dtype and device of x; streams draw them by ``name``.
+
+    >>> sg.noise.normal_like(torch.zeros(8, 2), sg.Streams(0), "noise").shape
+    torch.Size([8, 2])
+    """
     if isinstance(source, Streams):
         return source.normal(x, name)
     if source is not None:
@@ -33,6 +37,10 @@ class Noise(ABC):
     """Standard normal increments, as a function of the sample and of the interval.
 
     ``batch``: the number of samples that it is for, None where any will do.
+
+    >>> x = torch.zeros(8, 2)
+    >>> torch.equal(sg.Streams(0)(x, 1.0, 0.5)[3:5], sg.Streams(0, 3)(x[:2], 1.0, 0.5))
+    True
     """
 
     batch: int | None = None
@@ -166,6 +174,9 @@ class Impulses(Noise):
     Every solver is an affine map of its draws when drift is affine in x. Started from zeros with
     one row a draw (and one row more, which gets none), one deterministic solve gives the
     coefficient of each draw, hence the exact mean and variance of the output.
+
+    >>> sg.Impulses()(torch.zeros(3, 1), 1.0, 0.5).flatten()
+    tensor([1., 0., 0.])
     """
 
     def __init__(self) -> None:

@@ -48,6 +48,8 @@ def image_grid(
     Raises:
         ValueError: x of another shape, rows outside 1 .. N, or labels that are neither one a row
             nor one an image.
+
+    >>> figure = image_grid(torch.rand(6, 3, 8, 8) * 2 - 1, rows=2)
     """
     images, empty, rows = _images(x, rows)
     n, _, height, width = images.shape

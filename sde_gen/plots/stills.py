@@ -27,7 +27,11 @@ Extent = tuple[float, float, float, float]
 
 @runtime_checkable
 class Clock(Protocol):
-    """What ``noise_schedule`` reads: any ``LinearSDE``."""
+    """What ``noise_schedule`` reads: any ``LinearSDE``.
+
+    >>> isinstance(sg.VP(), Clock)
+    True
+    """
 
     @property
     def T(self) -> float:
@@ -58,6 +62,8 @@ def trajectories_1d(
 
     Raises:
         ValueError: shapes that do not fit, or no path that is finite.
+
+    >>> figure = trajectories_1d([0.0, 0.5, 1.0], torch.randn(3, 8, 1))
     """
     t, x = as_times(times), array(paths, "paths")
     x = x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x
@@ -116,6 +122,9 @@ def density_over_time(
     Raises:
         ValueError: an extent without length, a callable that does not return (M,), or paths that
             do not fit the times.
+
+    >>> law, times = sg.Gaussian(sg.VP(), torch.zeros(1)), torch.linspace(0.01, 1, 50)
+    >>> figure = density_over_time(law.log_prob, times)
     """
     t = as_times(times)
     low, high = limits(extent, "(low, high)")
@@ -161,6 +170,8 @@ def trajectories_2d(
 
     Raises:
         ValueError: paths of another shape, or none that is finite.
+
+    >>> figure = trajectories_2d(torch.randn(3, 8, 2), shown=8)
     """
     x, lost = plane_paths(paths)
     from matplotlib.collections import LineCollection
@@ -200,6 +211,9 @@ def density_2d(
     Raises:
         ValueError: an extent without area, a callable that does not return (M,), or points of
             another shape.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> figure = density_2d(lambda x: law.log_prob(x, 0.1))
     """
     resolution = check_count(resolution, "resolution")
     extent, grid = _mesh(extent, resolution)
@@ -244,6 +258,9 @@ def score_field(
     Raises:
         ValueError: an extent without area, or a callable that returns another shape or is finite
             nowhere.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> figure = score_field(lambda x: law(x, 0.1))
     """
     extent, grid = _mesh(extent, check_count(arrows, "arrows"))
     s = values(score, "score", (len(grid), 2), grid)
@@ -279,6 +296,8 @@ def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
     Args:
         sdes: one, or several by name.
         n: points of each curve.
+
+    >>> figure = noise_schedule({"VP": sg.VP(), "sub-VP": sg.SubVP()})
     """
     named: Mapping[str, Clock] = sdes if isinstance(sdes, Mapping) else {"": sdes}
     if not named or not all(isinstance(sde, Clock) for sde in named.values()):

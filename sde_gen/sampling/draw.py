@@ -74,6 +74,9 @@ def sample(
     Raises:
         TypeError, ValueError: the model does not know its process or shape, n < 1, a dtype that
             is not floating point, and whatever ``solve`` raises (and warns of).
+
+    >>> sg.sample(sg.Gaussian(sg.VP(), torch.zeros(2)), 8, steps=10, seed=0).shape
+    torch.Size([8, 2])
     """
     sde, shape = known(model, "sample")
     n, first = check_count(n, "n"), check_count(first, "first", 0)
@@ -127,6 +130,8 @@ def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:
 
     Raises:
         TypeError: it does not know them.
+
+    >>> sde, shape = sg.sampling.known(sg.Gaussian(sg.VP(), torch.zeros(2)), "sample")
     """
     sde, shape = getattr(model, "sde", None), getattr(model, "inside", None)
     if not isinstance(sde, KernelSDE) or shape is None:
@@ -139,7 +144,11 @@ def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:
 
 def enter(model: Score, x: Tensor) -> Tensor:
     """A state, or data, in the units of the process; in what a process adds to the data nothing
-    changes."""
+    changes.
+
+    >>> sg.sampling.enter(sg.Gaussian(sg.VP(), torch.zeros(2)), torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
     sde, facts = model.sde, model.facts
     if isinstance(sde, MatrixSDE) and sde.added and facts.units is not None:
         return torch.cat([facts.encode(x[:, 0]).unsqueeze(1), x[:, 1:]], 1)
@@ -147,7 +156,11 @@ def enter(model: Score, x: Tensor) -> Tensor:
 
 
 def tuned_to(model: Score) -> Solver | None:
-    """What the model was tuned to, if its weights are still those."""
+    """What the model was tuned to, if its weights are still those.
+
+    >>> print(sg.sampling.tuned_to(sg.Gaussian(sg.VP(), torch.zeros(2))))
+    None
+    """
     tuned = model.tuned
     if tuned is None or tuned.weights in (None, model.fingerprint()):
         return tuned
@@ -174,6 +187,9 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
     knows (``moments``), or of its standard deviation in every direction, with corrector: on the
     probability flow of order 4 with ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a
     matrix process ``Propagator``, of order 3 or 2.
+
+    >>> sg.default_solver(sg.Gaussian(sg.VP(), torch.zeros(2))).corrector
+    True
     """
     check_kind(model, Score, "model", "a Score")
     facts, eta = model.facts, check_number(eta, "eta", least=0)
@@ -188,7 +204,11 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
 
 
 def starting(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:
-    """x_t from N(0, sigma^2), or from N(alpha m, alpha^2 C + sigma^2) where moments are known."""
+    """x_t from N(0, sigma^2), or from N(alpha m, alpha^2 C + sigma^2) where moments are known.
+
+    >>> sg.sampling.starting(sg.EDM(), None, 80.0, torch.ones(1, 2))
+    tensor([[80., 80.]])
+    """
     if isinstance(sde, MatrixSDE):
         return act(sde.sigma(t), z)
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))

@@ -48,6 +48,9 @@ class Pace:
         compiled: by ``torch.compile``: the first call takes a minute, and a C++ compiler.
         device: the kind of device that this serves, "cpu" or "cuda", and not used on others;
             None serves any.
+
+    >>> sg.sampling.Pace(chunk=256).chunk
+    256
     """
 
     chunk: int | None = None
@@ -96,6 +99,9 @@ def timed(model: Score, compiled: bool = False) -> Pace:
 
     Raises:
         TypeError: there is no network in the model, or its shape is not known.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts((2,)))
+    >>> model.pace = sg.sampling.timed(model)
     """
     network = network_in(model)
     if network is None or network.shape is None:
@@ -110,6 +116,9 @@ def settled(network: ScoreNetwork, n: int, steps: int, keep: Callable[[Pace], ob
     Args:
         keep: stores what is found where the next process will look for it, in the first process;
             if that fails with an OSError, nothing is changed.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts((2,)))
+    >>> pace = sg.sampling.settled(model, 8, 5, lambda pace: None)
     """
 
     def find() -> Pace:

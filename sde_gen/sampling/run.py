@@ -76,6 +76,10 @@ def solve(
     Warns:
         UserWarning: before the first step, that the steps are too long for the eta of a reversal
             (``solvers.stability``): the run would explode.
+
+    >>> flow = sg.VP().probability_flow(sg.Gaussian(sg.VP(), torch.zeros(2)))
+    >>> sg.solve(flow, torch.ones(8, 2), [1.0, 0.5, 0.1], sg.Heun()).shape
+    torch.Size([8, 2])
     """
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, such as sde.reverse(score), got {process!r}")
@@ -200,6 +204,9 @@ def as_noise(noise: Noise | int | None, name: str = "noise", first: int = 0) -> 
 
     Raises:
         TypeError: what is neither, under ``name``. ValueError: ``first`` of a noise.
+
+    >>> sg.sampling.as_noise(7, first=2)(torch.zeros(1, 2), 1.0, 0.5).shape
+    torch.Size([1, 2])
     """
     if isinstance(noise, Noise):
         if first:

@@ -55,6 +55,10 @@ class Score:
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
         pace: of a network, how many samples ``sample`` gives it at once and in which layout
             (``sampling.timed``); None until that has been chosen.
+
+    >>> p = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> (p + 2 * p)(torch.ones(1, 2), 0.5)
+    tensor([[-3., -3.]])
     """
 
     sde: KernelSDE | None = None
@@ -182,6 +186,9 @@ class Given(Score):
 
     Raises:
         ValueError: rows for different numbers of samples, here or when called.
+
+    >>> sg.Gaussian(sg.VP(), torch.zeros(2)).given(y=3).context
+    {'y': tensor(3)}
     """
 
     def __init__(self, score: Score, context: Mapping[str, Any]) -> None:
@@ -236,6 +243,10 @@ class Sum(Score):
             when called: a term that returns no tensor.
         ValueError: terms of different processes, shapes, devices or batches; when called: a term
             of another shape than the state.
+
+    >>> p = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> type(p + p).__name__
+    'Sum'
     """
 
     def __init__(self, terms: Sequence[tuple[ScoreFunction, Weight]]) -> None:

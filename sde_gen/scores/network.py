@@ -121,7 +121,11 @@ _MOST_NOISE = math.log(1e4)
 
 
 class Learned(nn.Module, Score):
-    """A score with weights: what is trained, saved and loaded."""
+    """A score with weights: what is trained, saved and loaded.
+
+    >>> isinstance(sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP()), sg.scores.Score)
+    True
+    """
 
     sde: KernelSDE
 
@@ -166,6 +170,10 @@ class ScoreNetwork(Learned):
             or outside [0, T], a state or an output of the wrong shape.
         TypeError: a process without a kernel, or a matrix that mixes components of the data; when
             called: an integer or complex state, a network that returns no tensor.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP(), facts=sg.Facts((2,), std=0.5))
+    >>> model(torch.zeros(8, 2), 0.5).shape
+    torch.Size([8, 2])
     """
 
     singular = True

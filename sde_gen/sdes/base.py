@@ -43,6 +43,10 @@ class Perturbed(NamedTuple):
     For a linear process this is the law of x_t given x_0; for any other, the law of the last
     simulated step. Either way ``score`` is an unbiased target for denoising score matching
     (Vincent 2011).
+
+    >>> x = sg.VP().perturb(torch.zeros(8, 2), 0.5)
+    >>> torch.equal(x.x, x.mean + x.std * x.noise)
+    True
     """
 
     x: Tensor
@@ -61,7 +65,11 @@ class Perturbed(NamedTuple):
 
 
 class SDE(ABC):
-    """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X."""
+    """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X.
+
+    >>> sg.VP().reverse(sg.Gaussian(sg.VP(), torch.zeros(2)), eta=1).diffusion(1.0)
+    tensor(4.4721, dtype=torch.float64)
+    """
 
     T: float
     direction: int = 1
@@ -132,6 +140,10 @@ class Reverse(SDE):
         ValueError: eta is negative or not finite; a score that says that it is of another linear
             process.
         TypeError: ``sde`` is already a reversal, or ``score`` cannot be called.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.Reverse(sg.VP(), law, eta=0.0).drift(torch.ones(8, 2), 0.5)[0]
+    tensor([0., 0.])
     """
 
     sde: SDE
@@ -200,6 +212,9 @@ class KernelSDE(SDE):
 
     The coefficients are numbers (``LinearSDE``) or matrices (``MatrixSDE``); in either case the
     log signal-to-noise ratio is one number that falls with time.
+
+    >>> isinstance(sg.VP(), sg.sdes.KernelSDE)
+    True
     """
 
     @abstractmethod

@@ -53,6 +53,10 @@ class SciPy(Solver):
     Raises:
         ValueError: unknown method. TypeError: not an ODE, or a state that requires gradients.
         RuntimeError: scipy gave up. FloatingPointError: the drift is not finite.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, solver=sg.SciPy("DOP853", 1e-6, 1e-6)).shape
+    torch.Size([8, 2])
     """
 
     evaluates_end = True
@@ -114,6 +118,10 @@ class TorchSDE(Solver):
 
     Raises:
         ValueError: unknown method, or substeps < 1.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, eta=1, solver=sg.TorchSDE("midpoint")).shape
+    torch.Size([8, 2])
     """
 
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:

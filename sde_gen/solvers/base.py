@@ -29,7 +29,11 @@ Gain = float | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[N]):
-    """One interval of the grid, from t to s, with the solver's numbers for it."""
+    """One interval of the grid, from t to s, with the solver's numbers for it.
+
+    >>> sg.solvers.Step(1.0, 0.75, ()).h
+    -0.25
+    """
 
     t: float
     s: float
@@ -58,6 +62,9 @@ class Solver(ABC):
             is only the times at which states are wanted.
         takes_infinite: whether it steps from where alpha = 0 and the coefficients are infinite.
         grid: the grid that it was made for, called as those of ``grids``; None where any serves.
+
+    >>> sg.Heun().calls, sg.Heun().order
+    (2, 2)
     """
 
     order: int

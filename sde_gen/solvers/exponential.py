@@ -144,6 +144,10 @@ class Exponential(Multistep):
 
     Raises:
         ValueError: an order that is not 1 .. 4, or a negative reference.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, solver=sg.Exponential(2, 1.0, corrector=True)).shape
+    torch.Size([8, 2])
     """
 
     takes_infinite = True

@@ -78,6 +78,10 @@ class Propagator(Multistep):
         ValueError: an order that is not 1 .. 4, a reference that is not positive; a start at 0.
         TypeError: no reversal of a ``MatrixSDE``; one whose noise does not enter as many
             components as the data have, so that their score does not determine Q.
+
+    >>> score = sg.Lifted(sg.Gaussian(sg.EDM(1000.0), torch.zeros(2)), sg.CriticallyDamped())
+    >>> sg.sample(score, 8, 10, seed=0, solver=sg.Propagator(2)).shape
+    torch.Size([8, 2])
     """
 
     def __init__(self, order: int = 3, reference: float = 1.0) -> None:

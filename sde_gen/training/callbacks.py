@@ -32,6 +32,8 @@ class Logged:
         log: called as ``log(values, step=step)``; so are ``wandb.log``, ``mlflow.log_metrics`` and
             the ``log`` of accelerate's trackers:
             ``Logged(TensorBoardTracker("run", "logs").log)`` writes for TensorBoard.
+
+    >>> callback = sg.training.Logged(lambda values, step: print(step, values["loss"]))
     """
 
     def __init__(self, log: Callable[..., object]) -> None:
@@ -51,6 +53,9 @@ class LossPlot:
 
     Args:
         minutes: between two drawings.
+
+    >>> sg.training.LossPlot(minutes=0.5).minutes
+    0.5
     """
 
     def __init__(self, minutes: float = 1.0) -> None:
@@ -83,6 +88,9 @@ class Drawings:
 
     Raises:
         TypeError: when called, where the model is no ``ScoreNetwork`` of known shape.
+
+    >>> sg.training.Drawings(every=500).every
+    500
     """
 
     def __init__(

@@ -79,6 +79,8 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         TypeError: what ``describe`` raises, before anything is written.
+
+    >>> sg.save(sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP()), "model")
     """
     from safetensors.torch import save_file
 
@@ -127,6 +129,10 @@ def load(
         CheckpointError: a file is missing, truncated, changed, unreadable or of another format,
             names an unknown class, has a field of a wrong kind, or does not fit the other file.
         RuntimeError: a device that is not there.
+
+    >>> sg.save(sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP()), "model")
+    >>> sg.load("model").sde
+    VP(schedule=Linear(beta_min=0.1, beta_max=20.0, T=1.0))
     """
     place, folder = pick_device(device), as_path(path)
     config = _read_config(folder / CONFIG)

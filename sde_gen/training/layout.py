@@ -40,6 +40,9 @@ class Layout:
         half: in bfloat16, under ``torch.autocast``, where it pays off to (matrix products).
         channels_last: images with their channels last in memory.
         compiled: by ``torch.compile``, which takes a minute and a C++ compiler.
+
+    >>> sg.Recipe(steps=100, layout=sg.training.Layout(half=True)).layout
+    Layout(half=True, channels_last=False, compiled=False)
     """
 
     half: bool = False

@@ -90,6 +90,10 @@ def tune_grid(
         TypeError: the model does not know its process or shape, or the solver is not an
             ``Exponential``.
         ValueError: steps that are no integers >= 2, or n < 8.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 5, seed=0, solver=sg.tune_grid(law, steps=5, n=8)).shape
+    torch.Size([8, 2])
     """
     return tune(model, solver, steps, n, end, data, seed, lambda *_: [])
 
