@@ -98,6 +98,7 @@ def timed(model: Score, compiled: bool = False) -> Pace:
     Raises:
         TypeError: there is no network in the model, or its shape is not known.
     """
+    check_kind(compiled, bool, "compiled", "True or False")
     network = network_in(model)
     if network is None or network.shape is None:
         raise TypeError(f"timed needs a ScoreNetwork of known shape, got {type(model).__name__}")
