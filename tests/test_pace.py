@@ -302,14 +302,17 @@ def test_one_process_settles_it_for_all_and_for_later(finds, monkeypatch) -> Non
 
 
 def test_the_command_keeps_it_beside_the_model(finds, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(pace, "CALLS", 0)
-    monkeypatch.setattr(pace, "WORK", {"cpu": 0})
     save(model(), tmp_path / "model")
     words = ["sample", tmp_path / "model", "--n", "5", "--steps", "2", "--device", "cpu"]
 
     def run(out: str, *more: str) -> int:
         return main([*map(str, words), "--out", str(tmp_path / out), *more])
 
+    assert run("little") == 0
+    assert json.loads((tmp_path / "little/samples.json").read_text())["pace"] is None
+    assert not finds
+    monkeypatch.setattr(pace, "CALLS", 0)
+    monkeypatch.setattr(pace, "WORK", {"cpu": 0})
     assert run("a.npz") == 0
     assert "2 at once on cpu" in capsys.readouterr().out
     assert load(tmp_path / "model").pace == Pace(2, device="cpu")
