@@ -23,6 +23,7 @@ from outcomes import outcome
 import sde_gen as sg
 from sde_gen import data, grids, metrics, plots, training
 from sde_gen.networks import MLP, UNet
+from sde_gen.sampling import Pace, timed
 from sde_gen.solvers import Spectral, ddim, deis, dpm_solver, dpm_solver_pp, sa_solver, unipc
 
 ERRORS = (TypeError, ValueError, FloatingPointError, FileNotFoundError)
@@ -154,6 +155,15 @@ ROOMS: dict[str, dict[str, Entry]] = {
     "plots": {
         "image_grid": entry(
             plots.image_grid, x=draw(4, 1, 3, 3), rows=2, labels=["a", "b"], title="", ax=None
+        ),
+        "signals": entry(
+            plots.signals,
+            x=draw(4, 2, 5),
+            at=[0, 1, 2, 3, 4],
+            rows=2,
+            labels=["a", "b"],
+            channels=["u", "v"],
+            title="",
         ),
         "trajectories_1d": entry(
             plots.trajectories_1d, times=[1.0, 0.0], paths=draw(2, 5), title=""
@@ -357,6 +367,8 @@ ROOMS: dict[str, dict[str, Entry]] = {
             )
             for solver in (sg.Heun(), sg.SciPy(), sg.Adaptive(), sg.Exponential(2))
         },
+        "Pace": entry(Pace, chunk=3, channels_last=False, compiled=False, device="cpu"),
+        "timed": entry(timed, model=NETWORK, compiled=False),
         "default_solver": entry(sg.default_solver, model=GAUSS, eta=0.0),
     },
     "likelihood": {

@@ -70,20 +70,21 @@ def test_image_grid_shows_every_pixel(n, size):
 
     x = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(n))
     file = io.BytesIO()
-    plots.image_grid(x.to(torch.uint8), labels=range(math.isqrt(n)), title="All").savefig(file)
-    picture = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).long()
-    zoom = max(1, round(min(90, 1800 / math.ceil(n**0.5)) / size))
-    wanted = x[0].movedim(0, -1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-    # Where its first row of pixels begins, the whole image must stand.
-    line = wanted[0]
-    windows = picture.unfold(1, len(line), 1).movedim(-1, 2)
-    places = (windows - line).abs().amax((2, 3)) <= 1
-    found = [
-        (picture[i : i + len(wanted), j : j + len(line)] - wanted).abs().max() <= 1
-        for i, j in places.nonzero().tolist()
-        if i + len(wanted) <= len(picture)
-    ]
-    assert any(found)
+    rows = math.isqrt(n)
+    figure = plots.image_grid(x.to(torch.uint8), labels=range(rows), title="All")
+    figure.savefig(file)
+    picture = np.array(Image.open(file).convert("RGB")).astype(int)
+    (ax,) = figure.axes
+    columns, gap = -(-n // rows), max(1, round(size / 16))
+    zoom = max(1, round(min(90, 1800 / columns) / size))
+    box = ax.get_window_extent()
+    left, top = round(box.x0), round(len(picture) - box.y1)
+    for i in {0, n // 2, n - 1}:
+        wanted = x[i].movedim(0, -1).numpy().repeat(zoom, 0).repeat(zoom, 1)
+        up = top + zoom * (gap + i // columns * (size + gap))
+        on = left + zoom * (gap + i % columns * (size + gap))
+        found = picture[up : up + len(wanted), on : on + len(wanted)]
+        assert np.abs(found - wanted).max() <= 1
     assert max(picture.shape) < 2200
 
 

@@ -14,6 +14,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,9 @@ def identity(model: Learned, options: argparse.Namespace) -> dict[str, Any]:
     names = ("steps", "seed", "eta", "guidance", "label", "first", "chunk")
     asked = {name: getattr(options, name) for name in names}
     network = network_in(model)
-    pace = None if network is None or network.pace in (None, Pace()) else str(network.pace)
+    known = None if network is None else network.pace
+    plain = known is None or replace(known, device=None) == Pace()
+    pace = None if plain else str(known)
     about = {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned}
     return {**about, "pace": pace, **asked}
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from ..ops import check_count, shown
-from .given import array, left_out, words
+from ..ops import check_count
+from .given import array, heading, left_out, listed, words
 from .stills import QUIET, _titled
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def image_grid(
     images, empty, rows = _images(x, rows)
     n, _, height, width = images.shape
     columns = -(-n // rows)
-    words_of = None if labels is None else [str(w) for w in _listed(labels)]
+    words_of = None if labels is None else listed(labels, "labels")
     each = words_of is not None and len(words_of) == n != rows
     if words_of is not None and not each:
         words(words_of, "labels", rows, "rows")
@@ -66,10 +66,10 @@ def image_grid(
     foot = math.ceil(1.9 * SMALL * DPI / 72 / zoom) if each else 0
     tiled, gap = _tile(images, rows, columns, foot)
     names = None if each else words_of
-    heading = "\n".join(filter(None, (title, left_out(bad[~empty], "images"))))
+    above = heading(title, left_out(bad[~empty], "images"))
     if ax is None:
-        ax = _exact_axes(tiled.shape[1] * zoom, tiled.shape[0] * zoom, heading, names or [], note)
-    figure = _drawn(ax, tiled, title, left_out(bad[~empty], "images"))
+        ax = _exact_axes(tiled.shape[1] * zoom, tiled.shape[0] * zoom, above, names or [], note)
+    figure = _drawn(ax, tiled, above)
     _name_rows(ax, names, (tiled.shape[0] - gap) / rows, gap, foot)
     for i, word in enumerate(words_of if each and words_of else []):
         left = gap + (i % columns) * (width + gap) + width / 2 - 0.5
@@ -109,12 +109,6 @@ def _scaled(x: object) -> np.ndarray:
     return values / 127.5 - 1 if kind.endswith("uint8") else values
 
 
-def _listed(labels: object) -> list[object]:
-    if not isinstance(labels, Iterable):
-        raise TypeError(f"labels must be a sequence, got {shown(labels)}")
-    return list(labels)
-
-
 def _outside(images: np.ndarray) -> str:
     """A word on values that are clipped."""
     out = np.abs(images) > 1 + CLOSE
@@ -148,7 +142,7 @@ def _width(text: str, points: float) -> float:
     )
 
 
-def _drawn(ax: Axes, tiled: np.ndarray, title: str, lost: str) -> Figure:
+def _drawn(ax: Axes, tiled: np.ndarray, title: str) -> Figure:
     from matplotlib.axes import Axes
 
     if not isinstance(ax, Axes):
@@ -157,7 +151,7 @@ def _drawn(ax: Axes, tiled: np.ndarray, title: str, lost: str) -> Figure:
     ax.set_xticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return _titled(ax, title, lost)
+    return _titled(ax, title)
 
 
 def _name_rows(ax: Axes, names: list[str] | None, step: float, gap: int, foot: int) -> None:

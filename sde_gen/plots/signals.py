@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..ops import check_count
-from .given import array, finite, words
+from .given import array, finite, heading, listed, words
 from .stills import COLOURS, QUIET, _figure, _plain
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def signals(
     rows = math.isqrt(n) if rows is None else check_count(rows, "rows")
     if rows > n:
         raise ValueError(f"rows must lie in 1 .. {n}, got {rows}")
-    named = None if labels is None else list(labels)
+    named = None if labels is None else listed(labels, "labels")
     each = named is not None and len(named) == n != rows
     names = words(named, "labels", n if each else rows, "rows") if named is not None else []
     legend = [] if channels is None else words(channels, "channels", count, "channels")
     _, lost = finite(y, 0, "signals")
+    above = heading(title, lost)
     columns = -(-n // rows)
     figure = _figure(max(3.2, min(12.0, 2.4 * columns)), max(2.0, 1.2 * rows + 0.5))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -83,7 +84,6 @@ def signals(
     if legend:
         handles, said = next(h for ax in panels.flat if (h := ax.get_legend_handles_labels())[0])
         figure.legend(handles, said, loc="outside lower center", ncols=count, frameon=False)
-    heading = "\n".join(filter(None, (title, lost)))
-    if heading:
-        figure.suptitle(heading, fontsize="medium")
+    if above:
+        figure.suptitle(above, fontsize="medium")
     return figure

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import check_count
-from .given import array, as_times, density, finite, limits, plane_paths, values
+from .given import array, as_times, density, finite, heading, limits, plane_paths, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -346,9 +346,7 @@ def _plain(ax: Axes) -> None:
 
 
 def _titled(ax: Axes, title: str, note: str = "") -> Figure:
-    if not isinstance(title, str):
-        raise TypeError(f"title must be a str, got {title!r}")
-    ax.set_title("\n".join(filter(None, (title, note))), fontsize="medium")
+    ax.set_title(heading(title, note), fontsize="medium")
     ax.tick_params(labelsize="small")
     return cast("Figure", ax.figure)
 

@@ -28,8 +28,9 @@ FIRST, LARGEST = 4, 2**14
 """Samples of the smallest and of the largest call that is timed."""
 LONG = {"cpu": 0.2}
 """Seconds of a call that is no longer doubled; elsewhere 0.05."""
-SLOWER, GAIN = 1.3, 0.95
-"""Nor is one that is so much slower a sample than the best; a layout must need at most so much."""
+SLOWER, NEAR, GAIN, TURNS = 1.3, 1.15, 0.95, 2
+"""Nor is one that is so much slower a sample than the best. What is at most so much slower is
+timed again, in so many turns; a layout must need at most so much of the time of the plain one."""
 CALLS, WORK = 1000, {"cpu": 3e12}
 """``sample`` tries nothing for fewer evaluations of one sample, nor for fewer products of weights
 and places: some ten seconds of a CPU core. Elsewhere the latter is 1e14."""
@@ -103,6 +104,7 @@ def timed(model: Score, compiled: bool = False) -> Pace:
     >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts((2,)))
     >>> model.pace = sg.sampling.timed(model)
     """
+    check_kind(compiled, bool, "compiled", "True or False")
     network = network_in(model)
     if network is None or network.shape is None:
         raise TypeError(f"timed needs a ScoreNetwork of known shape, got {type(model).__name__}")
@@ -238,14 +240,14 @@ class Trial:
         self.has_images = any(p.ndim == 4 for p in model.parameters())
 
     @torch.no_grad()
-    def seconds(self, pace: Pace, repeats: int = 2) -> float:
+    def seconds(self, pace: Pace, repeats: int) -> float:
         """The least seconds a sample; infinity where it fails."""
         n = pace.chunk or 1
         try:
             x, t, context = stand_in(self.model, n)
             x, spent = pace.lay(x), []
             with kept(self.model, pace):
-                for _ in range(repeats):  # the first warms up
+                for _ in range(repeats):
                     start = clock(self.device)
                     self.model.evaluate(x, t, **context)
                     spent.append(clock(self.device) - start)
@@ -255,29 +257,29 @@ class Trial:
 
 
 def _fastest(trial: Trial, compiled: bool) -> Pace:
-    """The best size by doubling, then the layouts at that size and beside it."""
+    """The sizes that come near the best, by doubling; then these and their layouts in turns, so
+    that what else the machine does meets all of them."""
     device = trial.device.type
-    found: dict[Pace, float] = {}
+    scanned: dict[Pace, float] = {}
     size, long = FIRST, LONG.get(device, 0.05)
     trial.seconds(Pace(size), 1)
     while size <= LARGEST:
-        seconds = found[Pace(size, device=device)] = trial.seconds(Pace(size, device=device))
-        if seconds > SLOWER * min(found.values()) or seconds * size > long:
+        seconds = scanned[Pace(size, device=device)] = trial.seconds(Pace(size, device=device), 2)
+        if seconds > SLOWER * min(scanned.values()) or seconds * size > long:
             break
         size *= 2
-    best = min(found, key=found.__getitem__)
-    if found[best] == math.inf:
+    least = min(scanned.values())
+    if least == math.inf:
         return Pace(device=device)
-    assert best.chunk is not None
-    options: list[list[Pace]] = []
-    if trial.has_images:
-        sizes = (best.chunk // 2, best.chunk, 2 * best.chunk)
-        options.append([replace(best, chunk=n, channels_last=True) for n in sizes])
-    for layouts in options:
-        found |= {pace: trial.seconds(pace) for pace in layouts}
-        other = min(layouts, key=found.__getitem__)
-        best = other if found[other] < GAIN * found[best] else best
+    near = [pace for pace, seconds in scanned.items() if seconds <= NEAR * least][-3:]
+    last = [replace(pace, channels_last=True) for pace in near if trial.has_images]
+    found = dict.fromkeys([*near, *last], math.inf)
+    for _ in range(TURNS):
+        found = {pace: min(s, trial.seconds(pace, 1)) for pace, s in found.items()}
+    best = min(near, key=found.__getitem__)
+    other = min(last, key=found.__getitem__, default=best)
+    best = other if found[other] < GAIN * found[best] else best
     if compiled:
         built = replace(best, compiled=True)
-        best = built if trial.seconds(built) < GAIN * found[best] else best
+        best = built if trial.seconds(built, 1 + TURNS) < GAIN * found[best] else best
     return best
