@@ -27,7 +27,17 @@ def code(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["chain", "conditions", "devices", "extending", "index", "inverse", "networks", "training"],
+    [
+        "chain",
+        "conditions",
+        "devices",
+        "extending",
+        "index",
+        "inverse",
+        "latent",
+        "networks",
+        "training",
+    ],
 )
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")
