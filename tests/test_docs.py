@@ -41,6 +41,7 @@ def code(page: Path) -> str:
         "extending",
         "index",
         "inverse",
+        "latent",
         "networks",
         "training",
     ],

@@ -1,7 +1,7 @@
 """``sde-gen train --latent``: an autoencoder, then a score of its latents, into one model.
 
 Both runs keep their folders, ``autoencoder`` and ``score`` inside that of the model, so that
-``--resume`` goes on with whichever was stopped.
+``--resume`` goes on with whichever was stopped; a score whose autoencoder went on begins anew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..networks import Autoencoder
+    from ..scores import Score
     from ..training import Recipe
 
 AUTO = "auto"
@@ -48,39 +49,46 @@ def train_latent(options: argparse.Namespace, data: Data, recipe: Recipe) -> Non
     """Both stages, each of them half of the steps, minutes or epochs."""
     from ..data import Flip
     from ..latent import Elbo, LatentModel
-    from ..training import LossPlot, pick_device, save, train
+    from ..training import LossPlot, Trainer, pick_device, save, train
+    from ..training.folder import holds_run
 
     if data.table is not None:
         raise ValueError("--latent is for vectors, signals and images, not for tables")
     folder, half = Path(options.out), _half(recipe)
-    stages = {"device": options.device, "resume": options.resume, "overwrite": options.overwrite}
-    stages |= {"callbacks": [LossPlot()], "workers": options.workers}
+    both: Any = {"recipe": half, "device": options.device, "callbacks": [LossPlot()]}
+    both |= {"workers": options.workers}
     # What is mirrored at random, or read while it trains, is not encoded ahead.
     moves, transforms = options.flip or data.source is not None, [Flip()] if options.flip else []
     codec = _autoencoder(options, data)
     size = sum(p.numel() for p in codec.parameters())
     say(f"an autoencoder {codec.shape} -> {codec.latent} of {size:,} parameters (--latent)")
-    codec = train(
+    first = Trainer(
         codec,
         data.items if moves else data.x,
-        recipe=half,
         objective=Elbo(),
         transform=transforms,
         folder=folder / LATENT,
-        **stages,
+        overwrite=options.overwrite,
+        **both,
     )
+    if options.resume and holds_run(folder / LATENT):
+        first.resume()
+    before, codec = first.step, first.run()
     blank = Data(torch.zeros(1, *codec.latent), data.y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = _network(blank, options.channels)
     model = LatentModel.of(codec, net, _process(options.sde), data.x, classes=data.classes)
     say(chosen(net, options.batch, pick_device(options.device).type))
-    kept = {"recipe": half, "folder": folder / "score", **stages}
+    both["folder"] = folder / "score"
+    # Of an autoencoder that was trained further the latents are others.
+    both["resume"] = options.resume and first.step == before
+    both["overwrite"] = not both["resume"]
     if moves:
-        model = train(model, data.items, transform=transforms, **kept)
+        model = train(model, data.items, transform=transforms, **both)
     else:
         codes = model.codes(data.x.to(model.device)).cpu()
-        model = model.over(train(model.score, codes, data.y, **kept))  # type: ignore[type-var]
+        model = model.over(cast("Score", train(cast(Any, model.score), codes, data.y, **both)))
     save(model, folder)
 
 

@@ -8,8 +8,9 @@ volumes; any other ``torch.nn.Module`` with the same call serves as well. ``Auto
 
 from __future__ import annotations
 
-from .autoencoder import Autoencoder, Codec, Cost, Pair
+from .autoencoder import Autoencoder
 from .base import Network
+from .codec import Codec, Cost, Pair
 from .dit import DiT
 from .mlp import MLP
 from .principal import PrincipalMLP
