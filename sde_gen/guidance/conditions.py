@@ -180,7 +180,7 @@ class ClassifierFree(_Conditional):
 class Composed(_Conditional):
     """s(x, t) + sum_i w_i (s(x, t | c_i) - s(x, t)), in one batched call of a network.
 
-    Conditions that are independent given x, all at once (Liu et al. 2022, equation 11); one with
+    Conditions that are independent given x, all at once (Liu et al. 2022); one with
     w_i < 0 is kept away from (their negation). A condition with weight 1 + w alone is
     ``ClassifierFree`` with weight w. In each term what other conditions bind is absent.
 

@@ -93,6 +93,8 @@ def corrected(
     True
     """
     check_prior(score, "corrected")
+    if score.factor:
+        raise ValueError("classifiers alone are the score of no law: add that of the data")
     shape = score.shape
     if shape is None:
         raise TypeError("corrected needs a score that knows the shape of its data (facts.shape)")

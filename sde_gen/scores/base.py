@@ -276,6 +276,7 @@ class Sum(Score):
         self.terms = [(score, as_weight(weight)) for score, weight in terms]
         weights = {f"weight {i}": weight for i, (_, weight) in enumerate(self.terms)}
         inherit(self, [score for score, _ in terms], weights)
+        self.factor = all(getattr(score, "factor", False) for score, _ in terms)
 
     @property
     def device(self) -> torch.device:
@@ -321,10 +322,8 @@ class Sum(Score):
                 each = _factors(term, x, as_time(t), self._tweedie)
                 into = conditions if getattr(term, "factor", False) else found
                 into += [(w * v, s) for v, s in each]
-        if not conditions:
-            return found
-        if not found:
-            raise ValueError("a sum of classifiers alone is the score of no law: add that of data")
+        if not conditions or not found:
+            return found + conditions
         w, s = found[0]
         found[0] = (w - sum(v for v, _ in conditions), s)
         return found + [(v, s + g) for v, g in conditions]
