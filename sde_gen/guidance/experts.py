@@ -26,7 +26,7 @@ from ..scores import Score, Sum
 from ..scores.base import inherit
 from ..scores.bound import check_batch
 from ..scores.weights import Weight, as_weight
-from ..sdes import Evaluation, evaluate
+from ..sdes import Evaluation, LinearSDE, evaluate
 from .levels import level
 
 
@@ -203,7 +203,7 @@ class Product(_Experts):
             Where one has principal directions, matrices (n, n) are kept for n numbers in a sample.
 
     Raises:
-        TypeError: no terms, or one that knows no process.
+        TypeError: no terms; no process that is known, or one with matrices.
         ValueError: what two terms know differs; a C_i that is not invertible; powers of which
             Gaussians have no density, P <= 0.
 
@@ -218,7 +218,7 @@ class Product(_Experts):
 
     def __init__(self, terms: Sequence[tuple[Score, float]]) -> None:
         super().__init__(terms)
-        self.singular = any(score.singular for score in self.scores)
+        check_kind(self.sde, LinearSDE, "the process of a product", "a LinearSDE, such as VP()")
         known = [s.facts.moments or isotropic(s.facts.std**2) for s in self.scores]
         powers = [a for _, a in self.terms]
         self._basis: Tensor | None = None

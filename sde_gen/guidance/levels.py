@@ -49,8 +49,8 @@ class Interval:
     """``weight`` where low < sigma / alpha <= high, and 0 elsewhere (Kynkaanniemi et al. 2024).
 
     Where all of a batch has one time, it is there the number 0, and what it multiplies is not
-    evaluated. A solver of high order loses its order at the ends: its past values are those of
-    another score. From some twenty calls on that is less than what guidance changes.
+    evaluated. A solver of high order loses its order at the two ends, where its past values are
+    those of another score.
 
     Args:
         sde: the process whose times are asked for.

@@ -73,7 +73,7 @@ def corrected(
 
     Returns:
         Weighted particles; ``log_evidence`` is log Z, the integral of prod_i p_i^a_i, up to the
-        square of what is left of the data at T.
+        square of what is left of the data at T (of latents, the integral over these).
 
     Raises:
         TypeError, ValueError: a score of no linear process; weights that are no numbers (intervals
@@ -95,7 +95,7 @@ def corrected(
     check_prior(score, "corrected")
     if score.factor:
         raise ValueError("classifiers alone are the score of no law: add that of the data")
-    shape = score.shape
+    shape = score.inside
     if shape is None:
         raise TypeError("corrected needs a score that knows the shape of its data (facts.shape)")
     count, eta = check_count(count, "count", 2), check_number(eta, "eta", above=0)
@@ -113,9 +113,9 @@ def corrected(
     if not all_finite(cloud.log_z):
         raise FloatingPointError("the weights of the particles are not finite: is the score?")
     units = score.facts.units
-    volume = 0.0 if units is None else units.log_volume(shape)
+    volume = 0.0 if units is None or not units.affine else units.log_volume(shape)
     log_z = cloud.log_z + run.log_start + (1 - run.total) * volume
-    x = score.facts.decode(x).reshape(systems, count, *shape)
+    x = score.facts.decode(x).unflatten(0, (systems, count))
     ess = torch.stack(cloud.ess, 1)
     warn(ess, count)
     found = (x, cloud.log_w, log_z, cloud.standard_error, ess)
