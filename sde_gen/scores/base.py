@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound="Score")
 _T = TypeVar("_T")
 
+
 class Score:
     """A function (x, t) -> grad_x log p_t(x): x (B, *D), t () or (B,), result (B, *D).
 
