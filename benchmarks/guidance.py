@@ -44,7 +44,10 @@ from sde_gen.inverse import corrected
 from sde_gen.solvers import PredictorCorrector
 
 HERE = Path(__file__).parent
-RESULTS, FIGURE = HERE / "results" / "guidance.json", HERE / "results" / "guidance.png"
+RESULTS, FIGURE = (
+    HERE / "results" / "guidance.json",
+    HERE.parent / "docs" / "images" / "guidance.png",
+)
 F64 = torch.float64
 DRAWS = 2000
 STEPS = (12, 25, 50, 100, 200)
@@ -215,6 +218,7 @@ class Judged(NamedTuple):
     grade: Callable[[Tensor, Tensor], dict[str, float]]
     real: Tensor
     label: Tensor
+    train: Tensor
     within: float
     """Mean variance of a number within a class, in the units of the process."""
 
@@ -241,7 +245,7 @@ def digits(folder: str | None) -> Judged:
     weak = train_models(train, 0.15, seed=1, progress=False).score
     real = to_levels(test.x)
     within = variance_within(train.x, train.y) / model.facts.variance * model.facts.std**2
-    return Judged(model, weak, judge.grade, real, test.y, within)
+    return Judged(model, weak, judge.grade, real, test.y, to_levels(train.x), within)
 
 
 def mnist(folder: str) -> Judged:
@@ -257,7 +261,7 @@ def mnist(folder: str) -> Judged:
         return judge.grade(data.quantise(x, bench.LEVELS), y)
 
     x, y = parts[0][0], parts[0][1]
-    return Judged(model, None, grade, parts[1][0], parts[1][1], variance_within(x, y))
+    return Judged(model, None, grade, parts[1][0], parts[1][1], x, variance_within(x, y))
 
 
 def settings(on: Judged, y: Tensor, few: bool) -> Iterator[tuple[str, float, sg.Score]]:
@@ -296,7 +300,10 @@ def trained(on: Judged, n: int, few: bool) -> dict[str, Any]:
             row("corrected", w, made.x.flatten(0, 1), torch.arange(10).repeat_interleave(n // 10))
             rows[-1]["effective"] = float(made.ess[..., -1].mean())
     order = torch.randperm(len(on.real), generator=torch.Generator().manual_seed(0))
-    row("real test images", 0.0, on.real[order[:n]], on.label[order[:n]])
+    row("real images", 0.0, on.real[order[:n]], on.label[order[:n]])
+    # Of test images by themselves that would be all.
+    order = torch.randperm(len(on.train), generator=torch.Generator().manual_seed(0))
+    rows[-1]["coverage"] = coverage(on.train[order[:n]], on.real)
     heads = ["guidance", "weight", "accuracy", "Fréchet", "coverage"]
     _report.table(
         heads,
@@ -323,8 +330,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
             calls = [int(c) for c in row]
             ax.plot(calls, list(row.values()), "o-", ms=3.5, lw=1.4, color=color, label=way)
         ax.axhline(law["floor"], color="0.6", ls=":", lw=1.2, label="exact draws")
-        ax.set(xscale="log", yscale="log", title=name)
-        _report.call_ticks(ax, sorted({int(c) for r in law["distance"].values() for c in r})[::2])
+        # Long steps of a sum with noise explode, far above the panel.
+        top = 2 * max(row[max(row, key=int)] for row in law["distance"].values())
+        ax.set(xscale="log", yscale="log", title=name, ylim=(law["floor"] / 2, top))
+        _report.call_ticks(ax, (12, 25, 50, 100, 250))
         ax.set_xlabel("evaluations of the guided score a draw")
     axes[0].set_ylabel("sliced Wasserstein-2")
     ax, rows = axes[3], found["gaussian"]
@@ -335,25 +344,27 @@ def draw(found: dict[str, Any], path: Path) -> None:
         ax.plot(w, m, color=color, lw=1.6)
         ax.fill_between(w, low, high, color=color, alpha=0.18, lw=0)
         ax.annotate(what, (w[-1], m[-1]), color=color, fontsize=9, ha="right", va="bottom")
-    ax.set(title="a Gaussian class N(1, 0.3) of N(0, 1)", xlabel="weight")
+    ax.set(title="a Gaussian class N(1, 0.3) of N(0, 1)")
     ax.set_ylabel("mean, one deviation each way")
     network(axes[4:], found["digits"])
-    _report.finish(fig, axes[:1], "", "", path)
+    _report.finish(fig, axes[:1], "weight", "", path)
 
 
 def network(axes: Any, found: dict[str, Any]) -> None:
     """Frechet distance and coverage against accuracy or weight."""
-    kinds = ("everywhere", "(0.2, 2]", "Product", "weaker model", "corrected")
-    real = found["rows"][-1]
+    kinds = ("everywhere", "(0, 1]", "Product", "weaker model", "corrected")
+    real, plain = found["rows"][-1], found["rows"][0]
     for ax, what in zip(axes, ("frechet", "coverage"), strict=True):
         for color, kind in zip(_report.COLORS, kinds, strict=False):
-            rows = [r for r in found["rows"] if r["guidance"] == kind]
+            rows = [plain] + [r for r in found["rows"] if r["guidance"] == kind and r["weight"]]
             x, v = [r["weight"] for r in rows], [r[what] for r in rows]
             ax.plot(x, v, "o-", ms=3.5, lw=1.4, color=color, label=kind)
-        ax.axhline(real[what], color="0.6", ls=":", lw=1.2)
+        ax.axhline(real[what], color="0.6", ls=":", lw=1.2, label="real images")
         name = {"frechet": "Fréchet distance", "coverage": "coverage"}[what]
-        ax.set(title=f"digits, trained network: {name}", xlabel="weight")
-    axes[0].legend(frameon=False, fontsize=8)
+        ax.set(title=f"digits, trained network: {name}")
+    axes[0].set(yscale="log", yticks=[0.3, 1, 3, 10], yticklabels=["0.3", "1", "3", "10"])
+    axes[0].minorticks_off()
+    axes[1].legend(frameon=False, fontsize=8)
 
 
 def results() -> dict[str, Any]:
