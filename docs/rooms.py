@@ -32,7 +32,7 @@ ROOMS = {
     "schedules": ("Schedules", "Clocks: a rate beta(t) and its integral."),
     "scores": ("Scores", "Exact, learned, summed, and taken from other libraries."),
     "networks": ("Networks", "What a learned score is made of."),
-    "guidance": ("Guidance", "Classifiers, and guidance without them: scores that are added."),
+    "guidance": ("Guidance", "Classifiers, conditions, weights, experts: scores that are added."),
     "solvers": ("Solvers", "Steps of a process, and published samplers by name."),
     "grids": ("Grids", "The times at which a solver stops."),
     "tuning": ("Tuning", "Grids and solvers fitted to a score."),

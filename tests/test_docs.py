@@ -39,6 +39,7 @@ def code(page: Path) -> str:
         "conditions",
         "devices",
         "extending",
+        "guidance",
         "index",
         "inverse",
         "latent",

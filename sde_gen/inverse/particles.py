@@ -257,10 +257,10 @@ def _run(
 ) -> Particles:
     count, sde = check_count(count, "count", 2), prior.sde
     assert isinstance(sde, LinearSDE)
-    grid = _grid(sde, prior, steps, times)
+    grid = falling(sde, prior, steps, times)
     systems = batch or 1
     noise = Draws(seed, systems)
-    prior = _repeated(prior, systems, count)
+    prior = repeated(prior, systems, count)
     device = prior.device
     alpha = sde.alpha(grid).tolist()
     w = ((sde.sigma(grid) / sde.alpha(grid)) ** 2).tolist()
@@ -291,13 +291,14 @@ def _run(
         )
     x = prior.facts.decode(y).unflatten(0, (systems, count))
     ess = torch.stack(cloud.ess, 1)
-    _warn(ess, count)
+    warn(ess, count)
     found = (x, cloud.log_w, cloud.log_z, cloud.standard_error, ess)
     x, log_w, log_z, error, ess = found if batch is not None else (part[0] for part in found)
     return Particles(x, log_w, log_z, error, ess, count * (len(grid) - 1))
 
 
-def _warn(ess: Tensor, count: int) -> None:
+def warn(ess: Tensor, count: int) -> None:
+    """``RuntimeWarning`` where the effective numbers (R, steps + 1) fell below ``FEW``."""
     low = float(ess.min())
     if low < FEW:
         where = int((ess < FEW).any(1).sum())
@@ -331,7 +332,7 @@ def _denoise(
     return torch.cat(d), torch.cat(seen)
 
 
-def _repeated(prior: Score, systems: int, count: int) -> Score:
+def repeated(prior: Score, systems: int, count: int) -> Score:
     """The prior for each particle, where it is bound for each observation."""
     if prior.batch is None:
         return prior
@@ -342,7 +343,8 @@ def _repeated(prior: Score, systems: int, count: int) -> Score:
     return prior.rows(torch.arange(systems).repeat_interleave(count))
 
 
-def _grid(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Tensor:
+def falling(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Tensor:
+    """The grid that is asked for, falling to 0; by default that of ``sample``."""
     if times is None:
         return grids.default(sde, steps, to_zero=True, data_std=prior.facts.std)
     grid = torch.as_tensor(times, dtype=torch.float64)

@@ -123,6 +123,11 @@ class Posterior(Score):
         """The prior and the observations of these rows."""
         return self._of(self.prior.rows(index), self.seen.rows(index))
 
+    def at_eta(self, eta: float) -> Posterior:
+        """Of the prior at that noise level."""
+        prior = self.prior.at_eta(eta)
+        return self if prior is self.prior else self._of(prior, self.seen)
+
     def given(self, **context: Any) -> Posterior:
         """Bind arguments of the prior: ``posterior.given(y=labels)``."""
         # A label makes another law, but the moments of all data are the best guess of its own.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..ops import Time, as_time, check_callable, check_kind, match
 from ..scores import Score
-from ..scores.base import Weight, as_weight, inherit, scale
+from ..scores.base import inherit
+from ..scores.weights import Weight, as_weight, scale
 from ..sdes import Evaluation, LinearSDE
 
 

@@ -168,6 +168,25 @@ class Streams(Numbered):
         return ((turns >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
 
 
+class Scaled(Noise):
+    """Another noise times a number: what drives a reversal at another temperature."""
+
+    def __init__(self, noise: Noise, factor: float) -> None:
+        self.noise, self.factor, self.batch = noise, factor, noise.batch
+
+    def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        """factor times that of the noise."""
+        return self.factor * self.noise(x, t, s, k)
+
+    def start(self, x: Tensor) -> Tensor:
+        """factor times that of the noise."""
+        return self.factor * self.noise.start(x)
+
+    def rows(self, index: slice | Tensor) -> Scaled:
+        """The same for a selection of the batch."""
+        return Scaled(self.noise.rows(index), self.factor)
+
+
 class Impulses(Noise):
     """Unit impulses: row j of the batch gets z = 1 in draw j and 0 in all others.
 

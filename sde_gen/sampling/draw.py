@@ -50,7 +50,7 @@ def sample(
             steps itself (``Adaptive``, ``SciPy``) goes to the end in one.
         seed: sample i is a function of the seed and i alone; None draws a seed from torch.
         eta: noise level: 0 is the probability flow, 1 the reverse-time SDE. None takes what the
-            model prefers, ``model.eta``: 0 for all but posteriors.
+            model prefers, ``model.eta``: 0 for all but posteriors and tempered scores.
         solver: by default that which the model was tuned to (``tune_solver``; eta = 0 only),
             otherwise ``default_solver(model, eta)``.
         times: by default the grid that the solver brings, otherwise ``grids.default``, with a
@@ -103,7 +103,8 @@ def sample(
         pace = pace_for(model, n, len(times) - 1)
     blank = torch.empty(n, *sde.state_shape(shape), dtype=dtype, device=device)
     if start is None:
-        x = starting(sde, model.facts.moments, float(times[0]), noise.start(blank))
+        z = math.sqrt(model.temperature) * noise.start(blank)
+        x = starting(sde, model.facts.moments, float(times[0]), z)
     else:
         x = _started(model, start, blank)
 

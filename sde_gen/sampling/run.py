@@ -90,6 +90,8 @@ def solve(
     solver.check(process)
     _check_diffusion(process, grid, solver)
     noise = as_noise(noise)
+    if isinstance(process, Reverse) and not solver.own_steps:
+        process, noise = process.warmed(noise)
     _check_batch(process, noise, len(x))
     parts = [slice(0, len(x))] if chunk is None else _parts(len(x), chunk)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):

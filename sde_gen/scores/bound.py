@@ -67,7 +67,12 @@ def cut(value: Any, index: slice | Tensor) -> Any:
 def rows_of(score: Any, x: Tensor) -> dict[str, Any]:
     """What is bound to a score (``.context``), one row a sample of x."""
     check_batch(score, x, ", ".join(score.context))
-    return {name: _repeat(value, len(x)) for name, value in score.context.items()}
+    return expanded(score.context, len(x))
+
+
+def expanded(context: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """What is bound, one row for each of n samples."""
+    return {name: _repeat(value, n) for name, value in context.items()}
 
 
 def bound(score: Any, context: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ reads g g^T.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Source, normal_like
+from ..noise import Noise, Scaled, Source, normal_like
 from ..ops import (
     Time,
     act,
@@ -155,6 +156,9 @@ class Reverse(SDE):
             raise TypeError("the process is already a Reverse; reverse its .sde instead")
         check_callable(self.score, "score", "score(x, t)")
         set_number(self, "eta", least=0)
+        # Of the class: what wraps a score (torch.compile) hands on its methods.
+        if getattr(type(self.score), "at_eta", None) is not None:
+            object.__setattr__(self, "score", self.score.at_eta(self.eta))  # type: ignore[attr-defined]
         sde, of = self.sde, getattr(self.score, "sde", None)
         if isinstance(sde, KernelSDE) and isinstance(of, KernelSDE) and not sde.agrees(of):
             raise ValueError(
@@ -201,6 +205,18 @@ class Reverse(SDE):
     def diffusion(self, t: Time) -> Tensor:
         """eta g(t)."""
         return self.eta * self.sde.diffusion(t)
+
+    def warmed(self, noise: Noise) -> tuple[Reverse, Noise]:
+        """The same equation by the score of p, and its noise, where that of p^a is reversed.
+
+        Langevin dynamics of p^a at noise level eta are those of p at sqrt(a) eta whose normals are
+        divided by sqrt(a). In this form every solver knows how stiff they are.
+        """
+        a, score = getattr(self.score, "power_of", (1.0, self.score))
+        if a == 1:
+            return self, noise
+        root = math.sqrt(a)
+        return Reverse(self.sde, score, root * self.eta), Scaled(noise, 1 / root)
 
     def rows(self, index: slice | Tensor) -> Reverse:
         """Process and score for these rows."""
