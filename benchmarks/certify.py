@@ -352,7 +352,9 @@ of them, with what they take, and with the orders that were measured against exa
 An SDE running forward, a reversal with $\\eta>0$, a flow ($\\eta=0$), a Langevin process, and the
 reversals and flows of processes with matrices. Where a method has `C` it is the variance of the
 data. `SciPy(method)` runs any flow with scipy's own error control, one step size for the batch;
-with all others no sample depends on its batch.
+with all others no sample depends on its batch. A flow that starts inside (0, T) in short
+steps makes p - 2 calls more in its first step (`solver.start_calls`), where it interpolates p > 2
+values.
 
 {uses}
 

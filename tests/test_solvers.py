@@ -115,10 +115,8 @@ def test_order_does_not_depend_on_the_process(sde: LinearSDE, solver: Solver) ->
         times = grids.log_snr(sde, n, t, s)
         errors.append(rms(solve(flow, x, times, solver) - exact))
         returns.append(rms(solve(flow, exact, times.flip(0), solver) - x))
-    # The start of a multistep method limits it to order 2 here.
-    least = min(solver.order, 2) if isinstance(solver, Exponential) else solver.order
-    assert slopes(errors)[0] > least - 0.2
-    assert slopes(returns)[0] > least - 0.2
+    assert slopes(errors)[0] > solver.order - 0.2
+    assert slopes(returns)[0] > solver.order - 0.2
     assert errors[-1] < 2e-3
 
 

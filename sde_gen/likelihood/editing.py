@@ -214,7 +214,8 @@ def redraw(
 
     Args:
         level: ratio of noise to signal, in the units of the process, below that at T.
-        steps, eta, solver: as in ``sample``.
+        steps, eta, solver: as in ``sample``; where steps are many and eta = 0, the first makes
+            ``solver.start_calls`` more calls.
         seed, first: row i is a function of the seed and of first + i.
 
     Raises:

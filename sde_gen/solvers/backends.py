@@ -44,7 +44,9 @@ class SciPy(Solver):
     """scipy.integrate.solve_ivp on the whole batch, from t to s in one step.
 
     The step size is scipy's, one for the batch, from the tolerances: give it a grid of two
-    times. The state is float64 on the CPU inside scipy; the score sees the caller's dtype.
+    times. So a sample depends, within the tolerance, on its batch; a run of its own for each
+    would cost as many times the calls. ``Adaptive`` has steps of its own for each. The state is
+    float64 on the CPU inside scipy; the score sees the caller's dtype.
 
     Args:
         method: a method of solve_ivp (``order`` is that of its local extrapolation).

@@ -53,6 +53,7 @@ class Solver(ABC):
         weak: order of convergence in law on an SDE, None where it takes ODEs only.
         strong: order of convergence of paths on an SDE with additive noise.
         calls: evaluations of the score in a step.
+        start_calls: evaluations more in the first step of a flow that starts inside (0, T).
         draws: how many normals a step may draw: k = 0 .. draws - 1. What draws more on top of
             another solver's step numbers its own from there.
         multistep: whether a step reads what earlier steps have left in the memory.
@@ -71,6 +72,7 @@ class Solver(ABC):
     weak: int | None = None
     strong: float | None = None
     calls: int = 1
+    start_calls: int = 0
     draws: int = 8
     multistep: bool = False
     evaluates_end: bool = False

@@ -12,8 +12,9 @@ would be m. So the reversal of noise level eta (kappa = 1 + eta^2) is written ar
     M = A + kappa / 2 G G^T V^-1,      F = -kappa / 2 G G^T pick^T (C + W)^-1,
 
 its linear part is solved, and Q alone is interpolated, through its last p values, in the log
-signal-to-noise ratio: ``Exponential`` with matrices, and with its bound of eta in long steps. Propagator, weights and covariance of a step
-depend on the grid alone and come from Magnus' fourth-order integrator (Blanes et al. 2009).
+signal-to-noise ratio: ``Exponential`` with matrices, and with its bound of eta in long steps.
+Propagator, weights and covariance of a step depend on the grid alone and come from Magnus'
+fourth-order integrator (Blanes et al. 2009).
 """
 
 from __future__ import annotations
