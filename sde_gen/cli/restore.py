@@ -67,7 +67,8 @@ def restore(options: argparse.Namespace) -> None:
     if options.method == "term":
         found = _by_term(score, seen, options)
     else:
-        if not posterior.seen.is_dense:
+        # What a decoder makes of latents is linearised for each particle anew.
+        if posterior.seen.observation.operator.linear and not posterior.seen.is_dense:
             raise ValueError(
                 f"{math.prod(seen.operator.measured)} measurements are too many for particles:"
                 " take --method term"

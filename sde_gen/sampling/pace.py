@@ -213,7 +213,7 @@ def stand_in(model: ScoreNetwork, n: int) -> tuple[Tensor, Tensor, dict[str, Ten
     """What a network can be timed on: a state of n samples, their time, and conditions."""
     device = model.device
     generator = torch.Generator(device).manual_seed(0)  # the user's own stays where it is
-    shape = model.sde.state_shape(model.shape or ())
+    shape = model.sde.state_shape(model.inside or ())
     x = torch.randn(n, *shape, device=device, generator=generator)
     conditions = model.takes.items()
     context = {name: x.new_zeros(n, *(k or 64 for k in sizes)) for name, sizes in conditions}
