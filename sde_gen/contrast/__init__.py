@@ -1,0 +1,13 @@
+"""The rivals of the diffusion model, for comparison: VAE, hierarchical VAE, GAN.
+
+Each is small, trained by the library's trainer, ``train(rival, x, y, Recipe(minutes=1))``, drawn
+from by ``rival.sample(n, seed=0)`` (with ``y=labels`` where it knows classes), saved and loaded as
+every model is, and judged by the same judge.
+"""
+
+from __future__ import annotations
+
+from .base import Rival, train
+from .gan import GAN, MinimaxGAN, game_value, jensen_shannon
+
+__all__ = ["GAN", "MinimaxGAN", "Rival", "game_value", "jensen_shannon", "train"]

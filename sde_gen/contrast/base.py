@@ -1,0 +1,186 @@
+"""What the rivals share: how they are drawn from, how they are trained, how they are saved.
+
+A rival is a map from noise and, where it knows classes, a label to a sample. Its loss is what
+calling it gives, ``rival(x, y, noise)``, so the library's trainer serves it: the clock, the average
+over the run, seeds, devices, folders, a run that is taken up again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import training
+from ..networks.base import sizes
+from ..noise import Streams
+from ..ops import as_labels, check_count, check_kind
+from ..sampling import as_noise
+from ..training import Recipe
+from ..training.recipe import adam
+from ..training.trainer import OptimizerOf
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..training.trainer import Options
+
+R = TypeVar("R", bound="Rival")
+
+
+class Rival(nn.Module, ABC):
+    """A generative model that is drawn from in a few calls of its networks.
+
+    Args:
+        shape: of one sample, without the batch.
+        classes: how many labels there are, or None.
+        config: the arguments that rebuild it.
+
+    Attributes:
+        calls: calls of a network that a sample takes.
+
+    A subclass defines ``draw`` and ``loss``. Data are of order one: images in [-1, 1].
+    """
+
+    calls = 1
+
+    def __init__(
+        self, shape: Sequence[int], classes: int | None, config: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(sizes(shape, "shape"))
+        if not self.shape:
+            raise ValueError("shape must hold one or more sizes, such as (2,); got none")
+        self.classes = None if classes is None else check_count(classes, "classes")
+        self.config = dict(config)
+
+    @abstractmethod
+    def draw(self, told: Tensor, noise: Streams) -> Tensor:
+        """Samples (n, *shape), each a function of its number.
+
+        Args:
+            told: (n, classes), the label of each as a row of 0 and 1; (n, 0) without classes.
+            noise: of the n samples.
+        """
+
+    @abstractmethod
+    def loss(self, x: Tensor, told: Tensor, noise: Streams) -> Tensor:
+        """What training makes small, for each of the data x (B, *shape): (B,)."""
+
+    def optimizer(self, lr: float) -> OptimizerOf:
+        """parameters -> the optimiser that suits it, at this peak rate."""
+        return partial(adam, lr)
+
+    def forward(self, x: Tensor, y: Tensor | None, noise: Streams) -> Tensor:
+        """``loss`` of a batch with its labels, (B,)."""
+        return self.loss(x, self.told(y, len(x)), noise)
+
+    def told(self, y: Tensor | None, n: int) -> Tensor:
+        """Labels (n,) as rows of 0 and 1, (n, classes): (n, 0) where there are none.
+
+        Raises:
+            ValueError: labels missing, not wanted, of another number or out of range.
+        """
+        parameter = next(self.parameters())
+        if (y is None) != (self.classes is None):
+            takes = "no classes" if self.classes is None else f"{self.classes} classes"
+            raise ValueError(f"the model has {takes}; labels {'missing' if y is None else 'given'}")
+        if y is None:
+            return parameter.new_zeros(n, 0)
+        if y.shape != (n,):
+            raise ValueError(f"labels y must be ({n},), got {tuple(y.shape)}")
+        each = torch.arange(self.classes or 0, device=parameter.device)
+        return (y.to(each)[:, None] == each).to(parameter.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        seed: int | None = None,
+        *,
+        y: Tensor | Sequence[int] | int | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Draw n samples (n, *shape).
+
+        Args:
+            n: how many.
+            seed: sample i is a function of the seed and i alone; None draws a seed from torch.
+            y: labels (n,), or one for all; None draws each class as often as the others.
+            first: draw the samples first .. first + n - 1 of the sequence of the seed.
+
+        Raises:
+            TypeError, ValueError: no numbers, or out of range; labels that are not wanted.
+        """
+        n, first = check_count(n, "n"), check_count(first, "first", 0)
+        noise = as_noise(seed, "seed", first)
+        check_kind(noise, Streams, "seed", "an integer or None")
+        assert isinstance(noise, Streams)
+        blank = torch.empty(n, device=next(self.parameters()).device)
+        if y is None and self.classes is not None:
+            labels = (self.classes * noise.uniform(blank[:, None], "class")).long().flatten()
+        else:
+            labels = None if y is None else self._labels(y, n)
+        was = self.training
+        try:
+            return self.eval().draw(self.told(labels, n), noise)
+        finally:
+            self.train(was)
+
+
+    def _labels(self, y: Tensor | Sequence[int] | int, n: int) -> Tensor:
+        labels = as_labels(y)
+        if labels.shape not in ((), (n,)):
+            raise ValueError(f"labels y must be () or ({n},), got {tuple(labels.shape)}")
+        if self.classes is not None and bool(((labels < 0) | (labels >= self.classes)).any()):
+            raise ValueError(f"labels y must lie in 0 .. {self.classes - 1}, got {y}")
+        return labels.expand(n)
+
+
+def train(
+    rival: R,
+    data: object,
+    labels: Tensor | None = None,
+    recipe: Recipe | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Unpack[Options],
+) -> R:
+    """Train a rival; returns its average over the run, ready to sample.
+
+    ``training.train`` with the loss and the optimiser of the rival; that has its arguments, and
+    says what is raised. Its clock is ``Recipe(minutes=...)``.
+
+    >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> from sde_gen.contrast import GAN
+    >>> gan = train(GAN((2,), width=16), x, recipe=Recipe(steps=5, batch=32), progress=False)
+    >>> gan.sample(3, seed=0).shape
+    torch.Size([3, 2])
+    """
+    check_kind(rival, Rival, "rival", "a rival, such as GAN((2,))")
+    recipe = Recipe() if recipe is None else recipe
+    options.setdefault("objective", objective)
+    options.setdefault("optimizer", rival.optimizer(recipe.lr))
+    return training.train(
+        rival, data, labels, recipe, resume=resume, progress=progress, **options
+    )
+
+
+def objective(model: nn.Module, x: Tensor, y: Any, noise: Streams) -> Tensor:
+    """The loss of a rival, as the trainer asks for it."""
+    loss: Tensor = model(x, y, noise)
+    return loss
+
+
+def perceptron(n_in: int, n_out: int, width: int, depth: int) -> nn.Sequential:
+    """``depth`` hidden layers of ``width`` with SiLU between them: none is an affine map."""
+    places = [n_in, *[width] * depth]
+    layers: list[nn.Module] = []
+    for a, b in zip(places, places[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(places[-1], n_out))
