@@ -95,3 +95,18 @@ def discretised(k: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
     low = torch.where(k == 0, -math.inf, low)
     high = torch.where(k == levels - 1, math.inf, high)
     return log_difference(low, high)
+
+
+def clipped_mean(mean: Tensor, std: Tensor) -> Tensor:
+    """E[min(1, max(-1, x))] for x ~ N(mean, std^2), elementwise.
+
+    With a = (-1 - mean) / std and b = (1 - mean) / std it is
+    1 - Phi(b) - Phi(a) + mean [Phi(b) - Phi(a)] + std [phi(a) - phi(b)].
+
+    >>> clipped_mean(torch.tensor([0.0, 9.0]), torch.tensor([1.0, 0.1]))
+    tensor([0., 1.])
+    """
+    a, b = (-1 - mean) / std, (1 - mean) / std
+    below, inside = torch.special.ndtr(a), torch.special.ndtr(b)
+    slope = (torch.exp(-0.5 * a**2) - torch.exp(-0.5 * b**2)) / math.sqrt(2 * math.pi)
+    return (1 - inside) - below + mean * (inside - below) + std * slope
