@@ -9,5 +9,7 @@ from __future__ import annotations
 
 from .base import Rival, train
 from .gan import GAN, MinimaxGAN, game_value, jensen_shannon
+from .hvae import HVAE
+from .vae import VAE
 
-__all__ = ["GAN", "MinimaxGAN", "Rival", "game_value", "jensen_shannon", "train"]
+__all__ = ["GAN", "HVAE", "VAE", "MinimaxGAN", "Rival", "game_value", "jensen_shannon", "train"]
