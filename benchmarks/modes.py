@@ -82,7 +82,7 @@ SETTINGS: dict[str, list[Setting]] = {
         ("R1 0.01", lambda: GAN((2,), 2, 64, gamma=0.01), 1e-3),
         ("R1 0.1", lambda: GAN((2,), 2, 64, gamma=0.1), 1e-3),
         ("R1 1", lambda: GAN((2,), 2, 64, gamma=1.0), 1e-3),
-        ("R1 0.1, discriminator 3 times faster", lambda: GAN((2,), 2, 64, gamma=0.1, ratio=3), 1e-3),
+        ("R1 0.1, ratio 3", lambda: GAN((2,), 2, 64, gamma=0.1, ratio=3), 1e-3),
     ],
     "minimax GAN": [
         ("equal rates", lambda: MinimaxGAN((2,), 2, 64, ratio=1.0), 1e-3),

@@ -259,7 +259,7 @@ def test_the_mixture_is_that_of_the_codes():
     is_left = torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.2
     means = torch.where(is_left[:, None], torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
     x = means + normal(n, 2) @ root.T
-    found = VAE(identity(2)).with_mixture(x, components=2).sample(n, seed=1).float()
+    found = VAE(identity(2)).with_mixture(x, components=2).sample(n, seed=1)
     left = found[:, 0] < 0
     assert float(left.double().mean()) == pytest.approx(0.2, abs=4 * math.sqrt(2 * 0.16 / n))
     for side, mean in ((left, (-2.0, 0.0)), (~left, (2.0, 1.0))):

@@ -27,7 +27,10 @@ def code(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["chain", "conditions", "devices", "extending", "index", "inverse", "networks", "training"],
+    [
+        *("chain", "conditions", "contrast", "devices", "extending", "index", "inverse"),
+        *("networks", "training"),
+    ],
 )
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")

@@ -1,8 +1,8 @@
 """What the rivals share: how they are drawn from, how they are trained, how they are saved.
 
 A rival is a map from noise and, where it knows classes, a label to a sample. Its loss is what
-calling it gives, ``rival(x, y, noise)``, so the library's trainer serves it: the clock, the average
-over the run, seeds, devices, folders, a run that is taken up again.
+calling it gives, ``rival(x, y, noise)``, so the library's trainer serves it: the clock, the
+average over the run, seeds, devices, folders, a run that is taken up again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -87,8 +88,8 @@ class Rival(nn.Module, ABC):
         """
         parameter = next(self.parameters())
         if (y is None) != (self.classes is None):
-            takes = "no classes" if self.classes is None else f"{self.classes} classes"
-            raise ValueError(f"the model has {takes}; labels {'missing' if y is None else 'given'}")
+            wrong = "no classes; labels given" if y is not None else "classes; labels missing"
+            raise ValueError(f"the model has {wrong}")
         if y is None:
             return parameter.new_zeros(n, 0)
         if y.shape != (n,):
@@ -131,7 +132,6 @@ class Rival(nn.Module, ABC):
         finally:
             self.train(was)
 
-
     def _labels(self, y: Tensor | Sequence[int] | int, n: int) -> Tensor:
         labels = as_labels(y)
         if labels.shape not in ((), (n,)):
@@ -166,9 +166,7 @@ def train(
     recipe = Recipe() if recipe is None else recipe
     options.setdefault("objective", objective)
     options.setdefault("optimizer", rival.optimizer(recipe.lr))
-    return training.train(
-        rival, data, labels, recipe, resume=resume, progress=progress, **options
-    )
+    return training.train(rival, data, labels, recipe, resume=resume, progress=progress, **options)
 
 
 def objective(model: nn.Module, x: Tensor, y: Any, noise: Streams) -> Tensor:
@@ -181,6 +179,6 @@ def perceptron(n_in: int, n_out: int, width: int, depth: int) -> nn.Sequential:
     """``depth`` hidden layers of ``width`` with SiLU between them: none is an affine map."""
     places = [n_in, *[width] * depth]
     layers: list[nn.Module] = []
-    for a, b in zip(places, places[1:], strict=False):
+    for a, b in pairwise(places):
         layers += [nn.Linear(a, b), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(places[-1], n_out))

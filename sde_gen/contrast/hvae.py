@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class HVAE(Rival):
         super().__init__(codec.shape, classes, config)
         self.codec, self.calls = codec, 1 + len(above)
         self.sizes = [math.prod(codec.latent), *config["above"]]
-        told, pairs = self.classes or 0, list(zip(self.sizes, self.sizes[1:], strict=False))
+        told, pairs = self.classes or 0, list(pairwise(self.sizes))
         self.up = nn.ModuleList(perceptron(n, 2 * m, width, depth) for n, m in pairs)
         self.down = nn.ModuleList(perceptron(m + told, 2 * n, width, depth) for n, m in pairs)
         for net in self.down:  # at first every p(z_l | z_(l+1)) is N(0, I)
@@ -111,8 +112,8 @@ class HVAE(Rival):
         seen = [tuple(v.flatten(1) for v in self.codec.posterior(x))]
         for net in self.up:
             seen.append(_split(net(seen[-1][0])))
-        m, s = torch.zeros_like(seen[-1][0]), torch.ones_like(seen[-1][0])
-        rates = []
+        z = seen[-1][0]
+        m, s, rates = torch.zeros_like(z), torch.ones_like(z), []
         for level in range(len(seen), 0, -1):
             c, r = seen[level - 1]
             if level < len(seen):  # the product of two normal laws

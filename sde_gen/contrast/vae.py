@@ -102,7 +102,7 @@ class VAE(Rival):
         with torch.no_grad():
             z = self.codec.draw(x, Streams(seed)).flatten(1).double().cpu()
         classes = None if labels is None else int(labels.max()) + 1
-        fitted = VAE(self.codec, components, classes).to(z.dtype)
+        fitted = VAE(self.codec, components, classes)
         for c in range(classes or 1):
             part = z if labels is None else z[labels.cpu() == c]
             if len(part) < max(2, components):
@@ -110,7 +110,8 @@ class VAE(Rival):
             found = _fit(part, components, seed)
             for name, value in zip(("weights", "means", "roots"), found, strict=True):
                 getattr(fitted, name)[c] = value
-        return fitted.to(next(self.parameters())).train(self.training)
+        like = next(self.parameters())
+        return fitted.to(like.device, like.dtype).train(self.training)
 
 
 def _fit(z: Tensor, components: int, seed: int) -> tuple[Tensor, Tensor, Any]:
