@@ -122,10 +122,9 @@ class Rival(nn.Module, ABC):
         check_kind(noise, Streams, "seed", "an integer or None")
         assert isinstance(noise, Streams)
         blank = torch.empty(n, device=next(self.parameters()).device)
+        labels = None if y is None else self._labels(y, n)
         if y is None and self.classes is not None:
             labels = (self.classes * noise.uniform(blank[:, None], "class")).long().flatten()
-        else:
-            labels = None if y is None else self._labels(y, n)
         was = self.training
         try:
             return self.eval().draw(self.told(labels, n), noise)

@@ -27,7 +27,7 @@ from torch.nn.functional import softplus
 
 from ..networks.base import sizes
 from ..noise import Streams
-from ..ops import check_count, check_number
+from ..ops import as_numbers, check_count, check_number
 from ..training import register
 from ..training.trainer import OptimizerOf
 from .base import Rival
@@ -141,6 +141,7 @@ class MinimaxGAN(GAN):
 
 def game_value(real: Tensor, fake: Tensor) -> Tensor:
     """V = E log D(x) + E log(1 - D(G(z))) of logits at data and at generated samples, ()."""
+    real, fake = as_numbers(real, "real"), as_numbers(fake, "fake")
     return -softplus(-real).mean() - softplus(fake).mean()
 
 

@@ -30,7 +30,7 @@ from ..networks import Codec
 from ..networks.base import sizes
 from ..networks.blocks import zeroed
 from ..noise import Streams
-from ..ops import check_count, check_kind
+from ..ops import check_count, check_kind, check_number
 from ..training import register
 from .base import Rival, perceptron
 
@@ -47,6 +47,8 @@ class HVAE(Rival):
         above: numbers of z_2 .. z_L; two to four levels in all are usual.
         width, depth: hidden features and layers of the networks between the levels.
         classes: labels that p(z_l | z_(l+1), y) is told, l < L, or None.
+        free: nats that the mean rate of each level above z_1 may have at no cost in training
+            (Kingma et al. 2016, free bits): without them these levels tend to stay empty.
 
     Raises:
         TypeError, ValueError: no codec; no level above it; sizes that are no counts.
@@ -65,25 +67,29 @@ class HVAE(Rival):
         width: int = 128,
         depth: int = 2,
         classes: int | None = None,
+        free: float = 1.0,
     ) -> None:
         check_kind(codec, Codec, "codec", "a Codec, such as Autoencoder((1, 8, 8), (16,))")
+        above = sizes(above, "above")
         config = {
             "codec": codec,
-            "above": sizes(above, "above"),
+            "above": above,
             "width": check_count(width, "width"),
             "depth": check_count(depth, "depth", 0),
             "classes": classes,
+            "free": check_number(free, "free", least=0),
         }
         if not above:
             raise ValueError("above must hold a size or more, such as (8,); without it is a VAE")
         super().__init__(codec.shape, classes, config)
-        self.codec, self.calls = codec, 1 + len(above)
-        self.sizes = [math.prod(codec.latent), *config["above"]]
+        self.codec, self.calls, self.free = codec, 1 + len(above), free
+        self.sizes = [math.prod(codec.latent), *above]
         told, pairs = self.classes or 0, list(pairwise(self.sizes))
         self.up = nn.ModuleList(perceptron(n, 2 * m, width, depth) for n, m in pairs)
-        self.down = nn.ModuleList(perceptron(m + told, 2 * n, width, depth) for n, m in pairs)
-        for net in self.down:  # at first every p(z_l | z_(l+1)) is N(0, I)
+        down = [perceptron(m + told, 2 * n, width, depth) for n, m in pairs]
+        for net in down:  # at first every p(z_l | z_(l+1)) is N(0, I)
             zeroed(net[-1])
+        self.down = nn.ModuleList(down)
 
     def draw(self, told: Tensor, noise: Streams) -> Tensor:
         """Down the levels, then E[x | z_1]."""
@@ -94,9 +100,10 @@ class HVAE(Rival):
         return self.codec.decode(z.reshape(-1, *self.codec.latent))
 
     def loss(self, x: Tensor, told: Tensor, noise: Streams) -> Tensor:
-        """The bound, nats a dimension."""
+        """The bound, nats a dimension, but for what is free."""
         rates, distortion = self._terms(x, told, noise)
-        return (rates.sum(1) + distortion) / math.prod(self.shape)
+        above = rates[:, 1:].mean(0).clamp(min=self.free).sum()
+        return (rates[:, 0] + above + distortion) / math.prod(self.shape)
 
     def terms(
         self, x: Tensor, y: Tensor | None = None, *, noise: Streams
@@ -105,7 +112,12 @@ class HVAE(Rival):
 
         Returns:
             The rates of z_1 .. z_L (B, L), each a KL, and the distortion -log p(x | z_1) (B,).
+
+        Raises:
+            TypeError, ValueError: data or labels that are not the model's, noise that is none.
         """
+        self.codec.check(x)
+        check_kind(noise, Streams, "noise", "Streams(seed)")
         return self._terms(x, self.told(y, len(x)), noise)
 
     def _terms(self, x: Tensor, told: Tensor, noise: Streams) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..networks import Codec
 from ..noise import Streams
-from ..ops import as_labels, check_count, check_kind
+from ..ops import as_labels, check_count, check_finite, check_kind
 from ..training import register
 from .base import Rival
 
@@ -95,7 +95,9 @@ class VAE(Rival):
             ImportError: scikit-learn is missing. ValueError: labels that are not (N,) from 0 on,
                 or a class with fewer data than components.
         """
-        components = check_count(components, "components")
+        self.codec.check(x)
+        check_finite(x)
+        components, seed = check_count(components, "components"), check_count(seed, "seed", 0)
         labels = None if y is None else as_labels(y)
         if labels is not None and (labels.shape != (len(x),) or int(labels.min()) < 0):
             raise ValueError(f"labels y must be ({len(x)},) and not below 0")
