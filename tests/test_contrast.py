@@ -239,10 +239,10 @@ def test_ratio_is_that_of_the_rates():
 def test_a_gan_finds_a_gaussian():
     torch.manual_seed(0)
     x = torch.tensor([1.0, -0.5]) + 0.4 * normal(2000, 2)
-    gan = GAN((2,), latent=2, width=24, depth=2)
+    gan = GAN((2,), latent=2, width=24, depth=2, gamma=1.0)
     gan = train(gan, x, recipe=Recipe(steps=300, batch=128, lr=3e-3), progress=False)
     found = gan.sample(2000, seed=0)
-    assert (found.mean(0) - x.mean(0)).abs().max() < 0.15
+    assert (found.mean(0) - x.mean(0)).abs().max() < 0.2
     assert (found.std(0) / x.std(0)).log().abs().max() < 0.4
 
 

@@ -7,9 +7,11 @@ every model is, and judged by the same judge.
 
 from __future__ import annotations
 
-from .base import Rival, train
-from .gan import GAN, MinimaxGAN, game_value, jensen_shannon
+from .base import Rival
+from .gan import GAN
 from .hvae import HVAE
+from .minimax import MinimaxGAN, game_value, jensen_shannon
+from .training import train
 from .vae import VAE
 
 __all__ = ["GAN", "HVAE", "VAE", "MinimaxGAN", "Rival", "game_value", "jensen_shannon", "train"]

@@ -11,26 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import training
 from ..networks.base import sizes
 from ..noise import Streams
 from ..ops import as_labels, check_count, check_kind
 from ..sampling import as_noise
-from ..training import Recipe
 from ..training.recipe import adam
 from ..training.trainer import OptimizerOf
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ..training.trainer import Options
-
-R = TypeVar("R", bound="Rival")
 
 
 class Rival(nn.Module, ABC):
@@ -138,40 +129,6 @@ class Rival(nn.Module, ABC):
         if self.classes is not None and bool(((labels < 0) | (labels >= self.classes)).any()):
             raise ValueError(f"labels y must lie in 0 .. {self.classes - 1}, got {y}")
         return labels.expand(n)
-
-
-def train(
-    rival: R,
-    data: object,
-    labels: Tensor | None = None,
-    recipe: Recipe | None = None,
-    *,
-    resume: bool = False,
-    progress: bool = True,
-    **options: Unpack[Options],
-) -> R:
-    """Train a rival; returns its average over the run, ready to sample.
-
-    ``training.train`` with the loss and the optimiser of the rival; that has its arguments, and
-    says what is raised. Its clock is ``Recipe(minutes=...)``.
-
-    >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
-    >>> from sde_gen.contrast import GAN
-    >>> gan = train(GAN((2,), width=16), x, recipe=Recipe(steps=5, batch=32), progress=False)
-    >>> gan.sample(3, seed=0).shape
-    torch.Size([3, 2])
-    """
-    check_kind(rival, Rival, "rival", "a rival, such as GAN((2,))")
-    recipe = Recipe() if recipe is None else recipe
-    options.setdefault("objective", objective)
-    options.setdefault("optimizer", rival.optimizer(recipe.lr))
-    return training.train(rival, data, labels, recipe, resume=resume, progress=progress, **options)
-
-
-def objective(model: nn.Module, x: Tensor, y: Any, noise: Streams) -> Tensor:
-    """The loss of a rival, as the trainer asks for it."""
-    loss: Tensor = model(x, y, noise)
-    return loss
 
 
 def perceptron(n_in: int, n_out: int, width: int, depth: int) -> nn.Sequential:

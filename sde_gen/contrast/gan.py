@@ -1,15 +1,12 @@
-"""Generative adversarial networks: a generator that a discriminator cannot tell from the data.
+"""A GAN: a generator whose samples a discriminator cannot tell from the data.
 
-With l the logit of the discriminator, D = sigmoid(l), and softplus(u) = log(1 + e^u), the two play
+With l the logit of the discriminator, D = sigmoid(l), and softplus(u) = log(1 + e^u), the
+discriminator makes small
 
-    min_G max_D  V = E log D(x) + E log(1 - D(G(z))) = -E softplus(-l(x)) - E softplus(l(G(z))).
+    E softplus(-l(x)) + E softplus(l(G(z))) + gamma / 2 E |grad_x l(x)|^2,
 
-Against a generator of density q the best discriminator of data of density p is D* = p / (p + q),
-its logit log p - log q, and there V = 2 JS(p, q) - log 4 (Goodfellow et al. 2014, theorem 1).
-Where the two laws hardly overlap JS is flat, and log(1 - D) has no slope where D is sure: a
-generator that is far behind learns nothing (``MinimaxGAN``). ``GAN`` makes -log D(G(z)) small
-instead, and the slope of the discriminator at the data, gamma / 2 |grad_x l(x)|^2 (R1, Mescheder
-et al. 2018).
+the last being R1 (Mescheder et al. 2018), and the generator E softplus(-l(G(z))) = -E log D(G(z)):
+the non-saturating game (Goodfellow et al. 2014, section 3).
 
 Both players take a step of Adam at the same time. How strong the discriminator is, is the ratio of
 its learning rate to the generator's (Heusel et al. 2017).
@@ -17,7 +14,6 @@ its learning rate to the generator's (Heusel et al. 2017).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,11 +23,11 @@ from torch.nn.functional import softplus
 
 from ..networks.base import sizes
 from ..noise import Streams
-from ..ops import as_numbers, check_count, check_number
+from ..ops import check_count, check_number
 from ..training import register
 from ..training.trainer import OptimizerOf
 from .base import Rival
-from .players import Discriminator, Generator
+from .players import Discriminator, Generator, is_image
 
 
 @register
@@ -44,10 +40,9 @@ class GAN(Rival):
     Args:
         shape, classes: of the data, as in ``Rival``.
         latent: numbers of noise, N(0, I).
-        width: hidden features; of images, channels at half the size (and twice as many at a
-            quarter).
+        width: hidden features; of images, channels at half the size, twice as many at a quarter.
         depth: hidden layers, where the data are no images.
-        gamma: weight of R1; 0 for none.
+        gamma: weight of R1, 0 for none; None is 10 for images and 0.1 for all else.
         ratio: the discriminator's learning rate over the generator's; 0 holds it.
 
     Raises:
@@ -58,12 +53,14 @@ class GAN(Rival):
         self,
         shape: Sequence[int],
         latent: int = 32,
-        width: int = 64,
+        width: int = 32,
         depth: int = 3,
         classes: int | None = None,
-        gamma: float = 1.0,
+        gamma: float | None = None,
         ratio: float = 1.0,
     ) -> None:
+        if gamma is None:
+            gamma = 10.0 if is_image(sizes(shape, "shape")) else 0.1
         config = {
             "shape": sizes(shape, "shape"),
             "latent": check_count(latent, "latent"),
@@ -112,49 +109,3 @@ class GAN(Rival):
             return torch.optim.Adam([{"params": p, "lr": r} for p, r in parts], betas=(0.0, 0.99))
 
         return both
-
-
-@register
-class MinimaxGAN(GAN):
-    """The GAN of the lectures: both play for V, log(1 - D(G(z))) and no R1.
-
-    Args:
-        shape, latent, width, depth, classes, ratio: as in ``GAN``.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        latent: int = 32,
-        width: int = 64,
-        depth: int = 3,
-        classes: int | None = None,
-        ratio: float = 1.0,
-    ) -> None:
-        super().__init__(shape, latent, width, depth, classes, 0.0, ratio)
-        del self.config["gamma"]
-
-    def wish(self, logit: Tensor) -> Tensor:
-        """log(1 - D)."""
-        return -softplus(logit)
-
-
-def game_value(real: Tensor, fake: Tensor) -> Tensor:
-    """V = E log D(x) + E log(1 - D(G(z))) of logits at data and at generated samples, ()."""
-    real, fake = as_numbers(real, "real"), as_numbers(fake, "fake")
-    return -softplus(-real).mean() - softplus(fake).mean()
-
-
-def jensen_shannon(real: Tensor, fake: Tensor) -> Tensor:
-    """(V + log 4) / 2 of logits at data and at generated samples, (): nats, at most log 2.
-
-    In the mean a lower bound of the Jensen-Shannon divergence, whoever discriminates; with the
-    best logit, log p - log q, the divergence itself.
-
-    >>> p, q = (torch.distributions.Normal(m, 1.0) for m in (0.0, 40.0))
-    >>> at = torch.linspace(-2, 2, 5)
-    >>> real, fake = (p.log_prob(x) - q.log_prob(x) for x in (at, at + 40))
-    >>> bool(abs(jensen_shannon(real, fake) - math.log(2)) < 1e-6)
-    True
-    """
-    return (game_value(real, fake) + math.log(4)) / 2

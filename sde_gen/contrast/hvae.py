@@ -67,7 +67,7 @@ class HVAE(Rival):
         width: int = 128,
         depth: int = 2,
         classes: int | None = None,
-        free: float = 1.0,
+        free: float = 0.0,
     ) -> None:
         check_kind(codec, Codec, "codec", "a Codec, such as Autoencoder((1, 8, 8), (16,))")
         above = sizes(above, "above")
