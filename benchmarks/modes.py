@@ -80,16 +80,15 @@ SETTINGS: dict[str, list[Setting]] = {
         ("2 latents, rate 5e-3", lambda: VAE(codec(2, 64)), 5e-3),
     ],
     "hierarchical VAE": [
-        ("2 levels", lambda: HVAE(codec(2, 64), (2,), 64), 2e-3),
-        ("3 levels", lambda: HVAE(codec(2, 64), (2, 2), 64), 2e-3),
-        ("3 levels, nothing free", lambda: HVAE(codec(2, 64), (2, 2), 64, free=0), 2e-3),
-        ("4 levels", lambda: HVAE(codec(2, 64), (2, 2, 2), 64), 2e-3),
+        ("2 levels, 2 + 2", lambda: HVAE(codec(2, 64), (2,), 64), 2e-3),
+        ("3 levels, 2 + 2 + 2", lambda: HVAE(codec(2, 64), (2, 2), 64), 2e-3),
+        ("4 levels, 2 + 2 + 2 + 2", lambda: HVAE(codec(2, 64), (2, 2, 2), 64), 2e-3),
     ],
     "GAN": [
         ("R1 0.01", lambda: GAN((2,), 2, 64, gamma=0.01), 1e-3),
         ("R1 0.1", lambda: GAN((2,), 2, 64, gamma=0.1), 1e-3),
         ("R1 1", lambda: GAN((2,), 2, 64, gamma=1.0), 1e-3),
-        ("R1 0.1, ratio 10", lambda: GAN((2,), 2, 64, gamma=0.1, ratio=10), 1e-3),
+        ("R1 0.1, ratio 3", lambda: GAN((2,), 2, 64, gamma=0.1, ratio=3), 1e-3),
     ],
     "minimax GAN": [
         ("equal rates", lambda: MinimaxGAN((2,), 2, 64, ratio=1.0), 1e-3),

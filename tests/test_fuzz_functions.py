@@ -219,9 +219,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "with_mixture": entry(
             contrast.VAE(CODEC).with_mixture, x=X, y=[0, 0, 1, 1], components=1, seed=0
         ),
-        "HVAE": entry(
-            contrast.HVAE, codec=CODEC, above=(2,), width=4, depth=1, classes=2, free=1.0
-        ),
+        "HVAE": entry(contrast.HVAE, codec=CODEC, above=(2,), width=4, depth=1, classes=2),
         "terms": entry(contrast.HVAE(CODEC, (2,), 4).terms, x=X, noise=sg.Streams(0)),
         "sample": entry(
             contrast.GAN((2,), 2, 4, classes=3).sample, n=4, seed=0, y=[0, 1, 2, 0], first=0

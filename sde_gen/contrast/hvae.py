@@ -30,7 +30,7 @@ from ..networks import Codec
 from ..networks.base import sizes
 from ..networks.blocks import zeroed
 from ..noise import Streams
-from ..ops import check_count, check_kind, check_number
+from ..ops import check_count, check_kind
 from ..training import register
 from .base import Rival, perceptron
 
@@ -47,8 +47,6 @@ class HVAE(Rival):
         above: numbers of z_2 .. z_L; two to four levels in all are usual.
         width, depth: hidden features and layers of the networks between the levels.
         classes: labels that p(z_l | z_(l+1), y) is told, l < L, or None.
-        free: nats that the mean rate of each level above z_1 may have at no cost in training
-            (Kingma et al. 2016, free bits): without them these levels tend to stay empty.
 
     Raises:
         TypeError, ValueError: no codec; no level above it; sizes that are no counts.
@@ -67,7 +65,6 @@ class HVAE(Rival):
         width: int = 128,
         depth: int = 2,
         classes: int | None = None,
-        free: float = 0.0,
     ) -> None:
         check_kind(codec, Codec, "codec", "a Codec, such as Autoencoder((1, 8, 8), (16,))")
         above = sizes(above, "above")
@@ -77,12 +74,11 @@ class HVAE(Rival):
             "width": check_count(width, "width"),
             "depth": check_count(depth, "depth", 0),
             "classes": classes,
-            "free": check_number(free, "free", least=0),
         }
         if not above:
             raise ValueError("above must hold a size or more, such as (8,); without it is a VAE")
         super().__init__(codec.shape, classes, config)
-        self.codec, self.calls, self.free = codec, 1 + len(above), free
+        self.codec, self.calls = codec, 1 + len(above)
         self.sizes = [math.prod(codec.latent), *above]
         told, pairs = self.classes or 0, list(pairwise(self.sizes))
         self.up = nn.ModuleList(perceptron(n, 2 * m, width, depth) for n, m in pairs)
@@ -100,10 +96,9 @@ class HVAE(Rival):
         return self.codec.decode(z.reshape(-1, *self.codec.latent))
 
     def loss(self, x: Tensor, told: Tensor, noise: Streams) -> Tensor:
-        """The bound, nats a dimension, but for what is free."""
+        """The bound, nats a dimension."""
         rates, distortion = self._terms(x, told, noise)
-        above = rates[:, 1:].mean(0).clamp(min=self.free).sum()
-        return (rates[:, 0] + above + distortion) / math.prod(self.shape)
+        return (rates.sum(1) + distortion) / math.prod(self.shape)
 
     def terms(
         self, x: Tensor, y: Tensor | None = None, *, noise: Streams
