@@ -257,7 +257,7 @@ def picture(rows: list[dict[str, Any]], slope: list[dict[str, float]], path: Pat
 
     top = {"data": draws(2)[:SHOWN].tolist()}
     top |= {name: row["points"] for name, row in best(rows).items() if name != "minimax GAN"}
-    games = [row for row in rows if row["looks"]]
+    games = [row for row in rows if row.get("looks")]
     columns = max(len(top), len(LOOKS) + 1)
     shape = (2.1 * columns, 2.4 * (1 + len(games)))
     figure = Figure(figsize=shape, layout="constrained", dpi=110)
