@@ -6,9 +6,9 @@ costs, with each of a few settings, from which the one with the least energy dis
 All settings stand in the results. Of 10,000 samples:
 
 *modes*: at how many of the 25 a sample lies; *share*: of the samples, how many lie at a mode,
-within 3 deviations of its centre (98.9 % of exact samples do, and 13 % of those of a uniform
-density on the square of the centres, which covers all modes as well); *evenness*: how even the counts of
-the modes are, the exponential of their entropy over 25; *energy* distance to other data; and the
+within 3 deviations of its centre (98.9 % of exact samples do, and 13 % of a uniform density on the
+square of the centres, which covers all modes as well); *evenness*: how even the counts of the
+modes are, the exponential of their entropy over 25; *energy* distance to other data; and the
 microseconds and calls of a sample.
 
 A VAE's sample is E[x | z]. The minimax GAN is looked at as it trains (its weights as they are, no
