@@ -43,6 +43,7 @@ ROOMS = {
     "moments": ("Moments", "Mean and covariance of the data."),
     "likelihood": ("Likelihood", "Densities, bits, encoding and editing."),
     "latent": ("Latents", "A score in the latents of an autoencoder: drawing, training, bounds."),
+    "contrast": ("The rivals", "VAE, hierarchical VAE and GAN, to be compared with."),
     "chain": ("The discrete chain", "A process seen at N times, and the bound of its likelihood."),
     "inverse": ("Inverse problems", "What was observed, y = A(x) + noise, and posteriors of x."),
     "mcmc": ("Langevin dynamics", "Chains that settle at a law."),
