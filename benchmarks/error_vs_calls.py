@@ -8,6 +8,7 @@ among all of ``_peers.table()``, so a ratio of 1 is what picking the best peer b
 
     python benchmarks/error_vs_calls.py                 everything (about half an hour)
     python benchmarks/error_vs_calls.py --only sde_gen  sde_gen again, beside the stored peers
+    python benchmarks/error_vs_calls.py --ours covariance  ... one configuration, the others stored
     python benchmarks/error_vs_calls.py --quick         a minute: three call counts, small problems
 """
 
@@ -36,6 +37,7 @@ from sde_gen.tuning import Tuned
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 LEAST = 0.01
 """A cell counts for no less in a mean: a solver that is exact would decide it alone."""
+GROUPS = {"problems": "main", "held-out problems": "held out", "new problems": "new"}
 RAW = HERE / "results" / "error_vs_calls"
 Cell = tuple[float, float]
 Row = dict[str, Cell]
@@ -152,7 +154,7 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
     if args.only != "sde_gen" and (args.again or not known["peers"]):
         known["peers"] = rounded(run_peers(case, args.calls))
     if args.only != "peers":
-        known["sde_gen"] = rounded(run_ours(case, args.calls, args.ours))
+        known["sde_gen"] |= rounded(run_ours(case, args.calls, args.ours))
     folder.mkdir(parents=True, exist_ok=True)
     compact = partial(json.dumps, separators=(",", ":"))
     lines = [f'"key": {json.dumps(known["key"])}']
@@ -309,15 +311,15 @@ def main() -> None:
     summary: dict[str, Any] = {"calls": args.calls, "versions": _report.versions()}
     for case, known in results.items():
         print_case(case, known, args.calls)
-    for title, held_out in (("problems", False), ("held-out problems", True)):
-        part = {c.name: results[c.name] for c in cases if PROBLEMS[c.problem].held_out == held_out}
+    for title, group in GROUPS.items():
+        part = {c.name: results[c.name] for c in cases if PROBLEMS[c.problem].group == group}
         if part:
             rank = ranking(part, args.calls)
             print_ranking(title, rank)
             summary[title] = [r for r in rank if r["name"].startswith("sde_gen")] + [
                 r for r in rank if not r["name"].startswith("sde_gen")
             ][:20]
-            tag = "_held_out" if held_out else ""
+            tag = "" if group == "main" else f"_{group.replace(' ', '_')}"
             draw(part, args.calls, rank, folder.with_name(f"{name}{tag}.png"))
     summary["best peers"] = {
         case: {n: best_peer(known, n, 0) for n in args.calls} for case, known in results.items()

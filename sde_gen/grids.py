@@ -265,14 +265,15 @@ def default(
     data_std: float = 1.0,
     to_zero: bool = False,
 ) -> Tensor:
-    """The default: even in u^(1 / p), where u is standard VP's time to sqrt(c / data_std) times the
-    ratio of noise to signal; p = 1.8 + log2(n / 5) / 4 + r^2 and c = 0.7 - 0.35 r, r = (5 / n)^2,
-    of n steps, or of 5 where there are fewer.
+    """The default: even in u^(1 / p), where u is standard VP's time to sqrt(c / data_std) times
+    the ratio of noise to signal; p = 1.8 + log2(n / 5) / 4 + r^2, c = 0.7 - 0.35 r and
+    r = (5 / n)^2 for n steps, or 5 where there are fewer.
 
     More steps means smaller errors at high noise, where scores are smooth, before those at low
-    noise: so the power, and with it the share of steps at low noise, rises with their number. Where
-    they are few it rises again: the first is then a leap out of the noise (``solvers.Leap``).
-    data_std enters by its root, because data of twice the spread are rarely twice as rough.
+    noise: so the power, and with it the share of steps at low noise, rises with their number.
+    Where they are few it rises again: the first is then a leap out of the noise
+    (``solvers.Leap``). data_std enters by its root, because data of twice the spread are
+    rarely twice as rough.
 
     >>> sg.grids.default(sg.VP(), 10).shape
     torch.Size([11])

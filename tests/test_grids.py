@@ -74,7 +74,8 @@ def test_spacings_are_even_in_their_own_measure(sde: LinearSDE) -> None:
     assert even(sde.log_snr(grids.log_snr(sde, 10)))
     for rho in (1.0, 3.0, 7.0):
         assert even(ratio(sde, grids.karras(sde, 10, rho=rho)) ** (1 / rho))
-    for steps, p, c in ((3, 2.8, 0.35), (5, 2.8, 0.35), (10, 2.1125, 0.6125), (20, 2.30390625, 0.678125)):
+    exact = {3: (2.8, 0.35), 5: (2.8, 0.35), 10: (2.1125, 0.6125), 20: (2.30390625, 0.678125)}
+    for steps, (p, c) in exact.items():
         r = ratio(sde, grids.default(sde, steps, data_std=0.3)) * math.sqrt(c / 0.3)
         assert even(VP().time_at(-2 * torch.log(r)) ** (1 / p))
     # The same ratio under standard VP is reached at a time whose root is even.

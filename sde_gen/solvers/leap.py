@@ -1,14 +1,14 @@
 """A first step that makes its call where a call tells something.
 
-At the start of the probability flow the score says hardly more than the data's mean: the state is
-noise. A call made there is nearly lost, and of five calls one is a fifth. The start is left
-without a call instead, and the score read at a time t* inside the first step: with Q constant from
-T to t* (as it is for Gaussian data of covariance C, see ``exponential``),
+At the start of the probability flow the score says hardly more than the data's mean: the state
+is noise. A call made there is nearly lost, and of five calls one is a fifth. The start is left
+without a call instead, and the score read at a time t* inside the first step: with Q constant
+from T to t* (as it is for Gaussian data of covariance C, see ``exponential``),
 
     y* = a y_T + (1 - a) Q,     a^2 = (C + w*) / (C + w_T),
 
-where Q is read at a y_T + (1 - a) m, with m the mean where it is known, or else 0. Of Gaussian data
-Q is the mean wherever it is read, so y* is exact, whether m is known or not.
+where Q is read at a y_T + (1 - a) m, with m the mean where it is known, or else 0. Of Gaussian
+data Q is the mean wherever it is read, so y* is exact, whether m is known or not.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Start:
 class Leap(Exponential):
     """``Exponential``, whose first step from pure noise reads the score where it says something.
 
-    Where a flow starts in noise 30 times as wide as the data, its score is read not at T but at t*,
-    before the end of the first of N >= 4 steps about as far as that of the second is behind it,
+    Where a flow starts in noise 30 times as wide as the data, its score is read not at T but at
+    t*, before the end of the first of N >= 4 steps about as far as that of the second is behind,
 
         lambda* = lambda_1 - (1 - 10 / N^2) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
 
