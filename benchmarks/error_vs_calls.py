@@ -287,7 +287,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="three call counts, small problems")
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--ranges", nargs="+", choices=list(RANGES), default=list(RANGES))
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS))
+    parser.add_argument("--ours", nargs="*", choices=list(OURS), default=list(OURS))
     parser.add_argument("--exclude", help="leave out the peers whose name matches this pattern")
     parser.add_argument("--seed", type=int, default=0, help="of the starting points")
     args = parser.parse_args()

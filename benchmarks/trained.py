@@ -13,6 +13,7 @@ peers are the 18 configurations that were best on some problem of ``error_vs_cal
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from typing import Any
@@ -176,7 +177,7 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; of named networks those measured before are kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("models", nargs="*", help="NAME=DIR of trained networks")
     parser.add_argument("--n", type=int, default=48, help="trajectories that are judged")
@@ -190,13 +191,15 @@ def main() -> None:
     pairs = [item.split("=", 1) for item in args.models]
     nets = {name: load(folder) for name, folder in pairs}
     nets = nets or {"digits": network(0.1 if args.quick else 1.25)}
-    results = {}
+    path = HERE / "results" / "trained.json"
+    known = json.loads(path.read_text())["networks"] if path.exists() and args.models else {}
+    results: dict[str, Any] = known
     for name, net in nets.items():
         results[name] = measure(Network(name, net, args.n), args)
         show(name, results[name])
     draw(results)
     content = {"networks": results, "versions": _report.versions()}
-    _report.write_json(HERE / "results" / "trained.json", content)
+    _report.write_json(path, content)
 
 
 if __name__ == "__main__":

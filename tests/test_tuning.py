@@ -417,7 +417,12 @@ def network() -> sg.ScoreNetwork:
 def trained() -> sg.ScoreNetwork:
     torch.manual_seed(0)
     model = network()
-    model.tuned = tune_solver(model, steps=(5, 8), n=16)
+    found = tune_solver(model, steps=(5, 8), n=24)
+    first, second = found.choices
+    assert first.numbers is not None
+    # Whatever was taken for the second: a covariance that both share.
+    second = replace(second, solver=first.solver, bend=(0.1, -0.2))
+    model.tuned = Tuned([first, second], found.data_std, found.end, found.weights)
     return model
 
 
