@@ -25,6 +25,7 @@ from typing import Any
 
 import _peers
 import _report
+import numpy as np
 import torch
 from _problems import HERE, PROBLEMS, RANGES, Case, Model, errors
 from torch import Tensor
@@ -220,6 +221,39 @@ def ranking(results: dict[str, Any], calls: tuple[int, ...]) -> list[dict[str, A
     return sorted(rows, key=lambda row: row["ratio"])
 
 
+PAIRS = (
+    ("covariance", "default (std)"),
+    ("tuned solver (std)", "tuned grid (std)"),
+    ("tuned solver (covariance)", "tuned grid (covariance)"),
+)
+
+
+def paired(
+    results: dict[str, Any], a: str, b: str, calls: tuple[int, ...], kind: int
+) -> list[float] | None:
+    """error of a / error of b, geometric mean over cells, and the ends of its 95 % interval: by
+    drawing cells anew (bootstrap), 2,000 times."""
+    first, second = (ratios(results, f"sde_gen {name}", calls, kind) for name in (a, b))
+    if first is None or second is None:
+        return None
+    gain = np.log(first) - np.log(second)
+    draws = np.random.default_rng(0).choice(gain, (2000, len(gain))).mean(1)
+    return [float(np.exp(v)) for v in (gain.mean(), *np.quantile(draws, (0.025, 0.975)))]
+
+
+def print_pairs(results: dict[str, Any], calls: tuple[int, ...]) -> dict[str, Any]:
+    """Whether knowing or fitting more ever costs."""
+    found = {}
+    for a, b in PAIRS:
+        for kind, what in enumerate(("all", "best 95 %")):
+            if value := paired(results, a, b, calls, kind):
+                found[f"{a} / {b}, {what}"] = value
+    rows = [[name, "{:.2f} ({:.2f} to {:.2f})".format(*v)] for name, v in found.items()]
+    if rows:
+        _report.table(["pair", "ratio (95 % of bootstraps over cells)"], rows)
+    return found
+
+
 def print_case(name: str, known: dict[str, Any], calls: tuple[int, ...]) -> None:
     """One line a number of calls: the best peer, and sde_gen in its units."""
     ours = list(known["sde_gen"])
@@ -316,6 +350,7 @@ def main() -> None:
         if part:
             rank = ranking(part, args.calls)
             print_ranking(title, rank)
+            summary[f"pairs, {title}"] = print_pairs(part, args.calls)
             summary[title] = [r for r in rank if r["name"].startswith("sde_gen")] + [
                 r for r in rank if not r["name"].startswith("sde_gen")
             ][:20]

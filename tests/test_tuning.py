@@ -447,7 +447,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "solver.corrector": (1, r"solver.corrector must be true or false"),
     "solver.weights.class": ("Trapezoid", r"solver.weights must be .*Spectral.*'Trapezoid'"),
     "solver.weights.dimensions": (0, r"solver.weights is no Spectral: dimensions"),
-    "solver.class": ("Heun", r"solver must be Exponential, got .*'Heun'"),
+    "solver.class": ("Heun", r"solver must be Exponential or Leap, got .*'Heun'"),
     "solver.reference.values.tensor": ("x", r"solver.reference.values names 'x'"),
     "steps": (0, r"is no Choice: need steps >= 1"),
     "ratio": (-1.0, r"is no Choice: need .*ratio > 0"),

@@ -72,12 +72,13 @@ class Leap(Exponential):
     Where a flow starts in noise 30 times as wide as the data, its score is read not at T but at
     t*, before the end of the first of N >= 4 steps about as far as that of the second is behind,
 
-        lambda* = lambda_1 - (1 - 10 / N^2) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
+        lambda* = lambda_1 - (1 - 0.4 q) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
 
-    or where the noise is 4 times as wide as the data, if that is earlier. As steps become short t*
+    with q = (5 / N)^4, or 1 for N < 5, as in ``grids.default``; or where the noise is 4 times as
+    wide as the data, if that is earlier. As steps become short t*
     comes to T by the square of their length, so the order is that of ``Exponential``. Everywhere
     else (a start in the middle of the path, a first step that is no longer than that, eta > 0) it
-    is ``Exponential``. The 10 was chosen on the problems that the default grid was chosen on.
+    is ``Exponential``. The 0.4 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
     """
@@ -102,7 +103,7 @@ class Leap(Exponential):
         start, one, two = (0.5 * sde.log_snr(times[:3])).tolist()
         if sigma < _NOISE * alpha * std or not start < one < two < math.inf:
             return None
-        at = one - (1 - 10 / n**2) * (two - one)
+        at = one - (1 - 0.4 * min(1.0, (5 / n) ** 4)) * (two - one)
         if std > 0:
             at = min(at, -math.log(_SEEN * std))
         return float(sde.time_at(2 * at)) if start < at < one else None
