@@ -33,7 +33,7 @@ _SEEN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Landing:
     """What leads from T to t*, and the step from there.
 
     Q = x / alpha + read s at t*; there the state is keep x_T + gain Q, and the score that has this
@@ -89,7 +89,7 @@ class Leap(Exponential):
         t = self.asked_at(sde, times) if reverse.eta == 0 else None
         if t is None:
             return list(super().plan(process, times))
-        first, *rest = super().plan(process, torch.cat([times.new_tensor([t]), times[1:]]))
+        first, *rest = self.maps(process, torch.cat([times.new_tensor([t]), times[1:]]))
         start = self._start(sde, float(times[0]), t, first.numbers)
         return [Step(float(times[0]), first.s, start), *rest]
 
@@ -108,14 +108,14 @@ class Leap(Exponential):
             at = min(at, -math.log(_SEEN * std))
         return float(sde.time_at(2 * at)) if start < at < one else None
 
-    def _start(self, sde: LinearSDE, t: float, at: float, then: Combination) -> Start:
+    def _start(self, sde: LinearSDE, t: float, at: float, then: Combination) -> Landing:
         c: np.ndarray = self.reference.values.numpy()
         f = self.reference.coefficient
         alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
         alpha_s, sigma_s = float(sde.alpha(at)), float(sde.sigma(at))
         b = np.sqrt((c + (sigma_s / alpha_s) ** 2) / (c * alpha**2 + sigma**2))
         spread = c * alpha_s + sigma_s**2 / alpha_s
-        return Start(
+        return Landing(
             t=at,
             reference=self.reference,
             alpha=alpha_s,
@@ -132,7 +132,7 @@ class Leap(Exponential):
     ) -> tuple[Tensor, Memory]:
         """One evaluation of the score, at the start or at t*, and the map."""
         k = step.numbers
-        if not isinstance(k, Start):
+        if not isinstance(k, Landing):
             return super().step(process, x, step, noise, memory)
         assert isinstance(process, Reverse)
         guess = k.guess(x)
