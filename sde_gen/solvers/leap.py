@@ -81,6 +81,10 @@ class Leap(Exponential):
     is ``Exponential``. The 0.4 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, solver=sg.solvers.Leap(3)).shape
+    torch.Size([8, 2])
     """
 
     def plan(self, process: SDE, times: Tensor) -> list[Step]:
