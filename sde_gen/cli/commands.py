@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..scores import ScoreNetwork
     from ..sdes import LinearSDE
     from ..training import Recipe, Transform
+    from ..training.validation import Validation
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -31,41 +32,81 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
-    from ..training import LossPlot, pick_device, train
+    from ..training import pick_device
     from ..training.folder import check_free
 
-    check_writable(Path(options.out) / "config.json")
+    folder = Path(options.out)
+    check_writable(folder / "config.json")
     data = read_data(options, options.seed, "train")
     if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
     device = pick_device(options.device).type
     choose_size(options, data.x.shape[1:], device)
-    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
+    recipe = _recipe(options, len(data.items))
+    if not (options.resume or options.overwrite):
+        check_free(folder)
+    if _is_refitted(options, recipe, data):
+        found = _run(options, data, recipe, folder / FIRST)
+        recipe = _again(options, recipe, found, len(data.items))
+    _run(options, data, recipe, folder)
+    file = "x.npz" if data.table is None else "x.csv"
+    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
+
+
+def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) -> Validation:
+    """One run in a folder, told before it begins; returns its looks at the loss."""
+    from ..training import LossPlot, Trainer, pick_device
+    from ..training.folder import check_free, holds_run
+
+    transforms = _transforms(options, data)
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
-    say(chosen(model.net, options.batch, device))
+    say(chosen(model.net, options.batch, pick_device(options.device).type))
     _tell_held(recipe, len(data.items))
-    folder = Path(options.out)
-    if not options.resume:
-        if not options.overwrite:
-            check_free(folder)
-        _keep(options, folder, data.table)
-    train(
+    if not (options.resume or options.overwrite):
+        check_free(folder)
+    trainer = Trainer(
         model,
         data.items,
         recipe=recipe,
         transform=transforms,
         callbacks=[LossPlot()],
         device=options.device,
-        folder=options.out,
-        resume=options.resume,
+        folder=folder,
         overwrite=options.overwrite,
         workers=options.workers,
     )
-    if options.resume:
-        _keep(options, folder, data.table)
-    file = "x.npz" if data.table is None else "x.csv"
-    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
+    if options.resume and holds_run(folder):
+        trainer.resume()
+    _keep(options, folder, data.table)
+    trainer.run()
+    return trainer.validation
+
+
+FIRST = "first"
+"""The folder, in that of a run, of the one that found how long it is to be."""
+
+
+def _is_refitted(options: argparse.Namespace, recipe: Recipe, data: Data) -> bool:
+    """Whether all data are trained on anew once a run has found its end: if asked for, or for a
+    table whose run has no other end."""
+    if options.refit is None:
+        length = (options.steps, options.minutes, options.epochs)
+        return bool(data.table and recipe.patience and length == (None, None, None))
+    if options.refit and not recipe.holdout:
+        raise ValueError("--refit trains on what is held out too, and nothing is: give --holdout")
+    return bool(options.refit)
+
+
+def _again(options: argparse.Namespace, recipe: Recipe, found: Validation, n: int) -> Recipe:
+    """The recipe of a run on all n data, as long as the one that was found; said."""
+    from dataclasses import replace
+
+    say(
+        f"the loss on what is held out was least after {found.step} steps (that model:"
+        f" {Path(options.out) / FIRST}); now as many on all {n} data (--no-refit: not)"
+    )
+    return replace(recipe, steps=found.step, epochs=None, holdout=0.0, patience=None)
 
 
 def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwork:

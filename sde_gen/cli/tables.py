@@ -97,10 +97,7 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
     largest: 0.000 of a mean (a), 0.000 of a deviation (a), 1.000 of a correlation (a, b)
     """
     # Samples as whole integers and categories, as a file has them.
-    x, y = (v.double() for v in (table.encode(table.decode(drawn)), real))
-    logs = table.places("positive")
-    for v in (x, y):
-        v[:, logs] = v[:, logs].exp()
+    x, y = (table.numbers(v) for v in (table.encode(table.decode(drawn)), real))
     names = [
         f"{c.name} = {v}" if c.kind == "category" else c.name
         for c in table.columns

@@ -1,7 +1,14 @@
 """Tables: columns of numbers, integers and categories as vectors, and back; CSV files in and out.
 
-A *continuous* column is a coordinate as it is; of a *positive* one its logarithm is, which tames
-long tails. An *integer* k is a coordinate that ``spread`` puts into the cell around it,
+A *continuous* column is a coordinate as it is, of a *positive* one its logarithm is, of a *skewed*
+one
+
+    z = asinh((x - a) / s),
+
+a its smallest value and s such that z has no skewness: a line near a and a logarithm far from it,
+which tames a long tail and takes any number (with s < 0 and a the largest value, a tail to the
+left). With normal z that is Johnson's (1949) unbounded law with one parameter fixed. Samples are
+not let beyond a. An *integer* k is a coordinate that ``spread`` puts into the cell around it,
 k + u - 1/2 with u uniform on [0, 1) (Theis et al. 2016). A *category* of K values is a coordinate
 for each, 1 for the one that it is and 0 for the others, to which ``spread`` adds normal noise of
 deviation 0.2: a vertex of a simplex, with a cloud around it.
@@ -18,7 +25,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,7 +37,7 @@ from torch import Tensor
 from ..noise import Streams
 from ..ops import as_path
 
-Kind = Literal["continuous", "positive", "integer", "category"]
+Kind = Literal["continuous", "positive", "skewed", "integer", "category"]
 Texts = Mapping[str, Any]
 """Columns by their names, each a sequence of texts or of what ``str`` turns into them."""
 
@@ -44,13 +51,22 @@ LARGEST = 2**20
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name and kind, the values of a category, the range of the numbers seen."""
+    """One column: its name and kind, the values of a category, the range of integers, a and s of a
+    skewed one (a is ``low`` where s > 0, else ``high``)."""
 
     name: str
     kind: Kind
     values: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or not self.width:
+            raise ValueError(f"column {self.name!r} has the kind {self.kind!r}, or no values")
+        numbers = (self._anchor, self.scale) if self.kind == "skewed" else (self.scale,)
+        if not (all(map(math.isfinite, numbers)) and self.scale):
+            raise ValueError(f"column {self.name!r} is skewed, with a and s {numbers}")
 
     @property
     def width(self) -> int:
@@ -73,8 +89,29 @@ class Column:
                     raise _at(i, self.name, f"{text!r} is none of the categories {known}")
             return np.eye(self.width)[[place[text] for text in found]]
         numbers = np.array([self._number(str(v).strip(), i) for i, v in enumerate(texts)])
-        numbers = np.log(numbers) if self.kind == "positive" else numbers
+        if self.kind == "positive":
+            numbers = np.log(numbers)
+        if self.kind == "skewed":
+            numbers = np.arcsinh((numbers - self._anchor) / self.scale)
         return numbers.reshape(-1, 1)
+
+    @property
+    def _anchor(self) -> float:
+        return self.low if self.scale > 0 else self.high
+
+    def numbers(self, x: np.ndarray) -> np.ndarray:
+        """Coordinates in the units of the column, (N, width): logarithms and the like undone."""
+        if self.kind == "positive":
+            return np.exp(x)
+        return self._anchor + self.scale * np.sinh(x) if self.kind == "skewed" else x
+
+    def log_volume(self, x: np.ndarray) -> np.ndarray:
+        """log |d numbers / d x| of coordinates (N, width), (N,)."""
+        if self.kind == "positive":
+            return x[:, 0]
+        size = np.abs(x[:, 0])
+        log_cosh = size + np.log1p(np.exp(-2 * size)) - math.log(2)
+        return math.log(abs(self.scale)) + log_cosh if self.kind == "skewed" else 0 * size
 
     def _check(self, text: str, i: int) -> str:
         if text.lower() in MISSING:
@@ -105,7 +142,7 @@ class Column:
             return np.array(self.values)[x.argmax(1)]
         if self.kind == "integer":
             return np.rint(x[:, 0]).clip(self.low, self.high).astype(np.int64)
-        return np.exp(x[:, 0]) if self.kind == "positive" else x[:, 0]
+        return self.numbers(x)[:, 0].clip(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -128,8 +165,8 @@ class Table:
         Args:
             texts: the columns. kinds: of some of them; the others are guessed: words and integers
                 of two values are categories, other integers integers, other numbers continuous, or
-                positive where all are and their logarithms are much less skew. A number that is
-                written with a point, 3.0, is no integer.
+                skewed where their skewness is beyond 1 and beyond two standard errors of it,
+                (6 / N)^(1/2). A number that is written with a point, 3.0, is no integer.
 
         Raises:
             ValueError: no rows or columns, columns of several lengths, an unknown column or kind,
@@ -207,10 +244,26 @@ class Table:
         """
         return _named(path, self.encode, read_columns(path, delimiter))
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """Vectors (N, D) in the units of the columns, float64: the coordinates of categories and
+        integers as they are, logarithms and the like undone."""
+        return self._each(x, Column.numbers)
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        """log |det d numbers / d x| at vectors x (N, D), float64 (N,): what the log density of x
+        is above that of the numbers."""
+        return self._each(x, lambda c, part: c.log_volume(part)[:, None]).sum(1)
+
+    def _each(self, x: Tensor, f: Callable[[Column, np.ndarray], np.ndarray]) -> Tensor:
+        parts = x.detach().cpu().double().split([column.width for column in self.columns], 1)
+        found = [f(c, p.numpy()) for c, p in zip(self.columns, parts, strict=True)]
+        return torch.from_numpy(np.concatenate(found, 1))
+
     def save(self, path: str | Path) -> None:
         """Write the columns as JSON."""
+        left_out = ((), math.inf, -math.inf)
         columns = [
-            {k: v for k, v in asdict(c).items() if v not in ((), math.inf, -math.inf)}
+            {k: v for k, v in asdict(c).items() if v not in left_out and (k, v) != ("scale", 1.0)}
             for c in self.columns
         ]
         as_path(path).write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
@@ -222,8 +275,6 @@ class Table:
         try:
             found = [{**c, "values": tuple(c.get("values", ()))} for c in json.loads(text)]
             table = cls(tuple(Column(**c) for c in found))
-            if not all(c.kind in get_args(Kind) and c.width for c in table.columns):
-                raise TypeError("a column of an unknown kind")
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} holds no columns of a table: {error}") from error
         return table
@@ -232,7 +283,9 @@ class Table:
         """What the columns are, in words."""
         said = []
         for kind, many in zip(
-            get_args(Kind), ("continuous", "positive", "integers", "categories"), strict=True
+            get_args(Kind),
+            ("continuous", "positive", "skewed", "integers", "categories"),
+            strict=True,
         ):
             names = [
                 c.name + (f" ({c.width})" if kind == "category" else "")
@@ -321,13 +374,30 @@ def _column(name: str, texts: Sequence[Any], kind: str | None) -> Column:
     if kind == "category":
         column = Column(name, "category", tuple(values))
     else:
-        column = Column(name, kind)  # type: ignore[arg-type]
+        plain = "continuous" if kind == "skewed" else kind
+        column = Column(name, plain)  # type: ignore[arg-type]
     x = column.encode(found)
     if (x == x[0]).all():
         raise ValueError(f"column {name!r} is {found[0]!r} in every row: leave it out")
     if kind == "integer":
         return Column(name, "integer", (), int(x.min()), int(x.max()))
-    return column
+    return _unskewed(name, x[:, 0]) if kind == "skewed" else column
+
+
+def _unskewed(name: str, x: np.ndarray) -> Column:
+    """The column of these numbers with the scale s at which asinh((x - a) / s) has no skewness."""
+    left = _skew(x) < 0
+    size = x.max() - x if left else x - x.min()
+    # The skewness rises with s, since the map of one s is a convex function of that of a smaller.
+    low, high = math.log(1e-9 * size.max()), math.log(1e3 * size.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = _skew(np.arcsinh(size / math.exp(middle))) > 0
+        low, high = (low, middle) if above else (middle, high)
+    s = math.exp(low)
+    if left:
+        return Column(name, "skewed", high=float(x.max()), scale=-s)
+    return Column(name, "skewed", low=float(x.min()), scale=s)
 
 
 def _guess(values: Iterable[str], texts: Sequence[str]) -> Kind:
@@ -345,9 +415,9 @@ def _guess(values: Iterable[str], texts: Sequence[str]) -> Kind:
     if integers or len(numbers) < len(present):
         return "integer" if integers else "continuous"
     x = np.array([float(v) for v in texts if _is_number(v)])
-    if not (np.isfinite(x).all() and x.min() > 0 and len(x) >= 10):
+    if not np.isfinite(x).all():
         return "continuous"
-    return "positive" if _skew(x) > max(1.0, 2 * abs(_skew(np.log(x)))) else "continuous"
+    return "skewed" if abs(_skew(x)) > max(1.0, 2 * math.sqrt(6 / len(x))) else "continuous"
 
 
 def _skew(x: np.ndarray) -> float:
