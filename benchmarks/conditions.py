@@ -34,7 +34,7 @@ from sde_gen.training import Denoising, Layout, LogNormalTimes
 HERE = Path(__file__).parent
 A = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [1.0, 1.0]])
 NOISE = 0.7
-PAIRS, BATCH = 500_000, 512
+PAIRS = 500_000
 Simulator = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -91,19 +91,19 @@ def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float:
 
 
 def trained(
-    simulate: Simulator, steps: int, width: int, seed: int, lr: float, times: Any
+    simulate: Simulator, steps: int, batch: int, seed: int, lr: float, times: Any
 ) -> tuple[sg.ScoreNetwork, float]:
     """p(theta | seen) learned from pairs, and the seconds of one thread."""
     theta, seen = simulate(PAIRS, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
-    net = MLP((2,), width, 4, context={"seen": seen.shape[1:]})
+    net = MLP((2,), 128, 4, context={"seen": seen.shape[1:]})
     model = sg.ScoreNetwork(net, sg.VP(), facts=sg.Facts.of(theta))
     start = time.process_time()
     model = sg.train(
         model,
         theta,
         context={"seen": seen},
-        recipe=sg.Recipe(steps=steps, batch=BATCH, lr=lr, seed=seed, layout=Layout()),
+        recipe=sg.Recipe(steps=steps, batch=batch, lr=lr, seed=seed, layout=Layout()),
         progress=False,
         device="cpu",
         objective=Denoising(times=times, dropout=0.0),
@@ -126,7 +126,7 @@ def ranks(model: sg.ScoreNetwork, simulate: Simulator, calls: int) -> dict[str, 
 def gaussian(steps: int, seed: int) -> dict[str, Any]:
     """Means and variances given ten observations, beside the exact ones; the same of the exact
     score, whose errors are those of the draws and of the solver."""
-    model, seconds = trained(linear, steps, 64, seed, 4e-3, LogNormalTimes())
+    model, seconds = trained(linear, steps, 256, seed, 3e-3, LogNormalTimes())
     _, seen = linear(10, torch.Generator().manual_seed(5))
     exact: list[sg.Score] = []
     for m, c in map(linear_posterior, seen):
@@ -165,7 +165,7 @@ def moments_beside(scores: list[sg.Score], seen: Tensor) -> dict[str, float]:
 
 def two_moons(steps: int, seed: int) -> dict[str, Any]:
     """C2ST given three observations, 2,000 draws of either kind."""
-    model, seconds = trained(moons, steps, 128, seed, 2e-3, LogNormalTimes(-2.0, 2.0))
+    model, seconds = trained(moons, steps, 512, seed, 2e-3, LogNormalTimes(-2.0, 2.0))
     _, seen = moons(2, torch.Generator().manual_seed(5))
     told = []
     for row in [torch.zeros(2), *seen]:
@@ -183,7 +183,7 @@ def two_moons(steps: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000, help="of the linear Gaussian model")
+    parser.add_argument("--steps", type=int, default=10_000, help="of the linear Gaussian model")
     parser.add_argument("--moon-steps", type=int, default=8000, help="of the two moons")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the training")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "conditions.json")

@@ -229,8 +229,8 @@ def sample(
             model prefers, ``model.eta``: 0 for all but posteriors.
         solver: by default that which the model was tuned to (``tune_solver``; eta = 0 only),
             otherwise ``default_solver(model, eta)``.
-        times: by default the grid that the solver brings, otherwise ``grids.default``, with a
-            last step to t = 0.
+        times: by default the grid that the solver brings, otherwise ``grids.default`` inside the
+            times that the model was trained on (``model.span``), with a last step to t = 0.
         first: draw the samples first .. first + n - 1 of the sequence that the seed stands for.
         start: the states at the first time (n, *state), in the units of the data, in place of
             draws from the prior: a noised picture to edit, the end of another run.
@@ -256,7 +256,7 @@ def sample(
         solver = default_solver(model, eta) if tuned is None else tuned
     check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.facts.std)
+        grid = solver.grid or partial(grids.default, data_std=model.facts.std, **_trained(model))
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     times = grids.as_times(times)
@@ -288,6 +288,14 @@ def sample(
             chunk=chunk,
         )
         return torch.stack([leave(y) for y in x]) if trajectory else leave(x)
+
+
+def _trained(model: Score) -> dict[str, float]:
+    """Where the default grid of a network that was trained on some of the times has its ends."""
+    if model.span is None or model.sde is None:
+        return {}
+    start, end = grids.default_start(model.sde), grids.default_end(model.sde)
+    return {"start": min(start, model.span[1]), "end": max(end, model.span[0])}
 
 
 def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:

@@ -271,6 +271,25 @@ def test_what_is_held_is_a_function_of_the_noised_data() -> None:
     torch.testing.assert_close(tweedie, model.denoise(X, 0.9))
 
 
+def test_the_default_grid_stays_inside_what_was_trained_on() -> None:
+    asked: list[float] = []
+
+    def net(y: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma[0]))
+        return exact(y, torch.ones_like(sigma), sigma)["sample"]
+
+    model = from_denoiser(net, sg.EDM(), facts=KNOWN, span=(0.02, 50.0))
+    bound = [model, model.given(), model + 0.5 * model.given()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = [sg.sample(score, 400, 12, seed=0, dtype=F64) for score in bound]
+    assert min(asked) == pytest.approx(0.02)
+    assert max(asked) == pytest.approx(50.0)
+    assert ((drawn[0].mean(0) - MEAN).abs() < 5 * STD / 20).all()
+    narrow = from_denoiser(net, sg.EDM(), facts=KNOWN, span=(0.1, 60.0))
+    assert (model + narrow).span == (0.1, 50.0)
+
+
 def test_clamping_is_continuous_at_the_ends() -> None:
     def unet(x: Tensor, timestep: Tensor) -> Tensor:
         return torch.tanh(x + timestep[:, None] / N)

@@ -50,6 +50,7 @@ class Score:
             it serves any batch.
         eta: the noise level that ``sample`` takes where none is asked for.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
+        span: the first and last time that a network from elsewhere was trained on, where known.
     """
 
     sde: KernelSDE | None = None
@@ -58,6 +59,7 @@ class Score:
     batch: int | None = None
     eta: float = 0.0
     tuned: Tuned | None = None
+    span: tuple[float, float] | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
     @property
@@ -289,6 +291,9 @@ def inherit(
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
     child.eta = max((s.eta for _, s in known), default=0.0)
+    spans = [s.span for _, s in known if s.span is not None]
+    if spans and max(near for near, _ in spans) < min(far for _, far in spans):
+        child.span = max(near for near, _ in spans), min(far for _, far in spans)
     facts = [s.facts for _, s in known]
     told = min(facts, key=lambda f: (f.units is None, f.shape is None), default=Facts())
     child.facts = replace(told.of_another_law(), shape=shape)
