@@ -30,6 +30,7 @@ from sde_gen.scores import (
 from sde_gen.scores.network import Prediction
 from sde_gen.sdes import LinearSDE
 from sde_gen.solvers import ddim, ddpm, dpm_solver_pp
+from sde_gen.training import save
 
 N = 100
 BETAS = torch.linspace(1e-3, 0.15, N, dtype=F64)
@@ -288,6 +289,15 @@ def test_the_default_grid_stays_inside_what_was_trained_on() -> None:
     assert ((drawn[0].mean(0) - MEAN).abs() < 5 * STD / 20).all()
     narrow = from_denoiser(net, sg.EDM(), facts=KNOWN, span=(0.1, 60.0))
     assert (model + narrow).span == (0.1, 50.0)
+
+
+def test_what_is_elsewhere_is_saved_elsewhere(tmp_path) -> None:
+    model = from_noise(Rough(), sg.VP(), facts=KNOWN)
+    with pytest.raises(TypeError, match="saved by the library that it is from"):
+        save(model, tmp_path / "m")
+    with pytest.raises(TypeError, match="wrap it as it was wrapped"):
+        sg.train(model, X.float(), recipe=sg.Recipe(steps=1), folder=tmp_path / "m", device="cpu")
+    assert not (tmp_path / "m").exists()
 
 
 def test_clamping_is_continuous_at_the_ends() -> None:

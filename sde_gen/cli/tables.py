@@ -46,6 +46,11 @@ def read_table(options: argparse.Namespace) -> tuple[Table, Tensor]:
     from .reading import say
 
     path = Path(options.data)
+    for name in ("labels", "key", "levels"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} is of arrays: {path} is a table, whose columns are all learned"
+            )
     if not hasattr(options, "model"):
         table, x = read_csv(path, kinds_of(options.kinds), options.delimiter)
         say(f"{path}: {len(x)} rows (--kinds NAME=KIND changes what a column is)\n{table}")
