@@ -24,6 +24,7 @@ import json
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,15 @@ def judged(folder: Path, seed: int, beside: dict[str, dict[str, Any]]) -> dict[s
     }
 
 
-def compared(name: str, folder: Path, seeds: list[int]) -> dict[str, Any]:
-    """One table with every seed, beside the mixtures."""
+def compared(name: str, folder: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """One table beside the mixtures, and then with every seed."""
     parts, columns = written(name, folder), SETS[name]()
     numbers = [n for n, c in columns.items() if c.dtype.kind == "f"]
     beside = mixtures(*(np.stack([columns[n][i] for n in numbers], 1) for i in parts.values()))
-    found = {f"seed {seed}": judged(folder, seed, beside) for seed in seeds}
     said = {k: {**g, "bic": round(g["bic"]), "logs": mean(g["logs"])} for k, g in beside.items()}
-    return {"rows": [len(i) for i in parts.values()], "mixtures": said, **found}
+    yield {"rows": [len(i) for i in parts.values()], "mixtures": said}
+    for seed in seeds:
+        yield {f"seed {seed}": judged(folder, seed, beside)}
 
 
 def mean(logs: np.ndarray) -> list[float]:
@@ -146,7 +148,7 @@ if __name__ == "__main__":
     file = HERE / "results" / "tables.json"
     for name in ["wine"] if options.quick else options.only:
         with tempfile.TemporaryDirectory() as place:
-            found = compared(name, Path(place), options.seeds)
-        print(json.dumps(found, indent=1))
-        known = json.loads(file.read_text()) if file.exists() else {}
-        _report.write_json(file, {**known, name: {**known.get(name, {}), **found}})
+            for found in compared(name, Path(place), options.seeds):
+                print(json.dumps(found, indent=1), flush=True)
+                known = json.loads(file.read_text()) if file.exists() else {}
+                _report.write_json(file, {**known, name: {**known.get(name, {}), **found}})

@@ -288,23 +288,6 @@ def test_untrained_it_is_the_score_of_the_gaussian(sde):
         torch.testing.assert_close(model(y, t), exact, rtol=1e-5, atol=1e-5 / s)
 
 
-def test_a_factor_of_the_input_makes_a_wider_gaussian():
-    """Of a law of other variances along the same directions, K at one level in closed form."""
-    x = nearly_singular(500)
-    net = PrincipalMLP((3,), 16, 1).double().fit(x)
-    model = sg.ScoreNetwork(net, sg.VP(), facts=sg.Facts(shape=(3,)))
-    t, v, wider = 0.3, net.variances, torch.tensor([4.0, 1.0, 9.0]).double() * net.variances
-    a, s = float(model.sde.alpha(t)), float(model.sde.sigma(t))
-    w = (s / a) ** 2
-    with torch.no_grad():
-        # D = v / (v + w) y + sqrt(v w) / (v + w) K y is to be wider / (wider + w) y.
-        net.output.bias[3:] = (wider / (wider + w) - v / (v + w)) * (v + w) / (v * w).sqrt()
-    c = net.directions @ wider.diag() @ net.directions.T
-    y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)).double()
-    exact = -y @ torch.linalg.inv(a**2 * c + s**2 * torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(model(y, t), exact, rtol=1e-5, atol=1e-5 / s)
-
-
 def test_coordinates_apart_start_independent():
     x = nearly_singular(400)
     net = PrincipalMLP((3,), 8, 1).double().fit(x, torch.tensor([2]))

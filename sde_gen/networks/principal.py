@@ -7,12 +7,9 @@ gets the preconditioning of Karras et al. (2022, table 1) with its own variance 
 that of all data. With w = (sigma / alpha)^2 and y = x / alpha, in the direction of lambda
 
     input     h y,              h^2 = 1 / (lambda + w)
-    denoised  lambda / (lambda + w) y + sqrt(lambda w / (lambda + w)) (G + K h y)
+    denoised  lambda / (lambda + w) y + sqrt(lambda w / (lambda + w)) G(h y, c)
 
-where G(h y, c) and K(h y, c), diagonal, are two outputs of the perceptron: where they are 0, as
-they are at first, the score is that of N(0, C). Of two normal laws of one mean the denoised states
-differ by a multiple of y. So K is what a direction with outliers needs, a mixture of narrow and
-wide: beside a row that is eight deviations out G alone would have to be eight.
+where G is the perceptron: where it is 0, as it is at first, the score is that of N(0, C).
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ class PrincipalMLP(MLP):
         embedding: str = "sinusoidal",
         context: Sizes | None = None,
     ) -> None:
-        super().__init__(shape, width, depth, classes, dropout, embedding, None, True, context)
+        super().__init__(shape, width, depth, classes, dropout, embedding, context=context)
         if len(self.shape) != 1:
             raise ValueError(f"principal directions are those of vectors (D,), got {self.shape}")
         self.config = {k: v for k, v in self.config.items() if k not in ("outputs", "head")}
@@ -96,7 +93,6 @@ class PrincipalMLP(MLP):
         v = self.variances
         share = (1 + w) / (v + w)
         z = x @ self.directions
-        u = share.sqrt() * z
-        g, k = super().compute(u, c, y, **context).chunk(2, dim=1)
-        f = (v - 1) * w.sqrt() / (v + w) * z + (v * share).sqrt() * (g + k * u)
+        g = super().compute(share.sqrt() * z, c, y, **context)
+        f = (v - 1) * w.sqrt() / (v + w) * z + (v * share).sqrt() * g
         return f @ self.directions.T
