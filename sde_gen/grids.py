@@ -54,6 +54,13 @@ def default_start(sde: SDE) -> float:
     return t if torch.allclose(now, then, rtol=1e-6, atol=1e-6 * float(then.max())) else sde.T
 
 
+def inside(sde: SDE, span: tuple[float, float] | None) -> tuple[float, float]:
+    """Where a grid starts and stops by default, no farther than the first and last time of a
+    span."""
+    near, far = (0.0, sde.T) if span is None else span
+    return min(default_start(sde), far), max(default_end(sde), near)
+
+
 def _limits(
     sde: SDE, steps: int, start: float | None, end: float | None, to_zero: bool
 ) -> tuple[float, float, int]:

@@ -256,7 +256,9 @@ def sample(
         solver = default_solver(model, eta) if tuned is None else tuned
     check_kind(solver, Solver, "solver", "a Solver, such as EulerMaruyama()")
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.facts.std, **_trained(model))
+        far, near = grids.inside(sde, model.span)
+        default = partial(grids.default, start=far, end=near, data_std=model.facts.std)
+        grid = solver.grid or default
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     times = grids.as_times(times)
@@ -288,14 +290,6 @@ def sample(
             chunk=chunk,
         )
         return torch.stack([leave(y) for y in x]) if trajectory else leave(x)
-
-
-def _trained(model: Score) -> dict[str, float]:
-    """Where the default grid of a network that was trained on some of the times has its ends."""
-    if model.span is None or model.sde is None:
-        return {}
-    start, end = grids.default_start(model.sde), grids.default_end(model.sde)
-    return {"start": min(start, model.span[1]), "end": max(end, model.span[0])}
 
 
 def known(model: object, verb: str) -> tuple[KernelSDE, tuple[int, ...]]:

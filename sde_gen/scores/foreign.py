@@ -111,6 +111,7 @@ class Foreign(ScoreNetwork):
     """
 
     sde: LinearSDE
+    span: tuple[float, float]
 
     def __init__(
         self,
