@@ -443,7 +443,10 @@ def test_a_table_is_fitted_again_to_all_of_it(people, tmp_path, monkeypatch, cap
     states = [torch.load(f / "training.pt", weights_only=True) for f in (out, out / "first")]
     step, loss = min(states[1]["validation"], key=lambda look: look[1])
     assert loss < states[1]["validation"][-1][1]
-    assert states[0]["step"] == step < states[1]["step"]
+    assert step < states[1]["step"] < 500
+    # The rate rises over 500 of 10,000 steps: step^2 / 1000 of its peak, in sum; its mean over a
+    # run is a half.
+    assert states[0]["step"] == max(1, round(step**2 / 500))
     assert f"least after {step} steps" in said
     table = table_of(out)
     rows = table.read(file)

@@ -99,14 +99,30 @@ def _is_refitted(options: argparse.Namespace, recipe: Recipe, data: Data) -> boo
 
 
 def _again(options: argparse.Namespace, recipe: Recipe, found: Validation, n: int) -> Recipe:
-    """The recipe of a run on all n data, as long as the one that was found; said."""
+    """The recipe of a run on all n data that goes as far as the one that was found; said."""
     from dataclasses import replace
 
+    steps = _as_far(recipe, found.step)
     say(
         f"the loss on what is held out was least after {found.step} steps (that model:"
-        f" {Path(options.out) / FIRST}); now as many on all {n} data (--no-refit: not)"
+        f" {Path(options.out) / FIRST}); now all {n} data, for {steps} steps (--no-refit: not)"
     )
-    return replace(recipe, steps=found.step, epochs=None, holdout=0.0, patience=None)
+    return replace(recipe, steps=steps, epochs=None, holdout=0.0, patience=None)
+
+
+def _as_far(recipe: Recipe, step: int) -> int:
+    """The steps of a whole run whose learning rates add up to those of this one so far.
+
+    How far a network has come is the time of the gradient flow, the sum of its rates, and not the
+    number of steps: the best step of a long run may lie where the rate still rises. Over a whole
+    run its mean is half the peak. Where time alone ends the run it is the same number of steps.
+    """
+    from ..training.recipe import learning_rate
+
+    if recipe.steps is None:
+        return step
+    rates = (learning_rate((i + 0.5) / recipe.steps, recipe.warmup) for i in range(step))
+    return max(1, round(2 * sum(rates)))
 
 
 def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwork:

@@ -164,8 +164,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument(
         "--refit",
         action=argparse.BooleanOptionalAction,
-        help="train anew on all data, what was held out too, for as many steps as had the least"
-        " loss on it (default: a table whose run has no --steps, --minutes or --epochs)",
+        help="train anew on all data, what was held out too, as far as had the least loss on it"
+        " (default: a table whose run has no --steps, --minutes or --epochs)",
     )
     add.add_argument("--workers", type=int, help="processes that read images (default: by them)")
     held = add.add_mutually_exclusive_group()
