@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -51,9 +50,11 @@ release = version = sde_gen.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.githubpages",  # .nojekyll: the folder can be served as it is
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "mathml",
+    "rooms",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -62,7 +63,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 # Pages with code run when the documentation is built; notebooks keep the outputs they came with.
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600
 nb_merge_streams = True
 nb_execution_excludepatterns = ["notebooks/*"]
 
@@ -76,31 +77,6 @@ html_title = "sde_gen"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 exclude_patterns = ["_build", "README.md", "**/.ipynb_checkpoints"]
-
-
-def escape(match: re.Match[str]) -> str:
-    """Emphasis stays, a lone star or bar is text."""
-    return match[0] if len(match[0]) > 1 else "\\" + match[0]
-
-
-def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings write shapes and moduli, (B, *D) and |x|, which are markup to Sphinx.
-
-    Tables in them are shown as they stand.
-    """
-    for i in range(len(lines) - 1, -1, -1):
-        if lines[i].startswith("|"):
-            first = i == 0 or not lines[i - 1].startswith("|")
-            lines[i : i + 1] = (["::", ""] if first else []) + ["    " + lines[i]]
-    lines[:] = [
-        line
-        if line.startswith("    |")
-        else "``".join(
-            part if literal % 2 else re.sub(r"\*[a-z]+\*|[*|](?=\S)", escape, part)
-            for literal, part in enumerate(line.split("``"))
-        )
-        for line in lines
-    ]
 
 
 def point_at_copies(app, name: str, source: list[str]) -> None:
@@ -126,4 +102,3 @@ def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("doctree-read", name_pictures)
     app.connect("source-read", point_at_copies)
-    app.connect("autodoc-process-docstring", escape_formulas, priority=100)

@@ -38,6 +38,8 @@ from .solvers import Exponential, Solver
 _BLOCKS = 10
 """Parts of the samples that are left out in turn, for the error bars of a distance."""
 
+__all__ = ["Budget", "error_budget"]
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -48,6 +50,10 @@ class Budget:
         total: of the sampler as it is used: at most the sum of the three where paths are
             compared; floor + score + prior + discretisation where laws are.
         floor: the distance of as many real samples, where laws are compared; None otherwise.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.error_budget(law, law, steps=5, n=16, fine=32).score.value.shape
+    torch.Size([])
     """
 
     discretisation: Estimate
@@ -107,6 +113,9 @@ def error_budget(
         TypeError: a score that does not know its process or shape, an exact score that knows
             neither its moments nor how to sample, or data that are not floating point.
         ValueError: a law of another process or shape, or data without ``real``.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> budget = sg.error_budget(law, law, steps=5, n=16, fine=32)
     """
     sde, shape = getattr(model, "sde", None), getattr(model, "shape", None)
     if not isinstance(sde, LinearSDE) or shape is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from .levels import centre, check_levels
 from .moments import Moments, data_moments
 from .ops import check_count, check_finite, check_state, set_number
+
+__all__ = ["Facts", "Units"]
 
 Each = Literal["all", "column", "channel"]
 """What has a shift and a scale of its own: nothing, each column (N, D), each channel (axis 1)."""
@@ -40,6 +42,7 @@ class Units:
     tensor([15., 30.])
     """
 
+    affine: ClassVar[bool] = True
     shift: Tensor
     scale: Tensor
 
@@ -85,6 +88,10 @@ class Units:
                 f" not those of samples {tuple(shape)}"
             )
 
+    def inside(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of z for one x of this shape: the same."""
+        return tuple(shape)
+
     def encode(self, x: Tensor) -> Tensor:
         """z = (x - shift) / scale: from the data's units, in the dtype of x."""
         return ((_wide(x) - self.shift.to(_wide(x))) / self.scale.to(_wide(x))).to(x.dtype)
@@ -118,6 +125,9 @@ class Facts:
     Raises:
         ValueError: a std that is not positive and finite, fewer than two levels, units of other
             shapes.
+
+    >>> sg.Facts.of(torch.randn(100, 2), units="column").shape
+    (2,)
     """
 
     shape: tuple[int, ...] | None = None

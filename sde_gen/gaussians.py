@@ -17,6 +17,9 @@ def divergence(ratio: Tensor, away: Tensor) -> Tensor:
     """1/2 [ratio - 1 - log ratio + away]: the divergence in one direction, elementwise, in nats.
 
     ``ratio`` = var_q / var_p, ``away`` = (mean_q - mean_p)^2 / var_p.
+
+    >>> sg.gaussians.divergence(torch.tensor(1.0), torch.tensor(2.0))
+    tensor(1.)
     """
     return 0.5 * (ratio - 1 - torch.log(ratio) + away)
 
@@ -37,7 +40,12 @@ def kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
 
 
 def kl_matrix(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> Tensor:
-    """The same for full covariances (n, n) and means (n,): a scalar, in nats."""
+    """The same for full covariances (n, n) and means (n,): a scalar, in nats.
+
+    >>> zero, one = torch.zeros(2), torch.eye(2)
+    >>> sg.gaussians.kl_matrix(zero, one, torch.tensor([2.0, 0.0]), one)
+    tensor(2.)
+    """
     low = torch.linalg.cholesky(cov_p)
     white = torch.linalg.solve_triangular(low, torch.linalg.cholesky(cov_q), upper=False)
     away = torch.linalg.solve_triangular(low, (mean_q - mean_p).unsqueeze(-1), upper=False)
@@ -46,7 +54,12 @@ def kl_matrix(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> T
 
 
 def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(x; mean, diag std^2) in nats, (B, *D) -> (B,)."""
+    """log N(x; mean, diag std^2) in nats, (B, *D) -> (B,).
+
+    >>> x, mean, std = torch.zeros(1, 2), torch.zeros(2), torch.ones(2)
+    >>> 2 * torch.pi * sg.gaussians.log_density(x, mean, std).exp()
+    tensor([1.0000])
+    """
     z = (x - mean) / std
     each = -0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
     return sum_rest(each.expand_as(x))
@@ -88,6 +101,10 @@ def discretised(k: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
 
     Args:
         k: integers, any shape; mean, std: floating, broadcasting with it.
+
+    >>> k, mean = torch.tensor([0, 1]), torch.zeros(2)
+    >>> sg.gaussians.discretised(k, mean, torch.tensor(1.0), 2).exp()
+    tensor([0.5000, 0.5000])
     """
     mean, std = torch.broadcast_tensors(mean, std)
     edge = 2 * k.to(mean.dtype) / levels - 1
@@ -95,3 +112,18 @@ def discretised(k: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
     low = torch.where(k == 0, -math.inf, low)
     high = torch.where(k == levels - 1, math.inf, high)
     return log_difference(low, high)
+
+
+def clipped_mean(mean: Tensor, std: Tensor) -> Tensor:
+    """E[min(1, max(-1, x))] for x ~ N(mean, std^2), elementwise.
+
+    With a = (-1 - mean) / std and b = (1 - mean) / std it is
+    1 - Phi(b) - Phi(a) + mean [Phi(b) - Phi(a)] + std [phi(a) - phi(b)].
+
+    >>> clipped_mean(torch.tensor([0.0, 9.0]), torch.tensor([1.0, 0.1]))
+    tensor([0., 1.])
+    """
+    a, b = (-1 - mean) / std, (1 - mean) / std
+    below, inside = torch.special.ndtr(a), torch.special.ndtr(b)
+    slope = (torch.exp(-0.5 * a**2) - torch.exp(-0.5 * b**2)) / math.sqrt(2 * math.pi)
+    return (1 - inside) - below + mean * (inside - below) + std * slope

@@ -21,6 +21,19 @@ from .moments import Moments, isotropic
 from .ops import as_real, bisect, check_count, check_finite, check_kind, check_number
 from .sdes import SDE, KernelSDE
 
+__all__ = [
+    "Density",
+    "default",
+    "default_end",
+    "default_start",
+    "from_table",
+    "information",
+    "karras",
+    "log_snr",
+    "quadratic",
+    "uniform",
+]
+
 _END_RATIO = 0.005
 _SIGNAL = 1e-4
 _NO_SIGNAL = 1e3
@@ -37,7 +50,11 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
 
 
 def default_end(sde: SDE) -> float:
-    """Where a grid stops by default: sigma / alpha = 0.005, or T / 1000 without a kernel."""
+    """Where a grid stops by default: sigma / alpha = 0.005, or T / 1000 without a kernel.
+
+    >>> round(sg.grids.default_end(sg.EDM()), 4)
+    0.005
+    """
     check_kind(sde, SDE, "sde", "an SDE, such as VP()")
     if isinstance(sde, KernelSDE):
         return float(sde.time_at(-2 * math.log(_END_RATIO)))
@@ -46,19 +63,16 @@ def default_end(sde: SDE) -> float:
 
 def default_start(sde: SDE) -> float:
     """Where a grid starts by default: T, or the time when a process that has come to rest, with
-    1e-4 of the noise left as signal, did so (there are clocks that go on to 1e-500)."""
+    1e-4 of the noise left as signal, did so (there are clocks that go on to 1e-500).
+
+    >>> sg.grids.default_start(sg.VP())
+    1.0
+    """
     if not isinstance(sde, KernelSDE) or float(sde.log_snr(sde.T)) > 2 * math.log(_SIGNAL):
         return sde.T
     t = float(sde.time_at(2 * math.log(_SIGNAL)))
     now, then = sde.sigma(t), sde.sigma(sde.T)
     return t if torch.allclose(now, then, rtol=1e-6, atol=1e-6 * float(then.max())) else sde.T
-
-
-def inside(sde: SDE, span: tuple[float, float] | None) -> tuple[float, float]:
-    """Where a grid starts and stops by default, no farther than the first and last time of a
-    span."""
-    near, far = (0.0, sde.T) if span is None else span
-    return min(default_start(sde), far), max(default_end(sde), near)
 
 
 def _limits(
@@ -132,7 +146,11 @@ def log_snr(
     end: float | None = None,
     to_zero: bool = False,
 ) -> Tensor:
-    """Even in the log signal-to-noise ratio (Lu et al. 2022)."""
+    """Even in the log signal-to-noise ratio (Lu et al. 2022).
+
+    >>> sg.grids.log_snr(sg.EDM(), 2, start=10.0, end=0.1)
+    tensor([10.0000,  1.0000,  0.1000], dtype=torch.float64)
+    """
     return _even(sde, steps, start, end, to_zero, torch.log, torch.exp)
 
 
@@ -144,7 +162,11 @@ def karras(
     rho: float = 7.0,
     to_zero: bool = False,
 ) -> Tensor:
-    """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5)."""
+    """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, equation 5).
+
+    >>> sg.grids.karras(sg.EDM(), 2, start=80.0, end=0.002, to_zero=True).tolist()[-1]
+    0.0
+    """
     rho = check_number(rho, "rho", above=0)
     return _even(sde, steps, start, end, to_zero, lambda r: r ** (1 / rho), lambda u: u**rho)
 
@@ -162,6 +184,9 @@ def information(
     Of all grids of N steps this one makes the bound of a chain of fixed variance tightest on
     Gaussian data of covariance C = ``reference``, as N grows: a step whose information rises by
     log(1 + u) / 2 loses (u - log(1 + u)) / 2, a convex function of what it learns.
+
+    >>> sg.grids.information(sg.VP(), 10, reference=0.25).shape
+    torch.Size([11])
     """
     known = as_moments(reference)
     return _even(
@@ -216,7 +241,11 @@ def quadratic(
     to_zero: bool = False,
 ) -> Tensor:
     """Even in sqrt(u), with u the time that standard VP (linear beta 0.1 .. 20) needs to reach
-    the same noise-to-signal ratio."""
+    the same noise-to-signal ratio.
+
+    >>> sg.grids.quadratic(sg.VP(), 10).shape
+    torch.Size([11])
+    """
     return _even(
         sde,
         steps,
@@ -242,6 +271,9 @@ def default(
     More steps means smaller errors at high noise, where scores are smooth, before those at low
     noise: so the power, and with it the share of steps at low noise, rises with their number.
     data_std enters by its root, because data of twice the spread are rarely twice as rough.
+
+    >>> sg.grids.default(sg.VP(), 10).shape
+    torch.Size([11])
     """
     data_std = check_number(data_std, "data_std", above=0)
     n = check_count(steps, "steps", 1 + to_zero) - to_zero
@@ -269,6 +301,9 @@ class Density:
 
     Raises:
         ValueError: curves that do not fall and rise, or of different lengths.
+
+    >>> sg.grids.Density(torch.tensor([4.0, -4.0]), torch.tensor([0.0, 1.0]))(sg.VP(), 4).shape
+    torch.Size([5])
     """
 
     log_ratios: Tensor
@@ -308,6 +343,9 @@ def from_table(
 
     Raises:
         ValueError: ratios that do not fall strictly, are negative, or lie above that of T.
+
+    >>> sg.grids.from_table(sg.EDM(), [10.0, 1.0, 0.1])
+    tensor([10.0000,  1.0000,  0.1000], dtype=torch.float64)
     """
     r = as_real(ratios, "ratios").cpu()
     if r.ndim != 1 or len(r) < 2 or not bool((r.diff() < 0).all()) or float(r[-1]) < 0:

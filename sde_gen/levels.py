@@ -21,6 +21,9 @@ def centre(levels: Tensor | ArrayLike, n_levels: int) -> Tensor:
     Raises:
         TypeError: levels are not integers.
         ValueError: a level out of range, or fewer than two levels.
+
+    >>> sg.data.centre([0, 1], 2)
+    tensor([-0.5000,  0.5000])
     """
     k, n_levels = check_levels(levels, n_levels)
     return place(k, torch.full_like(k, 0.5, dtype=torch.float32), n_levels)
@@ -40,6 +43,9 @@ def dequantise(
 
     Raises:
         TypeError, ValueError: as ``centre``.
+
+    >>> sg.data.dequantise([0, 1], 2).abs().max() <= 1
+    tensor(True)
     """
     k, n_levels = check_levels(levels, n_levels)
     return place(k, _inside_cell(k, generator, "generator"), n_levels)
@@ -51,6 +57,9 @@ def quantise(x: Tensor | ArrayLike, n_levels: int) -> Tensor:
     Raises:
         TypeError: x is not floating.
         ValueError: x has NaN, or fewer than two levels.
+
+    >>> sg.data.quantise([-0.9, 0.9], 2)
+    tensor([0, 1])
     """
     x, n_levels = _floats(x), check_count(n_levels, "n_levels", 2)
     if bool(x.isnan().any()):
@@ -64,6 +73,9 @@ class Dequantise:
 
     The result has the law of ``dequantise(levels, n_levels)`` whether x holds the levels
     themselves (integers), the centres of the cells or an earlier dequantisation.
+
+    >>> sg.data.Dequantise(256)(sg.data.centre([0, 255], 256)[:, None], sg.Streams(0)).shape
+    torch.Size([2, 1])
     """
 
     n_levels: int

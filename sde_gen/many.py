@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from .ops import check_count, shown
+
+__all__ = ["chunks", "meet", "own_device", "place", "shared"]
 
 Work = Callable[[int, int], Tensor]
 """(number of the first sample, how many) -> a tensor (how many, *D)."""
@@ -30,6 +33,10 @@ def place() -> tuple[int, int]:
 
     Raises:
         RuntimeError: the environment says something that is no rank.
+
+    >>> from sde_gen import many
+    >>> many.place()
+    (0, 1)
     """
     size = os.environ.get("WORLD_SIZE", "1")
     rank = os.environ.get("RANK", "0" if size == "1" else "")
@@ -41,7 +48,12 @@ def place() -> tuple[int, int]:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs each takes the one of its LOCAL_RANK."""
+    """The device of this process: of several GPUs each takes the one of its LOCAL_RANK.
+
+    >>> from sde_gen import many
+    >>> many.own_device(torch.device("cpu"))
+    device(type='cpu')
+    """
     if device != torch.device("cuda") or place()[1] == 1:  # with an index it is somebody's choice
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -79,7 +91,11 @@ def shared(work: Work, n: int, chunk: int) -> Tensor:
     >>> x.shape
     torch.Size([10, 2])
     """
-    own = [_checked(work(i, k), k).cpu() for i, k in chunks(n, chunk)]
+    before = _cut.set(True)
+    try:
+        own = [_checked(work(i, k), k).cpu() for i, k in chunks(n, chunk)]
+    finally:
+        _cut.reset(before)
     processes = place()[1]
     if processes == 1:
         return torch.cat(own)
@@ -88,8 +104,21 @@ def shared(work: Work, n: int, chunk: int) -> Tensor:
     return torch.cat([parts[c % processes][c // processes] for c in range(count)])
 
 
+_cut: ContextVar[bool] = ContextVar("cut", default=False)
+
+
+def cutting() -> bool:
+    """Whether this is asked inside the work of ``shared``: what is timed there, and depends on the
+    clock, would differ among processes."""
+    return _cut.get()
+
+
 def meet() -> None:
-    """Wait until every process is here."""
+    """Wait until every process is here.
+
+    >>> from sde_gen import many
+    >>> many.meet()
+    """
     if place()[1] > 1:
         dist.barrier(_group())
 

@@ -12,20 +12,31 @@ O(1/N + 1/M).
 | ``mmd`` | E k(X, X') + E k(Y, Y') - 2 E k(X, Y), a square | U-statistic (V on request) |
 | ``sliced_wasserstein`` | (E_theta W_2^2)^(1/2), not a square | plug-in, biased upwards |
 | ``frechet_distance`` | W_2^2 of fitted Gaussians, a square | plug-in, biased upwards |
+
+Beside them stand what a distance does not tell apart: a part of the data that is never drawn
+(``modes``, ``coverage``) and blur (``power_spectrum``, ``sharpness``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .levels import start_generator
-from .ops import as_numbers, check_callable, check_count, check_number
+from .ops import as_labels, as_numbers, check_callable, check_count, check_number
+
+__all__ = [
+    "energy_distance",
+    "frechet_distance",
+    "mmd",
+    "nearest_neighbour_distance",
+    "sliced_wasserstein",
+]
 
 BLOCK = 1 << 20  # pairs that a float64 block holds: 8 MiB
 
@@ -47,6 +58,9 @@ def energy_distance(x: Samples, y: Samples, unbiased: bool = True) -> float:
     Raises:
         TypeError: what are no real numbers.
         ValueError: shapes that differ, fewer than two samples, NaN or infinity.
+
+    >>> sg.metrics.energy_distance(torch.zeros(2, 1), torch.full((2, 1), 3.0))
+    6.0
     """
     return -_discrepancy(x, y, lambda squared: squared.sqrt_(), 0.0, unbiased)
 
@@ -63,6 +77,10 @@ def mmd(x: Samples, y: Samples, bandwidth: float, unbiased: bool = True) -> floa
 
     Raises:
         TypeError, ValueError: as ``energy_distance``, or a bandwidth that is not positive.
+
+    >>> x = torch.randn(100, 2)
+    >>> sg.metrics.mmd(x, x, bandwidth=1.0, unbiased=False)
+    0.0
     """
     bandwidth = check_number(bandwidth, "bandwidth", above=0)
 
@@ -92,6 +110,10 @@ def sliced_wasserstein(
     Raises:
         TypeError, ValueError: as ``energy_distance`` (one sample will do), or fewer than one
             projection.
+
+    >>> x = torch.randn(100, 2)
+    >>> sg.metrics.sliced_wasserstein(x, x)
+    0.0
     """
     x, y = _prepare(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)  # projections keep the digits of the differences
@@ -129,6 +151,10 @@ def frechet_distance(
 
     Raises:
         TypeError, ValueError: as ``energy_distance``, or features that are not (N, k).
+
+    >>> x = torch.randn(100, 2)
+    >>> round(sg.metrics.frechet_distance(x, x + torch.tensor([3.0, 4.0])), 3)
+    25.0
     """
     if features is not None:
         x, y = (_features(features, as_numbers(z, name)) for name, z in (("x", x), ("y", y)))
@@ -146,10 +172,138 @@ def nearest_neighbour_distance(x: Samples, reference: Samples) -> Tensor:
 
     Raises:
         TypeError, ValueError: as ``energy_distance``; one sample will do.
+
+    >>> data = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    >>> sg.metrics.nearest_neighbour_distance(torch.zeros(1, 2), data)
+    tensor([5.], dtype=torch.float64)
     """
     x, reference = _prepare(x, reference, least=1, names=("x", "reference"))
     nearest = torch.cat([squared.argmin(1) for squared in _blocks(x, reference)])
     return (x - reference[nearest]).norm(dim=1)
+
+
+class Modes(NamedTuple):
+    """Samples told apart by the mode that they lie at.
+
+    Attributes:
+        covered: the number of modes at which a sample lies.
+        share: the part of the samples that lie at a mode.
+        counts: samples at each mode, (K,) int64.
+    """
+
+    covered: int
+    share: float
+    counts: Tensor
+
+
+def modes(x: Samples, centres: Samples, radius: float) -> Modes:
+    """Which of the modes of a law have samples, and how many samples have none.
+
+    A sample lies at the nearest centre, if that is within ``radius``. For isotropic Gaussians of
+    standard deviation s in d dimensions, far apart, a radius of 3 s is usual (Srivastava et al.
+    2017); exact samples then have a share of P(chi^2_d <= 9), in the plane 1 - e^(-9/2) = 0.989,
+    and leave one of K equally likely modes out with probability (1 - 0.989 / K)^N each.
+
+    Args:
+        x: samples (N, *D).
+        centres: of the modes, (K, *D).
+        radius: in the units of the data.
+
+    Raises:
+        TypeError, ValueError: as ``energy_distance`` (one sample will do), or a radius below 0.
+    """
+    x, centres = _prepare(x, centres, least=1, names=("x", "centres"))
+    radius = check_number(radius, "radius", least=0)
+    nearest = torch.cat([squared.argmin(1) for squared in _blocks(x, centres)])
+    there = (x - centres[nearest]).norm(dim=1) <= radius
+    counts = nearest[there].bincount(minlength=len(centres)).cpu()
+    return Modes(int((counts > 0).sum()), float(there.double().mean()), counts)
+
+
+def coverage(y: ArrayLike | Tensor, reference: ArrayLike | Tensor) -> float:
+    """sum over classes of min(p, q), p and q how often each class is in y and in the reference.
+
+    1 - (total variation): 1 where both have the same frequencies, k / K where k of K equally
+    likely classes are there, and those in equal parts.
+
+    Args:
+        y, reference: labels (N,) and (M,), such as what a classifier takes samples for, and those
+            of the data.
+
+    Raises:
+        TypeError: no integers. ValueError: no labels, or not one axis of them.
+    """
+    found = []
+    for name, labels in (("y", as_labels(y)), ("reference", as_labels(reference))):
+        if labels.ndim != 1 or len(labels) == 0:
+            raise ValueError(f"{name} must be labels (N,), got {tuple(labels.shape)}")
+        found.append(labels.cpu())
+    low = int(torch.cat(found).min())
+    size = int(torch.cat(found).max()) - low + 1
+    p, q = (((z - low).bincount(minlength=size) / len(z)).double() for z in found)
+    return float(torch.minimum(p, q).sum())
+
+
+def power_spectrum(x: Samples) -> Tensor:
+    """Power of images at each distance from the zero frequency, (K,) float64: the mean over
+    samples, channels and directions.
+
+    The power of an image of n pixels at a wave is |sum_j x_j e^(-i k.j)|^2 / n, so white noise has
+    its variance everywhere. Place r holds the waves whose wave vector, in cycles a pixel, has a
+    length that rounds to r / m, for m = min(H, W) and r = 0 .. m // 2; the corners beyond are left
+    out.
+
+    Args:
+        x: (N, C, H, W).
+
+    Raises:
+        TypeError: no real numbers. ValueError: another shape, NaN or infinity.
+    """
+    total, waves = _rings(x, "x")
+    return total / waves
+
+
+def sharpness(x: Samples, reference: Samples) -> float:
+    """Power of the images x at the finer half of the waves, over that of the reference.
+
+    1 for images that are as sharp, below for blurred ones, above for grainy ones. For the
+    reference seen through a filter of transfer function H it is the mean of |H|^2 over these
+    waves, each weighted by its power. They are the upper half of the places of
+    ``power_spectrum``, above a quarter of a cycle a pixel.
+
+    Args:
+        x, reference: (N, C, H, W) and (M, C, H, W).
+
+    Raises:
+        TypeError, ValueError: as ``power_spectrum``, images of other sizes, or a reference that
+            has no fine waves.
+    """
+    (mine, n), (theirs, m) = _rings(x, "x"), _rings(reference, "reference")
+    if not torch.equal(n, m):
+        raise ValueError("x and reference must be images of one size")
+    fine = 2 * torch.arange(len(n)) > len(n) - 1
+    if not float(theirs[fine].sum()) > 0:
+        raise ValueError("the reference has no fine waves")
+    return float(mine[fine].sum() / theirs[fine].sum())
+
+
+def _rings(x: Samples, name: str) -> tuple[Tensor, Tensor]:
+    """The sum of the power of the waves at each distance, and their number."""
+    x = as_numbers(x, name)
+    if x.ndim != 4 or x.numel() == 0 or min(x.shape[2:]) < 2:
+        raise ValueError(f"{name} must be images (N, C, H, W), got {tuple(x.shape)}")
+    x = x.detach().cpu().double()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} has NaN or infinity in {int((~x.isfinite()).sum())} places")
+    height, width = x.shape[2:]
+    least = min(height, width)
+    fy, fx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
+    ring = (least * (fy[:, None].square() + fx.square()).sqrt()).round().long()
+    power = torch.fft.fft2(x).abs().square().mean((0, 1)) / (height * width)
+    inside = ring <= least // 2
+    size = least // 2 + 1
+    total = torch.zeros(size, dtype=torch.float64).index_add(0, ring[inside], power[inside])
+    return total, ring[inside].bincount(minlength=size)
 
 
 def _prepare(

@@ -24,6 +24,8 @@ from .ops import (
     lasting,
 )
 
+__all__ = ["Moments", "data_moments"]
+
 Coefficient = float | Tensor
 """f(C) as numbers: a float where there is one variance, else a tensor (m,) on the CPU."""
 
@@ -41,6 +43,9 @@ class Moments:
 
     Raises:
         ValueError: negative or infinite variances, or as many as fit neither form.
+
+    >>> sg.data_moments(torch.randn(100, 2)).mean.shape
+    torch.Size([2])
     """
 
     values: Tensor
@@ -195,6 +200,9 @@ def data_moments(x: Tensor, rank: int | None = None, diagonal: bool = False) -> 
 
     Raises:
         TypeError, ValueError: not floating point, not finite, fewer than 2 samples, rank < 1.
+
+    >>> sg.data_moments(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), rank=1).mean
+    tensor([0., 0.], dtype=torch.float64)
     """
     check_state(x)
     check_finite(x)

@@ -36,6 +36,9 @@ class Schedule(ABC):
     """A clock on [0, T]: the rate beta(t) and its integral B(t).
 
     Times have any shape; results are float64 of the same shape.
+
+    >>> sg.VP(sg.schedules.Cosine()).schedule.T
+    1.0
     """
 
     T: float
@@ -55,7 +58,11 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """beta(t) = beta_min + (beta_max - beta_min) t / T (Ho et al. 2020; Song et al. 2021)."""
+    """beta(t) = beta_min + (beta_max - beta_min) t / T (Ho et al. 2020; Song et al. 2021).
+
+    >>> float(sg.schedules.Linear(0.1, 20.0).beta(1.0))
+    20.0
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -83,7 +90,11 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Quadratic(Schedule):
-    """sqrt(beta) linear in t ("scaled linear", latent diffusion, Rombach et al. 2022)."""
+    """sqrt(beta) linear in t ("scaled linear", latent diffusion, Rombach et al. 2022).
+
+    >>> float(sg.schedules.Quadratic(1.0, 16.0).beta(1.0))
+    16.0
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -121,6 +132,9 @@ class Sigmoid(Schedule):
     """beta(t) = beta_min + (beta_max - beta_min) S(k (2 t / T - 1)), S the logistic function.
 
     Slow at both ends, fast in the middle; k is ``steepness`` (Xu et al. 2022, GeoDiff, k = 6).
+
+    >>> float(sg.schedules.Sigmoid(1.0, 21.0).beta(0.5))
+    11.0
     """
 
     beta_min: float = 0.1
@@ -152,6 +166,9 @@ class Cosine(Schedule):
 
     The published clock runs to a = pi / 2, where beta is infinite and the chain clips it. Here
     the angle stops where B(T) = ``total``, so the formula holds on all of [0, T].
+
+    >>> sg.VP(sg.schedules.Cosine())
+    VP(schedule=Cosine(offset=0.008, total=12.0, T=1.0))
     """
 
     offset: float = 0.008
@@ -206,6 +223,9 @@ class Geometric(Schedule):
     """B(t) = sigma_min^2 (r^(2 t / T) - 1), r = sigma_max / sigma_min: the clock of VE.
 
     The noise level of VE then rises geometrically (Song et al. 2021, appendix C) from exactly 0.
+
+    >>> round(float(sg.VE(sg.schedules.Geometric(0.01, 50.0)).sigma(1.0)), 3)
+    50.0
     """
 
     sigma_min: float = 0.01
@@ -236,7 +256,11 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class Power(Schedule):
-    """B(t) = t^p: p = 1 is the clock on the wall, p = 2 makes sigma(t) = t for VE."""
+    """B(t) = t^p: p = 1 is the clock on the wall, p = 2 makes sigma(t) = t for VE.
+
+    >>> float(sg.VE(sg.schedules.Power(2.0)).sigma(0.3))
+    0.3
+    """
 
     p: float = 1.0
     T: float = 1.0
@@ -267,6 +291,9 @@ class Tabulated(Schedule):
 
     The last beta may be 1: zero terminal signal (Lin et al. 2024). B(T) is infinite then, and in
     the last part exp(-B), not B, falls linearly.
+
+    >>> float(sg.VP(sg.schedules.Tabulated([0.1, 0.2], T=2)).alpha(2.0)) ** 2
+    0.72
     """
 
     betas: tuple[float, ...]

@@ -85,6 +85,29 @@ def test_samples_of_digits(digits, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_has_a_row_for_each_class() -> None:
+    from sde_gen.cli.samples import picture
+
+    def rows(x, y, names=None):
+        (ax,) = picture(x, torch.tensor(y), names).axes
+        tile = np.asarray(ax.images[0].get_array())[..., 0]
+        return [label.get_text() for label in ax.get_yticklabels()], tile, ax
+
+    x = torch.linspace(-1, 1, 7).reshape(7, 1, 1, 1).expand(7, 1, 4, 4)
+    names, tile, _ = rows(x, [0, 1, 2, 0, 1, 2, 0], ("a", "b", "c"))
+    assert names == ["a", "b", "c"]
+    values = [[0, 3, 6], [1, 4, 6], [2, 5, 6]]  # number of the image in its place; none is white
+    found = tile[1::5, 1::5]
+    np.testing.assert_allclose(found, np.array(values) / 6, atol=1e-6)
+    assert rows(x, [4] * 7)[2].get_title() == "4"
+    assert rows(x, [-1] * 7)[0] == []
+    assert [t.get_text() for t in rows(x, range(7))[2].texts] == list("0123456")
+    many = torch.zeros(100, 1, 4, 4)
+    assert rows(many, [0] * 60 + [1] * 40)[0] == ["0", "", "1"]
+    panels = picture(torch.zeros(4, 2, 9), torch.tensor([1, 0, 1, 0]), None).axes
+    assert [ax.get_title() for ax in panels] == ["0", "0", "1", "1"]
+
+
 def test_same_seed_same_model(toy, tmp_path):
     again = ("train", "two_moons", "--out", tmp_path, "--steps", 5, "--device", "cpu")
     assert run(*again) == 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import importlib
+import inspect
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WIDEST = 100  # characters of code that a page shows at 1280 pixels
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -27,7 +33,20 @@ def code(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["chain", "conditions", "devices", "extending", "index", "inverse", "networks", "training"],
+    [
+        "chain",
+        "coming",
+        "conditions",
+        "contrast",
+        "devices",
+        "extending",
+        "guidance",
+        "index",
+        "inverse",
+        "latent",
+        "networks",
+        "training",
+    ],
 )
 def test_code_runs(name: str) -> None:
     source = code(DOCS / f"{name}.md")
@@ -43,6 +62,14 @@ def test_tour_runs() -> None:
 def test_each_extension_is_short() -> None:
     for cell in CELL.findall((DOCS / "extending.md").read_text(encoding="utf-8")):
         assert len(cell.splitlines()) < 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_line_of_code_is_cut(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?!\{toctree|\{glossary)[^\n]*\n(.*?)^```", text, re.M | re.S):
+        for line in block.splitlines():
+            assert len(line) <= WIDEST or line.startswith((":", "|")), f"{page.name}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -74,6 +101,113 @@ def test_choosing_page_repeats_what_the_notebook_measured() -> None:
         assert measured == [float(v) for v in numbers.replace("|", " ").split()], name
 
 
+# ---- the API, by rooms ----
+
+HOUSE = ROOT / "sde_gen"
+# Rooms that are no user's: they serve others, or are called from the shell.
+INNER = {"ops", "levels", "demo", "cli", "conftest"}
+
+
+def beside(name: str) -> ModuleType:
+    """A module that stands among the pages."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+@pytest.fixture(scope="module")
+def homes() -> dict[str, dict[str, Any]]:
+    return beside("rooms").homes()
+
+
+def test_every_room_has_its_page(homes: dict[str, dict[str, Any]]) -> None:
+    there = {p.stem for p in HOUSE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    there = {name for name in there if not name.startswith("_")}
+    assert there - INNER == set(homes), "a new room is a line of ROOMS in docs/rooms.py"
+    assert all(homes.values())
+
+
+def test_every_public_name_is_on_one_page(homes: dict[str, dict[str, Any]]) -> None:
+    import sde_gen
+
+    shown = [name for names in homes.values() for name in names]
+    assert len(shown) == len(set(shown))
+    modules = {n for n in sde_gen.__all__ if inspect.ismodule(getattr(sde_gen, n))}
+    assert {f"sde_gen.{n}" for n in sde_gen.__all__ if n not in modules} <= set(shown)
+    for room in homes:
+        module = importlib.import_module(f"sde_gen.{room}")
+        for name in getattr(module, "__all__", []):
+            thing = getattr(module, name)
+            assert any(thing is other for names in homes.values() for other in names.values()), (
+                name
+            )
+
+
+def test_every_public_name_has_an_example(homes: dict[str, dict[str, Any]]) -> None:
+    rooms = beside("rooms")
+    things = {n: o for names in homes.values() for n, o in names.items() if rooms.is_documented(o)}
+    assert len(things) > 200
+    missing = [n for n, o in things.items() if ">>>" not in (inspect.getdoc(o) or "")]
+    assert not missing, f"no example (>>>) in the docstrings of {missing}"
+
+
+def test_pages_show_calls_and_hide_torch(homes: dict[str, dict[str, Any]]) -> None:
+    rooms = beside("rooms")
+    text = rooms.page("scores", homes["scores"])
+    table, _, entries = text.partition(".. automodule::")
+    for name in homes["scores"]:
+        assert f"<{name}>`" in table
+        assert re.search(
+            rf"(autoclass|autofunction|py:data):: {re.escape(name)}$", entries, re.MULTILINE
+        )
+    assert ":special-members: __call__" in entries
+    assert ":inherited-members:" not in entries
+    said = " ".join(rooms.inherited(homes["sdes"]["sde_gen.VP"]))
+    assert "sde_gen.LinearSDE.alpha" in said
+    assert "sde_gen.SDE.reverse" in said
+    said = " ".join(rooms.inherited(homes["scores"]["sde_gen.ScoreNetwork"]))
+    assert "sde_gen.Score.denoise" in said
+    assert "state_dict" not in said
+
+
+def test_words_lead_to_what_exists(homes: dict[str, dict[str, Any]]) -> None:
+    text = (DOCS / "words.md").read_text(encoding="utf-8")
+    names = {name: thing for room in homes.values() for name, thing in room.items()}
+    linked = re.findall(r"\{py:obj\}`[^`]*<([\w.]+)>`", text)
+    assert len(linked) > 50
+    assert not [name for name in linked if name not in names]
+    for word in ("DDPM", "DDIM", "epsilon", "inpainting", "classifier-free guidance"):
+        assert re.search(rf"^{word}$", text, re.MULTILINE), word
+
+
+# ---- formulas ----
+
+
+@pytest.mark.parametrize(
+    ("latex", "expected"),
+    [
+        (r"\mathrm{d}x", '<mi mathvariant="normal">d</mi><mi>x</mi>'),
+        (r"\mathrm E", '<mi mathvariant="normal">E</mi>'),
+        (r"\mathrm{KL}(p)", '<mi>KL</mi></mrow><mo stretchy="false">('),
+        (r"\mathcal N", '<mi mathvariant="normal">\U0001d4a9</mi>'),
+        (r"\mathcal L", '<mi mathvariant="normal">ℒ</mi>'),
+        (r"\mathbb R", '<mi mathvariant="normal">ℝ</mi>'),
+        (r"\log p", '<mi>log</mi><mspace width="0.167em" /><mi>p</mi>'),
+        (r"2\log p", '<mn>2</mn><mspace width="0.167em" /><mi>log</mi>'),
+        (r"-\log(p)", '<mo>−</mo><mi>log</mi><mo stretchy="false">('),
+        (r"(1)\max(a)", ')</mo><mspace width="0.167em" /><mi>max</mi><mo'),
+        (r"\Phi", '<mi mathvariant="normal">Φ</mi>'),
+        (r"\lfloor a\rfloor", "<mo>⌊</mo><mi>a</mi><mo>⌋</mo>"),
+    ],
+)
+def test_formulas_follow_tex(latex: str, expected: str) -> None:
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("docutils")
+    assert expected in beside("mathml").mathml(latex)
+
+
 # ---- in a browser ----
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -83,17 +217,24 @@ FLAGS = [
     "--hide-scrollbars", "--allow-file-access-from-files", "--virtual-time-budget=3000",
 ]  # fmt: skip
 HEADINGS = 8  # pixels by which the theme lets headings stand out of their column
-# What a reader would see go wrong, asked of a page in a frame as wide as a telephone.
-PROBE = """<iframe id=f width=390 height=844 src="{url}"></iframe><pre id=result></pre><script>
+WIDTHS = (390, 1280)  # a telephone, a small screen
+# What a reader would see go wrong, asked of a page in a frame.
+PROBE = """<iframe id=f width={width} height=844 src="{url}"></iframe><pre id=result></pre><script>
 f.onload = () => {{
   const d = f.contentDocument, w = d.documentElement;
   const broken = [...d.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src);
   const flat = [...d.querySelectorAll("math")].filter(m => m.getClientRects().length &&
     m.getBoundingClientRect().height < 4).length;
+  const cut = [...d.querySelectorAll("article pre")]
+    .filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60));
+  const strips = [...d.querySelectorAll("article table.docutils")].filter(t =>
+    t.getClientRects().length &&
+    t.getBoundingClientRect().width > t.rows[0].getBoundingClientRect().width + 3).length;
+  const font = [...d.fonts].filter(f => f.family.includes("Formulas")).map(f => f.status);
   const boxes = [w, ...d.querySelectorAll(".main, .content, .article-container, article")];
   const wide = Math.max(...boxes.map(e => e.scrollWidth - e.clientWidth));
   result.textContent = JSON.stringify({{
-    title: d.title, broken, flat, wide,
+    title: d.title, broken, flat, wide, cut, strips, font,
     nameless: [...d.images].filter(i => !i.alt || i.alt.endsWith(".png")).length,
     math: d.querySelectorAll("math").length,
     images: d.images.length, raw: d.body.innerText.includes("$$"),
@@ -118,33 +259,66 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def browse(url: str, tmp_path: Path) -> str:
+    """The document that a browser makes of a page."""
+    run = subprocess.run(
+        [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return run.stdout
+
+
+def probe(page: Path, width: int, tmp_path: Path) -> dict[str, Any]:
+    """What a browser finds on a page at that width."""
+    frame = tmp_path / "probe.html"
+    frame.write_text(PROBE.format(url=page.as_uri(), width=width), encoding="utf-8")
+    found = re.search(r'<pre id="result">(.+?)</pre>', browse(frame.as_uri(), tmp_path), re.DOTALL)
+    assert found, f"{page.name} did not load"
+    report: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return report
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_browser_shows_every_page(site: Path, tmp_path: Path) -> None:
-    import html
-    import json
-
+@pytest.mark.parametrize("width", WIDTHS)
+def test_browser_shows_every_page(site: Path, tmp_path: Path, width: int) -> None:
     pages = [p for p in site.rglob("*.html") if "_modules" not in p.parts]
-    assert len(pages) > 15
+    assert len(pages) > 40
     seen: dict[str, Any] = {}
     for page in pages:
-        probe = tmp_path / "probe.html"
-        probe.write_text(PROBE.format(url=page.as_uri()), encoding="utf-8")
-        run = subprocess.run(
-            [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-             probe.as_uri()],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        found = re.search(r'<pre id="result">(.+?)</pre>', run.stdout, re.DOTALL)
-        assert found, f"{page.name} did not load"
-        seen[page.name] = report = json.loads(html.unescape(found[1]))
+        seen[page.name] = report = probe(page, width, tmp_path)
         assert not report["broken"], f"{page.name}: pictures that do not load"
         assert not report["nameless"], f"{page.name}: pictures without words"
         assert not report["remote"], f"{page.name} needs the network: {report['remote']}"
-        assert report["wide"] <= HEADINGS, f"{page.name} scrolls sideways on a telephone"
+        assert report["wide"] <= HEADINGS, f"{page.name} scrolls sideways at {width}"
+        assert not report["cut"], f"{page.name}: lines of code are cut: {report['cut']}"
+        assert not report["strips"], f"{page.name}: tables with an empty strip"
         assert not report["flat"], f"{page.name}: formulas that do not show"
+        assert not report["math"] or report["font"] == ["loaded"], f"{page.name}: font of formulas"
         assert not report["raw"], f"{page.name} shows raw LaTeX"
         assert not report["errors"], f"{page.name} shows markup errors"
     assert seen["theory.html"]["math"] > 100
     assert seen["index.html"]["images"] >= 1
     assert all(seen[f"{p.stem}.html"]["images"] >= 3 for p in (ROOT / "notebooks").glob("0*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("ddim", "api/solvers.html#sde_gen.solvers.ddim"),
+        ("DDPM", "words.html#term-DDPM"),
+        ("epsilon", "words.html#term-epsilon"),
+        ("inpainting", "words.html#term-inpainting"),
+    ],
+)
+def test_search_finds_the_words_of_the_field(
+    site: Path, tmp_path: Path, word: str, page: str
+) -> None:
+    shown = browse(f"{(site / 'search.html').as_uri()}?q={word}", tmp_path)
+    links = re.findall(r'<li[^>]*>\s*<a href="([^"]+)"', shown)
+    assert any(re.sub(r"\?[^#]*", "", link) == page for link in links[:5]), links[:5]

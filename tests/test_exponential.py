@@ -109,10 +109,12 @@ def flow_errors(solver: sg.Solver, start: float, counts: list[int], end: float =
     x = float(sde.alpha(start)) * score.sample(48, torch.Generator().manual_seed(1))
     x = x + float(sde.sigma(start)) * z
     exact = sg.solve(flow, x, [start, end], sg.SciPy("DOP853", 1e-12, 1e-13))
-    return [
-        float((sg.solve(flow, x, grids.quadratic(sde, n, start, end), solver) - exact).norm())
-        for n in counts
-    ]
+
+    def grid(n: int) -> Tensor:
+        times = grids.quadratic(sde, n, max(start, end), min(start, end))
+        return times if start > end else times.flip(0)
+
+    return [float((sg.solve(flow, x, grid(n), solver) - exact).norm()) for n in counts]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +155,66 @@ def test_order_four(solver: Exponential) -> None:
     assert abs(slope - 4) < 0.2, (slope, errors)
 
 
-def test_the_corrector_lifts_the_cap_that_the_first_step_sets() -> None:
-    # Started in the middle, where Q changes: order 1 in the first step caps the run at 2.
-    capped = flow_errors(Exponential(3), 0.4, [160, 320])
-    lifted = flow_errors(Exponential(2, corrector=True), 0.4, [160, 320])
-    assert abs(math.log2(capped[0] / capped[1]) - 2) < 0.3
-    assert abs(math.log2(lifted[0] / lifted[1]) - 3) < 0.2
+@pytest.mark.parametrize(("start", "end"), [(0.4, 0.01), (0.05, 0.6)])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Exponential(3),
+        Exponential(4),
+        Exponential(2, corrector=True),
+        Exponential(3, 0.4, corrector=True),
+        Exponential(4, 0.4, corrector=True, weights=Spectral(0.4, 2)),
+        deis(3),
+        unipc(3),
+    ],
+    ids=["3", "4", "2c", "3c", "4c", "deis 3", "unipc 3"],
+)
+def test_the_order_holds_from_any_start(solver: Exponential, start: float, end: float) -> None:
+    # In the middle, where Q changes from the first step on; there and back.
+    errors = flow_errors(solver, start, [160, 320], end)
+    assert math.log2(errors[0] / errors[1]) > solver.order - 0.2
+
+
+def test_one_long_first_step_caps_the_order() -> None:
+    solver = Exponential(3)
+    solver.start_calls = 0
+    errors = flow_errors(solver, 0.4, [160, 320])
+    assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("solver", "start", "eta", "steps", "more"),
+    [
+        (Exponential(3), 0.4, 0.0, 50, 1),
+        (Exponential(4, corrector=True), 0.4, 0.0, 50, 2),
+        (Exponential(2, corrector=True), 0.4, 0.0, 50, 0),
+        (Exponential(4), 0.4, 0.0, 8, 0),
+        (Exponential(4), 0.4, 0.5, 50, 0),
+        (Exponential(4), 1.0, 0.0, 200, 0),
+        (Exponential(4), 0.99, 0.0, 200, 0),
+    ],
+    ids=["3", "4c", "2c", "few steps", "noise", "from T", "no signal"],
+)
+def test_a_start_calls_as_often_as_is_declared(
+    solver: Exponential, start: float, eta: float, steps: int, more: int
+) -> None:
+    sde, times = sg.VP(), list[float]()
+    law = sg.GaussianMixture(sde, torch.tensor([0.2, 0.3, 0.5]), MEANS, 0.2)
+
+    def score(x: Tensor, t: float) -> Tensor:
+        times.append(float(t))
+        return law(x, t)
+
+    grid = grids.quadratic(sde, steps, start, 0.01)
+    ends = []
+    sg.solve(
+        sde.reverse(score, eta), X, grid, solver, 0, callback=lambda x, t: ends.append(float(t))
+    )
+    assert len(times) == steps + more
+    assert more in (0, solver.start_calls)
+    assert ends == grid[1:].tolist()
+    assert times == sorted(times, reverse=True)
+    assert set(grid[:-1].tolist()) <= set(times)
 
 
 @pytest.mark.parametrize(

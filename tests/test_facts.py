@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sde_gen as sg
 from sde_gen.facts import Facts, Units
+from sde_gen.guidance import Composed, Product, Tempered, autoguidance
 from sde_gen.inverse import (
     Matrix,
     Observation,
@@ -214,6 +215,10 @@ MADE = {
     "difference": lambda: NET - (lambda x, t: x),
     "function first": lambda: (lambda x, t: x) + NET,
     "classifier-free": lambda: sg.ClassifierFree(NET, 2.0, y=1),
+    "composed": lambda: Composed(NET, [(2.0, {"y": 1}), (-1.0, {"y": 2})]),
+    "autoguidance": lambda: autoguidance(NET, NET.given(y=1), 0.5),
+    "tempered": lambda: Tempered(NET, 2.0),
+    "product": lambda: Product([(NET, 1.0), (NET.given(y=1), 0.5)]),
     "lifted": lambda: sg.Lifted(NET, CLD),
     "of a sum": lambda: sg.ClassifierFree(NET, 2.0, y=1) + NET.given(y=2),
     "rows": lambda: NET.given(y=torch.arange(3)).rows(slice(1, 2)),

@@ -21,8 +21,9 @@ import torch
 from outcomes import outcome
 
 import sde_gen as sg
-from sde_gen import data, grids, metrics, plots, training
-from sde_gen.networks import MLP, UNet
+from sde_gen import contrast, data, grids, metrics, plots, training
+from sde_gen.networks import MLP, Autoencoder, UNet
+from sde_gen.sampling import Pace, timed
 from sde_gen.solvers import Spectral, ddim, deis, dpm_solver, dpm_solver_pp, sa_solver, unipc
 
 ERRORS = (TypeError, ValueError, FloatingPointError, FileNotFoundError)
@@ -115,6 +116,7 @@ Y4 = torch.tensor([0, 1, 2, 0])
 SEEDED = Make(lambda: torch.Generator().manual_seed(0))
 NETWORK = Make(lambda: sg.ScoreNetwork(MLP((2,), 8, 1), VP))
 CONDITIONAL = Make(lambda: sg.ScoreNetwork(MLP((2,), 8, 1, classes=3), VP))
+CODEC = Autoencoder((2,), (2,), width=4)
 LOGITS = MLP((2,), 8, 1, outputs=3)
 SHORT = sg.Recipe(steps=1, batch=4)
 TRAIN = partial(sg.train, progress=False)
@@ -154,6 +156,15 @@ ROOMS: dict[str, dict[str, Entry]] = {
     "plots": {
         "image_grid": entry(
             plots.image_grid, x=draw(4, 1, 3, 3), rows=2, labels=["a", "b"], title="", ax=None
+        ),
+        "signals": entry(
+            plots.signals,
+            x=draw(4, 2, 5),
+            at=[0, 1, 2, 3, 4],
+            rows=2,
+            labels=["a", "b"],
+            channels=["u", "v"],
+            title="",
         ),
         "trajectories_1d": entry(
             plots.trajectories_1d, times=[1.0, 0.0], paths=draw(2, 5), title=""
@@ -205,6 +216,25 @@ ROOMS: dict[str, dict[str, Entry]] = {
         ),
         "frechet_distance": entry(metrics.frechet_distance, x=X, y=draw(5, 2), features=None),
         "nearest": entry(metrics.nearest_neighbour_distance, x=X, reference=draw(5, 2)),
+        "modes": entry(metrics.modes, x=X, centres=draw(5, 2), radius=1.0),
+        "coverage": entry(metrics.coverage, y=[0, 1], reference=[1, 1, 0]),
+        "power_spectrum": entry(metrics.power_spectrum, x=draw(2, 1, 4, 4)),
+        "sharpness": entry(metrics.sharpness, x=draw(2, 1, 4, 4), reference=draw(3, 1, 4, 4)),
+    },
+    "contrast": {
+        "GAN": entry(
+            contrast.GAN, shape=(2,), latent=2, width=4, depth=1, classes=2, gamma=0.1, ratio=1.0
+        ),
+        "VAE": entry(contrast.VAE, codec=CODEC, components=2, classes=3),
+        "with_mixture": entry(
+            contrast.VAE(CODEC).with_mixture, x=X, y=[0, 0, 1, 1], components=1, seed=0
+        ),
+        "HVAE": entry(contrast.HVAE, codec=CODEC, above=(2,), width=4, depth=1, classes=2),
+        "terms": entry(contrast.HVAE(CODEC, (2,), 4).terms, x=X, noise=sg.Streams(0)),
+        "sample": entry(
+            contrast.GAN((2,), 2, 4, classes=3).sample, n=4, seed=0, y=[0, 1, 2, 0], first=0
+        ),
+        "jensen_shannon": entry(contrast.jensen_shannon, real=X, fake=X),
     },
     "schedules": {
         "Linear": entry(sg.schedules.Linear, beta_min=0.1, beta_max=20.0, T=1.0),
@@ -357,6 +387,8 @@ ROOMS: dict[str, dict[str, Entry]] = {
             )
             for solver in (sg.Heun(), sg.SciPy(), sg.Adaptive(), sg.Exponential(2))
         },
+        "Pace": entry(Pace, chunk=3, channels_last=False, compiled=False, device="cpu"),
+        "timed": entry(timed, model=NETWORK, compiled=False),
         "default_solver": entry(sg.default_solver, model=GAUSS, eta=0.0),
     },
     "likelihood": {

@@ -337,3 +337,97 @@ def test_bad_arguments():
         frechet_distance(x, x, 3)
     with pytest.raises(TypeError, match="generator"):
         sliced_wasserstein(x, x, 8, np.zeros(3))
+
+
+# ---- what a distance does not tell apart ----
+
+
+def test_modes_of_points_at_known_places():
+    centres = [[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]]
+    x = [[0.1, 0.0], [0.0, -0.5], [4.0, 0.5], [2.0, 0.0], [0.0, 3.4], [9.0, 9.0]]
+    found = metrics.modes(x, centres, 0.5)
+    assert found.counts.tolist() == [2, 1, 0]
+    assert found.covered == 2
+    assert found.share == 0.5
+    assert metrics.modes(x, centres, 0.7).counts.tolist() == [2, 1, 1]
+
+
+def test_modes_of_exact_samples():
+    from sde_gen.data import grid_25
+
+    n, axis = 20_000, torch.linspace(-1, 1, 5)
+    centres = torch.cartesian_prod(axis, axis)
+    found = metrics.modes(grid_25(n, torch.Generator().manual_seed(0)), centres, 3 * 0.03)
+    share = 1 - math.exp(-4.5)
+    assert found.covered == 25
+    assert found.share == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+    expected = n * share / 25
+    assert (found.counts - expected).abs().max() < 4.5 * math.sqrt(expected)
+    assert int(found.counts.sum()) == round(found.share * n)
+
+
+def test_coverage_is_one_minus_the_total_variation():
+    reference = [0, 0, 1, 1, 2, 2, 3, 3]
+    assert metrics.coverage([3, 2, 1, 0], reference) == 1
+    assert metrics.coverage([1, 1, 1], reference) == 0.25
+    assert metrics.coverage([0, 1, 0, 1], reference) == 0.5
+    assert metrics.coverage([0, 0, 0, 1], reference) == 0.5
+    assert metrics.coverage([0, 1, 2, 2], reference) == 0.75
+    assert metrics.coverage([7, -2], reference) == 0
+
+
+def images(n: int, seed: int = 0, side: int = 12) -> torch.Tensor:
+    return normal(n, side * side, seed).reshape(n, 1, side, side)
+
+
+def test_white_noise_has_its_variance_at_every_wave():
+    n = 2000
+    found = metrics.power_spectrum(0.7 * images(n))
+    # The ring of least waves has one, a chi-square of one degree for each image.
+    torch.testing.assert_close(found, found * 0 + 0.49, rtol=5 * math.sqrt(2 / n), atol=0)
+
+
+@pytest.mark.parametrize(("wave", "ring"), [((0, 0), 0), ((3, 0), 3), ((0, 6), 6), ((3, 4), 5)])
+def test_a_wave_lies_at_its_ring(wave, ring):
+    at = torch.arange(12).double() / 12
+    x = torch.cos(2 * math.pi * (wave[0] * at[:, None] + wave[1] * at))[None, None]
+    found = metrics.power_spectrum(x)
+    others = torch.arange(7) != ring
+    assert found[others].abs().max() < 1e-20
+    f = torch.fft.fftfreq(12) * 12
+    waves = int(((f[:, None] ** 2 + f**2).sqrt().round() == ring).sum())
+    # Parseval: the power at all waves adds up to the sum of squares.
+    assert float(found[ring]) == pytest.approx(float(x.square().sum()) / waves)
+
+
+def test_sharpness_of_a_filtered_image_is_the_filter_s():
+    x = images(5).double()
+    blurred = 0.5 * x + 0.25 * (x.roll(1, 3) + x.roll(-1, 3))
+    f = torch.fft.fftfreq(12, dtype=torch.float64)
+    transfer = (0.5 + 0.5 * torch.cos(2 * math.pi * f)).square().expand(12, 12)
+    power = torch.fft.fft2(x).abs().square().mean((0, 1))
+    ring = 12 * (f[:, None] ** 2 + f**2).sqrt()
+    fine = (ring.round() > 3) & (ring.round() <= 6)
+    expected = float((transfer * power)[fine].sum() / power[fine].sum())
+    assert metrics.sharpness(blurred, x) == pytest.approx(expected, rel=1e-12)
+    assert metrics.sharpness(2 * x, x) == pytest.approx(4)
+    assert metrics.sharpness(x[:, :, :, :11], x[:, :, :, :11]) == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "match"),
+    [
+        (lambda: metrics.modes([[0.0]], [[0.0, 1.0]], 1), ValueError, "x and centres must be"),
+        (lambda: metrics.modes([[0.0]], [[0.0]], -1), ValueError, "radius"),
+        (lambda: metrics.coverage([0.5], [0]), TypeError, "integers"),
+        (lambda: metrics.coverage(torch.tensor([1])[:0], [0]), ValueError, "y must be labels"),
+        (lambda: metrics.coverage([0], 0), ValueError, "reference must be labels"),
+        (lambda: metrics.power_spectrum(normal(3, 4)), ValueError, "must be images"),
+        (lambda: metrics.power_spectrum(images(1) * math.nan), ValueError, "NaN or infinity"),
+        (lambda: metrics.sharpness(images(1), images(1, side=8)), ValueError, "one size"),
+        (lambda: metrics.sharpness(images(1), images(1) * 0), ValueError, "no fine waves"),
+    ],
+)
+def test_measures_refuse_what_they_cannot_read(act, error, match):
+    with pytest.raises(error, match=match):
+        act()

@@ -176,7 +176,7 @@ def test_exact_scores_denoise_where_no_signal_is_left() -> None:
         sg.Gaussian(sde, MEANS[1], 0.2).denoise(x, 1.0), MEANS[1:2].expand(6, 2)
     )
     with pytest.raises(ValueError, match="where alpha = 0 a score says nothing of the data"):
-        (1.0 * mixture(sde)).denoise(x, 1.0)
+        (2.0 * mixture(sde)).denoise(x, 1.0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -63,7 +63,10 @@ def test_version_is_one() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## \[(\d+\.\d+\.\d+)\]", changelog, flags=re.MULTILINE)
     assert newest is not None, "CHANGELOG.md names no version"
-    assert sde_gen.__version__ == config["metadata"]["version"] == newest[1]
+    assert config["metadata"]["version"] == "attr: sde_gen.__version__"  # the one place
+    assert sde_gen.__version__ == newest[1]
+    for file in ("CITATION.cff", "docs/conf.py"):
+        assert newest[1] not in (ROOT / file).read_text(encoding="utf-8"), file
 
 
 def test_what_is_exported_exists() -> None:

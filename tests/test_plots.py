@@ -63,6 +63,109 @@ def test_image_grid_is_about_square_and_draws_where_it_is_told():
     assert plots.image_grid(torch.zeros(1, 1, 4, 4), ax=ax) is mine
 
 
+@pytest.mark.parametrize(("n", "size"), [(4, 256), (3, 64), (400, 8), (1, 5)])
+def test_image_grid_shows_every_pixel(n, size):
+    """Each image stands in the file as it is, enlarged by a whole number."""
+    from PIL import Image
+
+    x = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(n))
+    file = io.BytesIO()
+    rows = math.isqrt(n)
+    figure = plots.image_grid(x.to(torch.uint8), labels=range(rows), title="All")
+    figure.savefig(file)
+    picture = np.array(Image.open(file).convert("RGB")).astype(int)
+    (ax,) = figure.axes
+    columns, gap = -(-n // rows), max(1, round(size / 16))
+    zoom = max(1, round(min(90, 1800 / columns) / size))
+    box = ax.get_window_extent()
+    left, top = round(box.x0), round(len(picture) - box.y1)
+    for i in {0, n // 2, n - 1}:
+        wanted = x[i].movedim(0, -1).numpy().repeat(zoom, 0).repeat(zoom, 1)
+        up = top + zoom * (gap + i // columns * (size + gap))
+        on = left + zoom * (gap + i % columns * (size + gap))
+        found = picture[up : up + len(wanted), on : on + len(wanted)]
+        assert np.abs(found - wanted).max() <= 1
+    assert max(picture.shape) < 2200
+
+
+def test_image_grid_takes_bytes_and_tells_of_what_it_clips():
+    def pixels(x, **options):
+        (ax,) = rendered(plots.image_grid(x, **options)).axes
+        return np.asarray(ax.images[0].get_array()), ax.get_xlabel()
+
+    levels = torch.tensor([0, 51, 255, 204]).reshape(1, 1, 2, 2)
+    for given in (levels.to(torch.uint8), levels.numpy().astype(np.uint8), levels / 127.5 - 1):
+        tile, note = pixels(given)
+        assert tile[1:3, 1:3, 0] == pytest.approx(np.array([[0, 0.2], [1, 0.8]]), abs=1e-6)
+        assert note == ""
+    x = torch.tensor([-1.04, 1.0, 3.5, math.nan]).repeat_interleave(4).reshape(4, 1, 2, 2)
+    assert pixels(x)[1] == "0.33 of the values lie outside [-1, 1], up to 3.5"
+
+
+def test_rows_of_an_image_grid_may_differ_in_length():
+    parts = [torch.full((k, 1, 4, 4), v) for k, v in ((2, -1.0), (3, 0.0), (0, 0.0))]
+    (ax,) = rendered(plots.image_grid(parts, labels="abc")).axes
+    tile = np.asarray(ax.images[0].get_array())[..., 0]
+    places = [[tile[5 * r + 1, 5 * c + 1] for c in range(3)] for r in range(3)]
+    assert places == [[0, 0, 1], [0.5, 0.5, 0.5], [1, 1, 1]]
+    assert ax.get_title() == ""
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="a list of rows has 3 of them"):
+        plots.image_grid(parts, rows=3)
+    with pytest.raises(ValueError, match=r"got \(2, 1, 5, 4\)"):
+        plots.image_grid([parts[0], torch.zeros(2, 1, 5, 4)])
+
+
+def test_each_image_of_a_grid_can_have_a_name():
+    (ax,) = rendered(plots.image_grid(torch.zeros(6, 1, 8, 8), labels="abcdef")).axes
+    at = {t.get_text(): t.get_position() for t in ax.texts}
+    assert list(at) == list("abcdef")
+    assert at["a"][0] == at["d"][0] == 4.5
+    assert at["a"][1] == at["c"][1] > 8
+    tile = np.asarray(ax.images[0].get_array())[..., 0]
+    step = (len(tile) - 1) // 2
+    assert (tile[9:step] == 1).all()  # where the names stand
+    assert (tile[step + 1 : step + 9, 1:9] == 0.5).all()
+
+
+def test_signals_stand_in_their_panels():
+    x = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(0))
+    x[3, 1, 2] = math.nan
+    at = torch.linspace(0, 3, 7)
+    figure = rendered(
+        plots.signals(x, at, labels=["up", "down"], channels=["u", "v"], title="Two")
+    )
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(panels) == 5
+    for i, ax in enumerate(panels):
+        assert len(ax.lines) == (0 if i == 3 else 2)
+        for c, line in enumerate(ax.lines):
+            assert line.get_ydata() == pytest.approx(x[i, c].double().numpy())
+            assert line.get_xdata() == pytest.approx(at.double().numpy())
+    assert [ax.get_ylabel() for ax in panels] == ["up", "", "", "down", ""]
+    assert figure.get_suptitle() == "Two\n1 of 5 signals left out: NaN or infinity"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["u", "v"]
+    one = plots.signals(x[:3, 0], labels="abc", rows=1)
+    assert [ax.get_title() for ax in one.axes] == ["a", "b", "c"]
+    assert one.axes[1].lines[0].get_xdata().tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"x": torch.zeros(3)}, r"x must be \(N, C, L\) or \(N, L\), got \(3,\)"),
+        ({"at": [0, 1]}, r"at must be \(4,\), finite, got \(2,\)"),
+        ({"rows": 3}, r"rows must lie in 1 .. 2, got 3"),
+        ({"labels": "abc"}, "labels must be one for each of 1 rows, got 3"),
+        ({"channels": "ab"}, "channels must be one for each of 1 channels, got 2"),
+        ({"x": torch.full((2, 4), math.nan)}, "all 2 have NaN"),
+    ],
+)
+def test_signals_are_checked(options, text):
+    with pytest.raises(ValueError, match=text):
+        plots.signals(**{"x": torch.zeros(2, 4), **options})
+
+
 def test_image_grid_is_checked():
     with pytest.raises(ValueError, match=r"x must be .*, got \(2, 4, 8, 8\)"):
         plots.image_grid(torch.zeros(2, 4, 8, 8))

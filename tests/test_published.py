@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -14,13 +16,16 @@ from sde_gen import (
     EDM,
     VP,
     Exponential,
+    Gaussian,
     Heun,
     LinearSDE,
     Noise,
     ScoreNetwork,
     Streams,
     grids,
+    sample,
     solve,
+    solvers,
 )
 from sde_gen.ops import Time, match
 from sde_gen.schedules import Tabulated
@@ -273,3 +278,38 @@ def _series(k: int, a: float) -> float:
         a ** (j + 1) * (-1) ** j * math.factorial(k) / math.factorial(k + j + 1) for j in range(25)
     )
     return sum(terms)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ddim", type(solvers.ddim())),
+        ("DDPM", solvers.Exponential),
+        ("DPM-Solver++(2M)", solvers.Exponential),
+        ("unipc3", solvers.Exponential),
+        ("dpm_solver", solvers.Exponential),
+        ("Euler", solvers.EulerMaruyama),
+        ("heun", solvers.Heun),
+        ("rk45", solvers.SciPy),
+    ],
+)
+def test_a_name_is_answered_with_the_call_to_write(name: str, kind: type) -> None:
+    law = Gaussian(VP(), torch.zeros(2), 0.5)
+    with pytest.raises(TypeError, match="solver must be a Solver, got") as caught:
+        sample(law, 3, solver=name)  # type: ignore[arg-type]
+    call = str(caught.value).partition("write solver=sde_gen.")[2].removesuffix(", eta=1")
+    written = re.fullmatch(r"solvers\.(\w+)\((.*)\)", call)
+    assert written is not None
+    arguments = [ast.literal_eval(written[2])] if written[2] else []
+    assert type(getattr(solvers, written[1])(*arguments)) is kind
+
+
+def test_a_name_that_is_not_known_is_answered_with_all() -> None:
+    law = Gaussian(VP(), torch.zeros(2), 0.5)
+    with pytest.raises(TypeError, match=r"ddpm\(\), eta=1, ddim\(\), .*, SciPy"):
+        sample(law, 3, solver="plms")  # type: ignore[arg-type]
+    orders = {"DPM-Solver++(3M)": "dpm_solver_pp(3)", "unipc-2": "unipc(2)"}
+    for name, call in orders.items():
+        with pytest.raises(TypeError) as caught:
+            sample(law, 3, solver=name)  # type: ignore[arg-type]
+        assert str(caught.value).endswith(f"write solver=sde_gen.solvers.{call}")

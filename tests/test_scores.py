@@ -58,7 +58,7 @@ from sde_gen.networks import MLP
 from sde_gen.ops import Time, as_time
 from sde_gen.schedules import Cosine, Geometric, Linear, Power
 from sde_gen.scores import Given, exact
-from sde_gen.scores.network import Prediction, network_input
+from sde_gen.scores.network import Alias, Prediction, network_input
 from sde_gen.sdes import KernelSDE, MatrixSDE
 
 PROCESSES = [
@@ -480,6 +480,16 @@ def test_a_network_that_predicts_the_score_stays_where_it_is() -> None:
         model.under(EDM())
     with pytest.raises(TypeError, match="sde must be a LinearSDE, got str"):
         model.under("EDM")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("epsilon", "noise"), ("x0", "data"), ("v", "velocity")]
+)
+def test_predictions_go_by_the_names_of_papers_too(alias: Alias, name: Prediction) -> None:
+    net, x = MLP((2,)), torch.randn(3, 2)
+    model = ScoreNetwork(net, VP(), alias)
+    assert model.prediction == name
+    assert torch.equal(model(x, 0.3), ScoreNetwork(net, VP(), name)(x, 0.3))
 
 
 def test_small_noise_does_not_lose_the_prediction() -> None:

@@ -21,13 +21,8 @@ MODES = sg.GaussianMixture(SDE, [0.5, 0.5], torch.tensor([[-1.0, 0.0], [1.0, 0.0
 WIDTH = float(MODES.sample(100_000, torch.Generator().manual_seed(0)).square().mean().sqrt())
 
 WILD: list[tuple[Solver | None, float, int]] = [
-    (None, 3.0, 10),
-    (None, 3.0, 25),
-    (None, 2.0, 10),
-    (Exponential(2), 3.0, 10),
     (Exponential(3), 2.0, 10),
     (Exponential(4, corrector=True), 1.0, 10),
-    (Exponential(2, 0.6), 5.0, 10),
     (sg.EulerMaruyama(), 3.0, 10),
     (sg.EulerMaruyama(), 1.5, 5),
     (sg.Heun(), 2.0, 10),
@@ -37,17 +32,20 @@ WILD: list[tuple[Solver | None, float, int]] = [
     (sg.PredictorCorrector(), 3.0, 10),
 ]
 SANE: list[tuple[Solver | None, float, int]] = [
-    *((None, eta, 25) for eta in (0.0, 1.0, 1.1, 1.5, 2.0)),
-    (None, 3.0, 50),
-    (None, 1.0, 5),
+    *((None, eta, 25) for eta in (0.0, 1.0, 1.1, 1.5, 2.0, 3.0, 4.0, 7.0, 100.0)),
+    *((None, eta, steps) for eta in (1.0, 3.0, 4.0, 20.0) for steps in (3, 5, 10, 100)),
+    *((Exponential(3, 0.6, corrector=True), eta, 10) for eta in (1.0, 2.0, 10.0)),
+    (Exponential(2), 10.0, 25),
+    (Exponential(2, 0.6), 5.0, 10),
+    (Exponential(1, 0.6), 5.0, 10),
     *((Exponential(1), eta, steps) for eta in (1.0, 3.0, 10.0) for steps in (2, 10)),
     (Exponential(2), 2.0, 25),
     (Exponential(3), 1.5, 25),
-    (sg.EulerMaruyama(), 1.5, 10),
+    (sg.EulerMaruyama(), 1.5, 25),
     (sg.Heun(), 2.0, 25),
     (sg.SRA(), 2.0, 25),
     (sg.TorchSDE("heun"), 1.0, 25),
-    (sg.Churn(), 2.0, 25),
+    (sg.Churn(), 1.5, 25),
     (sg.PredictorCorrector(reference=0.6), 1.0, 25),
 ]
 
@@ -83,7 +81,7 @@ def test_a_solver_that_chooses_its_steps_is_not_asked() -> None:
 def test_solve_warns_of_a_score_of_ones_own_and_of_noise_that_the_solver_adds() -> None:
     x, times = 152 * torch.randn(100, 2), grids.default(SDE, 10)
     with pytest.warns(UserWarning, match="too long for eta = 3: in these 10 steps Exponential"):
-        sg.solve(SDE.reverse(lambda x, t: MODES(x, t), 3.0), x, times, Exponential(3), 0)
+        sg.solve(SDE.reverse(lambda x, t: MODES(x, t), 3.0), x, times, Exponential(4), 0)
     solver = sg.PredictorCorrector(eta=6.0, reference=0.6)
     with pytest.warns(UserWarning, match="too long for eta = 6: in these 10 steps PredictorCorr"):
         sg.solve(SDE.probability_flow(MODES), x / 152, times, solver, 0)
@@ -109,7 +107,7 @@ def test_it_warns_before_the_first_call() -> None:
 def test_the_spread_is_that_of_the_exact_run(sde: sg.LinearSDE, solver: Solver) -> None:
     """By unit impulses: 256 draws tell a spread to 1 / sqrt(512)."""
     eta, times, exact = 2.0, grids.default(sde, 12), []
-    for v in (1 / 25, 1.0):
+    for v in (1 / 400, 1 / 25, 1.0):
         data = sg.Gaussian(sde, torch.zeros(1, dtype=F64), math.sqrt(v))
         _, gain, noise = affine_run(sde.reverse(data, eta), solver, times, 12, 1)
         start = sde.alpha(times[0]) ** 2 * v + sde.sigma(times[0]) ** 2
@@ -142,8 +140,10 @@ def test_matrix_processes_too() -> None:
         return spread(process, solver, solver.plan(process, times), x)
 
     # Three components and two kinds of state in 256 numbers or more.
-    assert found(sg.Propagator(2), 1.0, 6) == pytest.approx(1, abs=4 / math.sqrt(512))
+    assert found(sg.Propagator(2), 1.0, 12) == pytest.approx(1, abs=4 / math.sqrt(512))
     assert found(sg.Heun(), 1.0, 60) == pytest.approx(1, abs=4 / math.sqrt(512) + 0.05)
+    # Its noise is bounded in long steps, that of Heun is not.
+    assert found(sg.Propagator(2), 10.0, 25) == pytest.approx(1, abs=4 / math.sqrt(512))
     assert found(sg.Heun(), 3.0, 10) > 100
     model = sg.Lifted(
         sg.GaussianMixture(sg.EDM(250.0), [1.0, 1.0], torch.tensor([[-1.0], [1.0]]), 0.3), sde

@@ -20,6 +20,9 @@ class Normal:
         variance: (1 or B, m): one for all coordinates (m = 1), one for each (m = n), or with a
             basis a floor and one for each of its columns (m = r + 1), as in ``Moments``.
         basis: orthonormal columns (n, r), or None.
+
+    >>> sg.chain.Normal(torch.zeros(8, 2), torch.ones(8, 2)).mean.shape
+    torch.Size([8, 2])
     """
 
     mean: Tensor

@@ -66,6 +66,11 @@ class Bound:
             spread of the data too.
         dimensions: n, of one sample.
         calls: how often the model was called, on the whole batch.
+
+    >>> sde, law = sg.VP(), sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> found = sg.bound(law, torch.zeros(8, 2), sg.Chain(sde, sg.grids.uniform(sde, 10)))
+    >>> found.mean().total.value.shape
+    torch.Size([])
     """
 
     prior: Estimate
@@ -327,6 +332,10 @@ def bayes(k: Tensor, y: Tensor, std: Tensor, levels: int) -> Tensor:
     """log P(k | y) for y = x_k + std z and L levels x_k that are equally likely, elementwise.
 
     The softmax of -(y - x_k)^2 / (2 std^2) (Kingma et al. 2021, equation 17).
+
+    >>> y = torch.tensor([-0.5])
+    >>> sg.chain.bayes(torch.tensor([0]), y, torch.tensor(0.01), 2).exp()
+    tensor([1.])
     """
     centres = place(torch.arange(levels, device=y.device).to(y), y.new_tensor(0.5), levels)
     std = torch.as_tensor(std).to(y).expand_as(y).unsqueeze(-1)

@@ -45,6 +45,10 @@ class NodeTimes:
 
     Args:
         times: those of the nodes 1 .. N; ``NodeTimes.of(chain)`` reads them.
+
+    >>> chain = sg.Chain(sg.VP(), sg.grids.uniform(sg.VP(), 10))
+    >>> len(sg.chain.NodeTimes.of(chain).times)
+    11
     """
 
     times: tuple[float, ...]
@@ -80,6 +84,10 @@ class Hybrid:
         weighting: of the noise residual in L_simple.
         dropout: the probability of training without a condition.
         n_levels: read L_0 on so many cells of [-1, 1] (quantised data); None is a density.
+
+    >>> chain = sg.Chain(sg.VP(), sg.grids.uniform(sg.VP(), 10))
+    >>> sg.chain.Hybrid(sg.chain.NodeTimes.of(chain)).weight
+    0.001
     """
 
     times: NodeTimes

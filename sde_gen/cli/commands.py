@@ -13,12 +13,13 @@ from torch import Tensor
 from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
+from .refit import FIRST, again, is_refitted
 from .tables import evaluate_table, keep_table, spread_rows, table_of
 
 if TYPE_CHECKING:
     from ..data import Table
     from ..networks import Network
-    from ..scores import ScoreNetwork
+    from ..scores import Learned, ScoreNetwork
     from ..sdes import LinearSDE
     from ..training import Recipe, Transform
     from ..training.validation import Validation
@@ -40,31 +41,35 @@ def _train(options: argparse.Namespace) -> None:
     data = read_data(options, options.seed, "train")
     if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
-    device = pick_device(options.device).type
-    choose_size(options, data.x.shape[1:], device)
+    choose_size(options, data.x.shape[1:], pick_device(options.device).type)
     recipe = _recipe(options, len(data.items))
-    if not (options.resume or options.overwrite):
-        check_free(folder)
-    if _is_refitted(options, recipe, data):
-        found = _run(options, data, recipe, folder / FIRST)
-        recipe = _again(options, recipe, found, len(data.items))
-    _run(options, data, recipe, folder)
+    if options.latent is not None:
+        from .latent import train_latent
+
+        _begin(options, data, recipe, folder)
+        train_latent(options, data, recipe)
+        _end(options, data, folder)
+    else:
+        if not (options.resume or options.overwrite):
+            check_free(folder)
+        if is_refitted(options, recipe, data):
+            found = _run(options, data, recipe, folder / FIRST)
+            recipe = again(options, recipe, found, len(data.items))
+        _run(options, data, recipe, folder)
     file = "x.npz" if data.table is None else "x.csv"
     print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
 
 
 def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) -> Validation:
-    """One run in a folder, told before it begins; returns its looks at the loss."""
+    """One run in a folder; returns its looks at the loss on what is held out."""
     from ..training import LossPlot, Trainer, pick_device
-    from ..training.folder import check_free, holds_run
+    from ..training.folder import holds_run
 
     transforms = _transforms(options, data)
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
     say(chosen(model.net, options.batch, pick_device(options.device).type))
-    _tell_held(recipe, len(data.items))
-    if not (options.resume or options.overwrite):
-        check_free(folder)
+    _begin(options, data, recipe, folder)
     trainer = Trainer(
         model,
         data.items,
@@ -78,51 +83,26 @@ def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) 
     )
     if options.resume and holds_run(folder):
         trainer.resume()
-    _keep(options, folder, data.table)
     trainer.run()
+    _end(options, data, folder)
     return trainer.validation
 
 
-FIRST = "first"
-"""The folder, in that of a run, of the one that found how long it is to be."""
+def _begin(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) -> None:
+    """Say what is held out; keep the options of a new run."""
+    from ..training.folder import check_free
+
+    _tell_held(recipe, len(data.items))
+    if not options.resume:
+        if not options.overwrite:
+            check_free(folder)
+        _keep(options, folder, data.table)
 
 
-def _is_refitted(options: argparse.Namespace, recipe: Recipe, data: Data) -> bool:
-    """Whether all data are trained on anew once a run has found its end: if asked for, or for a
-    table whose run has no other end."""
-    if options.refit is None:
-        length = (options.steps, options.minutes, options.epochs)
-        return bool(data.table and recipe.patience and length == (None, None, None))
-    if options.refit and not recipe.holdout:
-        raise ValueError("--refit trains on what is held out too, and nothing is: give --holdout")
-    return bool(options.refit)
-
-
-def _again(options: argparse.Namespace, recipe: Recipe, found: Validation, n: int) -> Recipe:
-    """The recipe of a run on all n data that goes as far as the one that was found; said."""
-    from dataclasses import replace
-
-    steps = _as_far(recipe, found.step)
-    say(
-        f"the loss on what is held out was least after {found.step} steps (that model:"
-        f" {Path(options.out) / FIRST}); now all {n} data, for {steps} steps (--no-refit: not)"
-    )
-    return replace(recipe, steps=steps, epochs=None, holdout=0.0, patience=None)
-
-
-def _as_far(recipe: Recipe, step: int) -> int:
-    """The steps of a whole run whose learning rates add up to those of this one so far.
-
-    How far a network has come is the time of the gradient flow, the sum of its rates, and not the
-    number of steps: the best step of a long run may lie where the rate still rises. Over a whole
-    run its mean is half the peak. Where time alone ends the run it is the same number of steps.
-    """
-    from ..training.recipe import learning_rate
-
-    if recipe.steps is None:
-        return step
-    rates = (learning_rate((i + 0.5) / recipe.steps, recipe.warmup) for i in range(step))
-    return max(1, round(2 * sum(rates)))
+def _end(options: argparse.Namespace, data: Data, folder: Path) -> None:
+    """Keep the options of a run that was taken up."""
+    if options.resume:
+        _keep(options, folder, data.table)
 
 
 def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwork:
@@ -145,6 +125,8 @@ def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwo
     return ScoreNetwork(net, _process(options.sde), facts=facts)
 
 
+LATENT = "autoencoder"
+"""The folder of the first run of a latent model, inside that of the model."""
 SMALL = 10_000
 """Fewer data than this are learned by heart: a tenth is held out, and ends the run."""
 
@@ -235,9 +217,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..many import place, shared
     from ..training.fingerprint import run_of
     from ..training.rows import count_known
-    from .samples import draws, read_model
+    from .samples import draws, read_model, settle
 
     model, folder = read_model(options), Path(options.model)
+    if (folder / LATENT).is_dir():  # what its data were, the first run knows
+        folder = folder / LATENT
     if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
         evaluate_table(model, table, options)
         return
@@ -246,6 +230,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _check_comparable(model, part, options.bits)
     seen = tell_seen(said, count_known(held.x, folder), len(held.x))
     y = held.y if model.classes and held.y is not None else _labels(model, len(held.x), None)
+    settle(model, options, len(held.x))
     x = shared(draws(model, y, options), len(held.x), options.chunk)
     bits = _bits(model, held, y, options.chunk) if options.bits else ""
     if place()[0] > 0:
@@ -262,8 +247,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(seen)
 
 
-def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
+def _bits(model: Learned, held: Data, y: Tensor | None, chunk: int) -> str:
     """Bits a dimension of quantised data, with the error bar."""
+    from .. import latent
     from ..data import quantise
     from ..likelihood import Estimate, bits_per_dim
     from ..many import shared
@@ -274,7 +260,11 @@ def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
     def work(first: int, count: int) -> Tensor:
         rows = slice(first, first + count)
         score = model if y is None else model.given(y=y[rows].to(model.device))
-        found = bits_per_dim(score, levels[rows].to(model.device), held.levels, first=first)
+        some = levels[rows].to(model.device)
+        if isinstance(score, latent.LatentModel):
+            found = latent.bound(score, some, first=first).bits_per_dim.total
+        else:
+            found = bits_per_dim(score, some, held.levels, first=first)
         return torch.stack([found.value, found.spread, found.bias], 1)
 
     value, spread, bias = shared(work, len(levels), chunk).unbind(1)
@@ -282,7 +272,7 @@ def _bits(model: ScoreNetwork, held: Data, y: Tensor | None, chunk: int) -> str:
     return f"{float(found):10.4f} +- {float(found.standard_error):.4f}"
 
 
-def _check_comparable(model: ScoreNetwork, data: Data, bits: bool) -> None:
+def _check_comparable(model: Learned, data: Data, bits: bool) -> None:
     if model.shape != data.x.shape[1:]:
         raise ValueError(f"the model draws {model.shape}, the data are {(*data.x.shape[1:],)}")
     if bits and data.levels is None:
@@ -310,7 +300,7 @@ def _grades(x: Tensor, y: Tensor | None, reference: Data, name: str) -> dict[str
     return grades
 
 
-def _labels(model: ScoreNetwork, n: int, label: str | int | None) -> Tensor | None:
+def _labels(model: Learned, n: int, label: str | int | None) -> Tensor | None:
     """n labels for a conditional model: the one asked for, or all classes in turn."""
     if model.classes is None:
         if label is not None:
@@ -321,7 +311,7 @@ def _labels(model: ScoreNetwork, n: int, label: str | int | None) -> Tensor | No
     return torch.full((n,), class_of(model, label))
 
 
-def class_of(model: ScoreNetwork, label: str | int) -> int:
+def class_of(model: Learned, label: str | int) -> int:
     """The number of the class that a label names, by its name or by its number."""
     names = model.facts.classes or ()
     if label in names:

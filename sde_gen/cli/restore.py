@@ -29,7 +29,7 @@ from .commands import _labels, class_of
 from .restored import Restored, check_out, save
 
 if TYPE_CHECKING:
-    from ..scores import Score, ScoreNetwork
+    from ..scores import Learned, Score
 
 
 class Measured(NamedTuple):
@@ -67,7 +67,8 @@ def restore(options: argparse.Namespace) -> None:
     if options.method == "term":
         found = _by_term(score, seen, options)
     else:
-        if not posterior.seen.is_dense:
+        # What a decoder makes of latents is linearised for each particle anew.
+        if posterior.seen.observation.operator.linear and not posterior.seen.is_dense:
             raise ValueError(
                 f"{math.prod(seen.operator.measured)} measurements are too many for particles:"
                 " take --method term"
@@ -88,7 +89,7 @@ def _told(options: argparse.Namespace, measured: Measured) -> str:
     return f"{given}: {a.shape} -> {a.measured}, observations: {measured.seen.batch or 1}, {law}"
 
 
-def _prior(model: ScoreNetwork, label: str | None) -> Score:
+def _prior(model: Learned, label: str | None) -> Score:
     """The model, of one class if it is said which; moments of all data serve for each class."""
     if label is None:
         return model
@@ -226,9 +227,7 @@ def _places(shape: tuple[int, ...]) -> int:
     return max(1, len(shape) - 1)
 
 
-def _measured(
-    options: argparse.Namespace, operator: inverse.Operator, model: ScoreNetwork
-) -> Measured:
+def _measured(options: argparse.Namespace, operator: inverse.Operator, model: Learned) -> Measured:
     """y as the model sees it, (*M) or (R, *M), and its noise."""
     path = Path(options.data)
     with _of(f"--data {path}"):

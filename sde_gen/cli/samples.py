@@ -13,7 +13,8 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,17 @@ from torch import Tensor
 
 from ..data import check_writable, quantise
 from ..many import Work, chunks, meet, own_device, place, shared
+from ..sampling import Pace, settled
+from ..sampling.pace import network_in
 from ..training import load, pick_device
-from ..training.checkpoints import write
+from ..training.checkpoints import save_pace, write
 from .commands import _labels
 from .tables import table_of, write_table
 
 if TYPE_CHECKING:
-    from ..scores import Score, ScoreNetwork
+    from matplotlib.figure import Figure
+
+    from ..scores import Learned, Score
 
 ABOUT = "samples.json"
 
@@ -43,8 +48,7 @@ def sample(options: argparse.Namespace) -> None:
         raise ValueError(f"--format {options.format} is for a folder, --out is {out}")
     model = read_model(options)
     kind = out.suffix[1:] or options.format or "npz"
-    if kind == "png" and (len(shape := model.shape or ()) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(f"samples of shape {model.shape} are no images: use --out FILE.npz")
+    _check_drawable(model, kind, out.suffix == "")
     table = table_of(options.model)
     if kind == "csv" and table is None:
         raise ValueError(f"{options.model} was not trained on a table: use --out FILE.npz")
@@ -53,6 +57,7 @@ def sample(options: argparse.Namespace) -> None:
     work = draws(model, y, options, options.guidance, options.eta, options.first)
     labels = torch.full((n,), -1) if y is None else y
     if not out.suffix:
+        settle(model, options, n)
         asked = {**identity(model, options), "format": kind, "n": n}
         check_folder(out, asked)
         meet()  # all have looked at what was there before one of them writes
@@ -60,17 +65,42 @@ def sample(options: argparse.Namespace) -> None:
         tell(f"{out}: {n} samples of shape {model.shape}, {known} of them were there")
         return
     check_writable(out)
+    settle(model, options, n)
     x = shared(work, n, options.chunk)
     if place()[0] == 0 and table is not None and kind == "csv":
         write_table(table, x, out)
     elif place()[0] == 0:
-        write_file(out, x, labels)
+        write_file(out, x, labels, model.facts.classes)
     tell(f"{out}: {n} samples of shape {tuple(x.shape[1:])}")
 
 
-def read_model(options: argparse.Namespace) -> ScoreNetwork:
+def _check_drawable(model: Learned, kind: str, each: bool) -> None:
+    shape = model.shape or ()
+    image, signal = len(shape) == 3 and shape[0] in (1, 3), len(shape) == 2
+    if kind == "png" and not (image or (signal and not each)):
+        what = "images" if each else "images or signals"
+        raise ValueError(f"samples of shape {model.shape} are no {what}: use --out FILE.npz")
+
+
+def read_model(options: argparse.Namespace) -> Learned:
     """The model, on this process's device."""
     return load(options.model, own_device(pick_device(options.device)))
+
+
+def settle(model: Learned, options: argparse.Namespace, n: int) -> None:
+    """Let all processes, now and later, draw at one pace: that which lies beside the model. Where
+    none does it is found and written, if that pays; where it cannot be written, none is taken."""
+
+    network = network_in(model)
+    if network is None:
+        return
+
+    def keep(pace: Pace) -> None:
+        network.pace = pace
+        save_pace(model, Path(options.model))
+        tell(f"the network is fastest with {pace}: {options.model} keeps that")
+
+    network.pace = settled(network, n, options.steps, keep)
 
 
 def tell(text: str) -> None:
@@ -80,7 +110,7 @@ def tell(text: str) -> None:
 
 
 def draws(
-    model: ScoreNetwork,
+    model: Learned,
     y: Tensor | None,
     options: argparse.Namespace,
     weight: float = 0.0,
@@ -118,14 +148,13 @@ def draws(
 # --- one file ------------------------------------------------------------------------------------
 
 
-def write_file(out: Path, x: Tensor, y: Tensor) -> None:
-    """A ``.png`` of images, a ``.npz`` of x and y; whole, or as it was."""
-    from .. import plots
+def write_file(out: Path, x: Tensor, y: Tensor, names: Sequence[str] | None = None) -> None:
+    """A ``.png`` of images or signals, a ``.npz`` of x and y; whole, or as it was."""
 
     def fill(file: Path) -> None:
         with file.open("wb") as opened:
             if out.suffix == ".png":
-                plots.image_grid(x).savefig(opened, format="png")
+                picture(x, y, names).savefig(opened, format="png")
             else:
                 np.savez_compressed(opened, x=x.numpy(), y=y.numpy())
 
@@ -133,17 +162,45 @@ def write_file(out: Path, x: Tensor, y: Tensor) -> None:
     write(out, fill)
 
 
+WIDE = 40
+"""Images in a row of a picture, at most; a class of more has several."""
+
+
+def picture(x: Tensor, y: Tensor, names: Sequence[str] | None) -> Figure:
+    """Images (n, C, H, W) or signals (n, C, L): a row for each class of y (n,), -1 for none."""
+    from .. import plots
+
+    draw = plots.image_grid if x.ndim == 4 else plots.signals
+    classes = y.unique().tolist()
+    if classes == [-1]:
+        return draw(x)
+    called = {k: f"{names[k]}" if names else f"{k}" for k in classes}
+    if len(classes) == 1:
+        return draw(x, title=called[classes[0]])
+    if x.ndim == 3 or 2 * len(classes) > len(x):
+        order = y.argsort(stable=True)
+        return draw(x[order], labels=[called[k] for k in y[order].tolist()])
+    rows = {k: x[y == k].split(WIDE) for k in classes}
+    labels = [called[k] if i == 0 else "" for k in classes for i in range(len(rows[k]))]
+    return plots.image_grid([part for k in classes for part in rows[k]], labels=labels)
+
+
 # --- a folder ------------------------------------------------------------------------------------
 
 
-def identity(model: ScoreNetwork, options: argparse.Namespace) -> dict[str, Any]:
+def identity(model: Learned, options: argparse.Namespace) -> dict[str, Any]:
     """What two parts of one set of samples have in common."""
     tuned = "default"
     if model.tuned is not None and options.eta == 0 and options.guidance == 0:
         tuned = f"tuned {hashlib.blake2b(str(model.tuned).encode(), digest_size=4).hexdigest()}"
     names = ("steps", "seed", "eta", "guidance", "label", "first", "chunk")
     asked = {name: getattr(options, name) for name in names}
-    return {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned, **asked}
+    network = network_in(model)
+    known = None if network is None else network.pace
+    plain = known is None or replace(known, device=None) == Pace()
+    pace = None if plain else str(known)
+    about = {"weights": model.fingerprint(), "process": repr(model.sde), "solver": tuned}
+    return {**about, "pace": pace, **asked}
 
 
 def check_folder(folder: Path, asked: dict[str, Any]) -> None:

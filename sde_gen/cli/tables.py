@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..data import Table
     from ..many import Work
-    from ..scores import ScoreNetwork
+    from ..scores import Learned
     from ..training import Recipe
 
 COLUMNS = "table.json"
@@ -135,7 +135,7 @@ def _correlation(x: Tensor) -> Tensor:
     return torch.nan_to_num(x.T.corrcoef()).reshape(x.shape[1], -1)
 
 
-def evaluate_table(model: ScoreNetwork, table: Table, options: argparse.Namespace) -> None:
+def evaluate_table(model: Learned, table: Table, options: argparse.Namespace) -> None:
     """Columns of samples beside those of the file, and the log density of rows held out."""
     from ..many import place, shared
     from ..training.fingerprint import run_of
@@ -159,7 +159,7 @@ def evaluate_table(model: ScoreNetwork, table: Table, options: argparse.Namespac
     print(tell_seen(said, count_known(held.x, folder), len(held.x)))
 
 
-def _densities(model: ScoreNetwork, table: Table, x: Tensor) -> Work:
+def _densities(model: Learned, table: Table, x: Tensor) -> Work:
     """What gives the log densities of some rows: of all columns, and of the numbers where there
     are both numbers and categories in few combinations."""
     from ..likelihood.tables import MOST, log_prob_of_rows

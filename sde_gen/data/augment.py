@@ -12,7 +12,11 @@ from ..noise import Streams
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror each image left to right with a probability of 1/2: (x (B, C, H, W), noise) -> x."""
+    """Mirror each image left to right with a probability of 1/2: (x (B, C, H, W), noise) -> x.
+
+    >>> sg.data.Flip()(torch.zeros(8, 1, 4, 4), sg.Streams(0)).shape
+    torch.Size([8, 1, 4, 4])
+    """
 
     def __call__(self, x: Tensor, noise: Streams) -> Tensor:
         """x, some of them mirrored; which ones is a function of (seed, sample)."""

@@ -20,7 +20,11 @@ LARGEST = 2**20
 @dataclass(frozen=True)
 class Column:
     """One column: its name and kind, the values of a category, the range of integers, a and s of a
-    skewed one (a is ``low`` where s > 0, else ``high``)."""
+    skewed one (a is ``low`` where s > 0, else ``high``).
+
+    >>> sg.data.Column("city", "category", ("Bern", "Oslo")).kind
+    'category'
+    """
 
     name: str
     kind: Kind

@@ -27,7 +27,12 @@ DAMAGE = (
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds, in the order of names, but for what is hidden by a leading dot."""
+    """What a folder holds, in the order of names, but for what is hidden by a leading dot.
+
+    >>> from pathlib import Path
+    >>> isinstance(sg.data.visible(Path(".")), list)
+    True
+    """
     return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
 
 
@@ -46,6 +51,11 @@ def load_array(path: str | Path, key: str | None = None, n_levels: int | None = 
         TypeError: integers without ``n_levels``, or neither integers nor floats.
         ValueError: an unreadable file, an unknown key, an array without samples, NaN, numbers
             beyond float32, or levels out of range.
+
+    >>> import numpy as np
+    >>> np.savez("x.npz", x=np.zeros((10, 2)))
+    >>> sg.data.load_array("x.npz", "x").shape
+    torch.Size([10, 2])
     """
     array = read_array(path := as_path(path), key)
     if array.ndim == 0 or array.size == 0:
@@ -78,6 +88,11 @@ def load_labels(path: str | Path, key: str) -> Tensor:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unreadable file, an unknown key, or anything but integers >= 0, (N,).
+
+    >>> import numpy as np
+    >>> np.savez("x.npz", y=np.array([2, 0]))
+    >>> sg.data.load_labels("x.npz", "y")
+    tensor([2, 0])
     """
     path = as_path(path)
     if path.suffix != ".npz":
@@ -90,7 +105,11 @@ def load_labels(path: str | Path, key: str) -> Tensor:
 
 def check_writable(path: Path) -> None:
     """Raise ``OSError`` unless a file can be written at ``path``: it is tried beside it, with
-    folders made as need be, and nothing is left."""
+    folders made as need be, and nothing is left.
+
+    >>> from pathlib import Path
+    >>> sg.data.check_writable(Path("x.npz"))
+    """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
     made = [folder for folder in path.parents if not folder.exists()]
@@ -112,6 +131,11 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unreadable file, an unknown key, or several arrays and no key.
+
+    >>> import numpy as np
+    >>> np.save("x.npy", np.zeros((10, 2)))
+    >>> sg.data.read_array("x.npy").shape
+    (10, 2)
     """
     path = as_path(path)
     if not path.is_file():

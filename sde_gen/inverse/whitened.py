@@ -23,7 +23,7 @@ from ..moments import Moments, alike
 from ..scores import Score
 from ..sdes import LinearSDE
 from .observation import Observation, joint
-from .operators import Callables, Composed, Linearization, Operator
+from .operators import Callables, Composed, Linearization, Nonlinear, Operator
 
 MOST = 2048
 """Measurements up to which K is a matrix."""
@@ -223,6 +223,10 @@ def of_state(observation: Observation, facts: Facts) -> Observation:
         return observation
     operator, units = observation.operator, facts.units
     seen = copy.copy(observation)
+    if not units.affine:
+        inside = units.inside(operator.shape)
+        seen.operator = Composed(operator, Nonlinear(units.decode, inside, operator.shape))
+        return seen
     if not operator.linear:
         seen.operator = Composed(operator, _Decode(units, operator.shape))
         return seen

@@ -95,6 +95,9 @@ def log_prob(
             for another number of samples; ``probes`` < 1; times that do not rise to T; steps
             beside a solver or of a matrix process.
         FloatingPointError: score or divergence are NaN or infinite.
+
+    >>> sg.log_prob(sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(1, 2)).value
+    tensor([-1.8379])
     """
     sde = check_model(model, x)
     fixed = _FIXED if steps is None else check_count(steps, "steps", 2)
@@ -107,7 +110,9 @@ def log_prob(
             "steps are those of the default on a linear process: a solver takes its own from"
             " times, a matrix process is followed by Adaptive"
         )
-    moved = enter(model, x)
+    # Units are those of the data alone, not of what a process adds to them.
+    data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
+    volume, moved = model.facts.log_volume(data.shape[1:]), enter(model, x)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         around = steps is not None or signs is not None
         if solver is None and isinstance(sde, LinearSDE) and around:
@@ -117,9 +122,7 @@ def log_prob(
             found = _solved(model, moved, grid, solver, signs, progress, chunk)
             own = "" if solver is None else ", bias not estimated"
             method = f"{'Adaptive' if solver is None else type(solver).__name__}, {method}{own}"
-        # Units are those of the data alone, not of what a process adds to them.
-        data = x[:, 0] if isinstance(sde, MatrixSDE) and sde.added else x
-        value = found.logs.mean(1) - model.facts.log_volume(data.shape[1:])
+        value = found.logs.mean(1) - volume
     parts = found.logs.detach()
     bias = torch.zeros_like(parts[:, 0]) if found.error is None else found.error
     spread = bias.new_zeros(len(x)) if signs is None else spread_of(parts, x[0].numel())

@@ -46,12 +46,16 @@ def encode(model: Score, x: Tensor, steps: int = _STEPS) -> Tensor:
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.encode(law, torch.ones(1, 2))
+    tensor([[1.0000, 1.0000]])
     """
-    sde, start = _start(model, x, steps)
+    sde, start = _start(model, x, steps, latent=False)
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         state = enter(model, x)
         if isinstance(sde, LinearSDE):
-            path = _path(model, sde, x, start)
+            path = _path(model, sde, state, start)
             return path.move(path.alpha * state, steps) / float(sde.sigma(sde.T))
         moved, _ = carry(sde, state, torch.tensor(start).double())
         end = solve(sde.probability_flow(model), moved, [start, sde.T], _FINE, 0)
@@ -63,8 +67,12 @@ def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
 
     Args and errors: as ``encode``. A model whose score is singular at t = 0 is followed to
     where sigma / alpha = 0.005, and x is the mean there, x_t / alpha.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.decode(law, torch.ones(1, 2))
+    tensor([[1.0000, 1.0000]])
     """
-    sde, start = _start(model, z, steps)
+    sde, start = _start(model, z, steps, latent=True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
         if isinstance(sde, LinearSDE):
             path = _path(model, sde, z, start)
@@ -79,8 +87,8 @@ def decode(model: Score, z: Tensor, steps: int = _STEPS) -> Tensor:
         return torch.cat([model.facts.decode(sde.data(x)).unsqueeze(1), x[:, 1:]], 1)
 
 
-def _start(model: Score, x: Tensor, steps: int) -> tuple[KernelSDE, float]:
-    sde = check_model(model, x)
+def _start(model: Score, x: Tensor, steps: int, latent: bool) -> tuple[KernelSDE, float]:
+    sde = check_model(model, x, latent)
     check_count(steps, "steps")
     return sde, float(flow_grid(sde, model, None)[0])
 
@@ -109,6 +117,9 @@ def between(
     Raises:
         TypeError, ValueError: states of two shapes, shares that are no list of numbers; on the
             sphere, a and b that lie opposite each other, between which no path is the shortest.
+
+    >>> sg.likelihood.between(torch.zeros(1, 2), torch.ones(1, 2), [0.5], metric="sphere").shape
+    torch.Size([1, 1, 2])
     """
     for name, state in (("a", a), ("b", b)):
         check_state(state, name)
@@ -158,6 +169,10 @@ def interpolate(
 
     Raises:
         TypeError, ValueError: as ``encode`` and ``between``.
+
+    >>> law, a = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.ones(1, 2)
+    >>> sg.likelihood.interpolate(law, a, 2 * a, [0.0, 0.5, 1.0], steps=50).shape
+    torch.Size([3, 1, 2])
     """
     path = between(encode(model, a, steps), encode(model, b, steps), shares, metric)
     return torch.stack([decode(model, z, steps) for z in path])
@@ -169,6 +184,10 @@ def relabel(source: Score, target: Score, x: Tensor, steps: int = _STEPS) -> Ten
 
     Raises:
         TypeError, ValueError: as ``encode``; scores of two processes.
+
+    >>> a, b = (sg.Gaussian(sg.EDM(), torch.full((2,), m)) for m in (0.0, 3.0))
+    >>> sg.likelihood.relabel(a, b, torch.ones(1, 2), steps=50).shape
+    torch.Size([1, 2])
     """
     z = encode(source, x, steps)
     one, other = source.sde, target.sde
@@ -195,11 +214,16 @@ def redraw(
 
     Args:
         level: ratio of noise to signal, in the units of the process, below that at T.
-        steps, eta, solver: as in ``sample``.
+        steps, eta, solver: as in ``sample``; where steps are many and eta = 0, the first makes
+            ``solver.start_calls`` more calls.
         seed, first: row i is a function of the seed and of first + i.
 
     Raises:
         TypeError, ValueError: bad input as in ``log_prob``; a level out of range.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.likelihood.redraw(law, torch.ones(1, 2), level=0.5).shape
+    torch.Size([1, 2])
     """
     sde = check_model(model, x)
     if not isinstance(sde, LinearSDE):
@@ -211,15 +235,15 @@ def redraw(
     start = float(
         sde.time_at(torch.as_tensor(-2.0).double() * torch.log(torch.tensor(level).double()))
     )
-    end = grids.default_end(sde)
+    end = model.end or grids.default_end(sde)
     if not end < start <= sde.T:
         low, high = (float(torch.exp(-sde.log_snr(t) / 2)) for t in (end, sde.T))
         raise ValueError(f"level must lie between {low:.3g} and {high:.3g}, got {level:g}")
-    noise = Streams(seed, check_count(first, "first", 0))
-    z = float(sde.alpha(start)) * enter(model, x) + float(sde.sigma(start)) * noise.start(x)
+    noise, z = Streams(seed, check_count(first, "first", 0)), enter(model, x)
+    z = float(sde.alpha(start)) * z + float(sde.sigma(start)) * noise.start(z)
     solver = default_solver(model, eta) if solver is None else solver
     times = grids.default(
-        sde, steps, start=start, data_std=model.facts.std, to_zero=not solver.evaluates_end
+        sde, steps, start, model.end, model.facts.std, to_zero=not solver.evaluates_end
     )
     with torch.no_grad():
         return model.facts.decode(solve(sde.reverse(model, eta), z, times, solver, noise))

@@ -79,8 +79,9 @@ class Augmented(SDE):
         return part
 
 
-def check_model(model: Score, x: Tensor) -> KernelSDE:
-    """The process of the model, after a look at both."""
+def check_model(model: Score, x: Tensor, latent: bool = False) -> KernelSDE:
+    """The process of the model, after a look at both; of x in the units of the process where it
+    is a ``latent``."""
     sde = getattr(model, "sde", None)
     if not isinstance(sde, KernelSDE):
         raise TypeError(
@@ -88,7 +89,7 @@ def check_model(model: Score, x: Tensor) -> KernelSDE:
         )
     check_state(x)
     check_finite(x)
-    shape = model.shape
+    shape = model.inside if latent else model.shape
     if x.ndim < 2 or (shape is not None and x.shape[1:] != sde.state_shape(shape)):
         wanted = "(B, *D)" if shape is None else batch_of(sde.state_shape(shape))
         raise ValueError(f"x must have shape {wanted}, a row a sample, got {tuple(x.shape)}")
@@ -103,6 +104,7 @@ def flow_grid(
     """The times of the flow, from the data to T."""
     if times is None:
         start = _default_start(sde) if getattr(score, "singular", True) else 0.0
+        start = getattr(score, "end", None) or start
         times = [start, sde.T]
     grid = grids.as_times(times)
     rises = grid[0] >= 0 and bool((grid.diff() > 0).all())

@@ -126,6 +126,11 @@ def importance_bounds(
 
     Raises:
         TypeError, ValueError: as ``bits_per_dim``; draws that are no power of two.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2), 0.5)
+    >>> bounds = sg.likelihood.importance_bounds(law, torch.zeros(4, 2).long(), 2, draws=2)
+    >>> list(bounds)
+    [1, 2]
     """
     draws = check_count(draws, "draws")
     if draws & (draws - 1):

@@ -43,6 +43,12 @@ def log_prob_of_rows(
 
     Raises:
         TypeError: no table. ValueError: rows of another width, too many combinations.
+
+    >>> sg.data.write_csv("x.csv", {"height": [170.5, 181.0, 165.0]})
+    >>> table, rows = sg.data.read_csv("x.csv")
+    >>> law = sg.Gaussian(sg.VP(), torch.tensor([170.0]), 10.0)
+    >>> sg.likelihood.log_prob_of_rows(law, table, rows).shape
+    torch.Size([3])
     """
     check_kind(table, Table, "table", "a Table")
     if x.ndim != 2 or x.shape[1] != table.width:

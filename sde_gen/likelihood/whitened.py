@@ -213,7 +213,7 @@ class Whitened:
         if back:
             x = self.state(self.white(x, self.end(self.sde.T)), self.end(float(times[0])))
         memory: Memory = ()
-        for step in self.solver.plan(self.flow, times):
+        for step in self.solver.maps(self.flow, times):
             x, memory = step.numbers(x, self.flow.evaluate(x, step.t).score, memory, None)
         if back:
             return x
@@ -229,7 +229,7 @@ class Whitened:
             watch: is told of every call.
         """
         u, times = self.nodes(steps)
-        plan, memory = self.solver.plan(self.flow, times), tuple[Tensor, ...]()
+        plan, memory = self.solver.maps(self.flow, times), tuple[Tensor, ...]()
         rates = -0.5 * self.variance * np.exp(u**_POWER) * _POWER * u ** (_POWER - 1)
         q, first, path = weights_of(u), self.end(float(times[0])), list[Node]()
         x = x * (first.alpha / float(self.sde.alpha(self.start)))

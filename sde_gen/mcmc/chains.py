@@ -21,6 +21,10 @@ class Chains:
         acceptance: mean acceptance probability after the warm-up (chains,), for MALA.
         velocity: the last velocity (chains, *D), in the coordinates in which the preconditioner
             is I, for the underdamped methods.
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, noise=0).diverged
+    tensor([False, False, False, False])
     """
 
     samples: Tensor

@@ -56,6 +56,9 @@ class Method(ABC):
         normals: standard normals of the shape of the state in a step.
         decides: whether a step draws one number more for each chain.
         needs_density: whether a score is not enough.
+
+    >>> isinstance(sg.ULA(), sg.mcmc.Method)
+    True
     """
 
     normals: int = 1
@@ -82,6 +85,10 @@ class ULA(Method):
 
     Euler-Maruyama on the Langevin process; on N(0, v) its law at rest is N(0, v / (1 - h / 2v)),
     and it is stable for h < 2 v only (Roberts & Tweedie 1996).
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, sg.ULA(), noise=0).samples.shape
+    torch.Size([10, 4, 2])
     """
 
     def step(self, state: State, h: float, z: Sequence[Tensor]) -> None:
@@ -100,6 +107,9 @@ class MALA(Method):
     chain adapts its step to ``acceptance`` (0.574 is optimal for products of many coordinates,
     Roberts & Rosenthal 1998) by Robbins-Monro on log h, and keeps the mean of log h over the
     second half of the warm-up from then on; without a warm-up h stays.
+
+    >>> sg.langevin(lambda x: -0.5 * (x**2).sum(1), torch.zeros(4, 2), 10, 0.1, sg.MALA()).h.shape
+    torch.Size([4])
     """
 
     acceptance: float = 0.574
@@ -170,6 +180,10 @@ class Splitting(Method):
 
     Raises:
         ValueError: a word without one of A, B and O, or with another letter; friction < 0.
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, sg.mcmc.Splitting("BAOAB"), noise=0).samples.shape
+    torch.Size([10, 4, 2])
     """
 
     word: str
@@ -221,6 +235,10 @@ class BAOAB(Splitting):
 
     On the harmonic x -> -x, at any friction: var x = 1, var v = 1 - h^2 / 4 (Leimkuhler &
     Matthews 2013). Stable for h < 2 times the smallest standard deviation.
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, sg.BAOAB(), noise=0).samples.shape
+    torch.Size([10, 4, 2])
     """
 
     word: str = field(init=False, repr=False, default="BAOAB")
@@ -231,6 +249,10 @@ class OBABO(Splitting):
     """Half O, velocity Verlet, half O (Bussi & Parrinello 2007).
 
     On the harmonic: var x = 1 / (1 - h^2 / 4), var v = 1.
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, sg.OBABO(), noise=0).samples.shape
+    torch.Size([10, 4, 2])
     """
 
     word: str = field(init=False, repr=False, default="OBABO")
@@ -241,6 +263,10 @@ class ABOBA(Splitting):
     """Half drift, half kick, O, half kick, half drift.
 
     On the harmonic: var x = 1, var v = 1 / (1 - h^2 / 4).
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.zeros(4, 2)
+    >>> sg.langevin(law, x, 10, 0.1, sg.mcmc.ABOBA(), noise=0).samples.shape
+    torch.Size([10, 4, 2])
     """
 
     word: str = field(init=False, repr=False, default="ABOBA")

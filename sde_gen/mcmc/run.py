@@ -145,6 +145,10 @@ def annealed_langevin(
         TypeError: a score that does not know its linear process.
         ValueError: times that do not fall or leave (0, T]; numbers out of range.
         FloatingPointError: a chain diverged.
+
+    >>> law, times = sg.Gaussian(sg.VP(), torch.zeros(2)), sg.grids.log_snr(sg.VP(), 5)
+    >>> sg.annealed_langevin(law, torch.randn(8, 2), times, 3, 1e-5, noise=0).shape
+    torch.Size([8, 2])
     """
     check_state(x)
     check_finite(x)

@@ -38,6 +38,9 @@ class Network(nn.Module, ABC):
 
     A subclass defines ``compute(x, c, y)``, with ``**context`` where it takes conditions, which
     sees checked input.
+
+    >>> isinstance(sg.networks.MLP((2,)), sg.networks.Network)
+    True
     """
 
     def __init__(

@@ -66,6 +66,9 @@ class DiT(Network):
 
     Raises:
         ValueError: sizes that do not fit together, saying which.
+
+    >>> sg.networks.DiT((1, 8, 8), 2, 32, 1, 4)(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(

@@ -58,6 +58,9 @@ class MLP(Network):
     Raises:
         ValueError: ``outputs`` with a ``head``; a width, depth or output length below 1, or an
             unknown embedding.
+
+    >>> sg.networks.MLP((2,), 32, 2, classes=3)(torch.zeros(8, 2), torch.zeros(8)).shape
+    torch.Size([8, 2])
     """
 
     def __init__(

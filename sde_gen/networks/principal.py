@@ -38,6 +38,9 @@ class PrincipalMLP(MLP):
 
     Raises:
         ValueError: samples that are no vectors, and what ``MLP`` refuses.
+
+    >>> sg.networks.PrincipalMLP((3,), 16, 1)(torch.zeros(8, 3), torch.zeros(8)).shape
+    torch.Size([8, 3])
     """
 
     variances: Tensor

@@ -54,6 +54,9 @@ class UNet(Network):
 
     Raises:
         ValueError: arguments that do not fit together, saying which.
+
+    >>> sg.networks.UNet((1, 8, 8), 8, (1, 2), 1)(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(

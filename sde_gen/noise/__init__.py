@@ -8,18 +8,20 @@ the device or on who asked first, and no global generator is touched.
 - ``Streams``: independent increments, one stream a sample.
 - ``BrownianPath``: one Brownian path a sample, the same path however finely it is read.
 - ``Impulses``: unit impulses, which turn a linear sampler into its exact transfer coefficients.
+- ``Scaled``: another noise times a number.
 """
 
 from __future__ import annotations
 
 from .path import BrownianPath
 from .philox import philox
-from .streams import Impulses, Noise, Source, Streams, normal_like
+from .streams import Impulses, Noise, Scaled, Source, Streams, normal_like
 
 __all__ = [
     "BrownianPath",
     "Impulses",
     "Noise",
+    "Scaled",
     "Source",
     "Streams",
     "normal_like",

@@ -34,6 +34,10 @@ class BrownianPath(Numbered):
     is preferred to another. A leaf is at most 2^-depth as long as its time is late. Times that
     share one are bridged independently of each other, so a step inside a leaf is refused, as are
     times outside [0, 2^127].
+
+    >>> path, x = sg.BrownianPath(0), torch.zeros(8, 2)
+    >>> path(x, 0.0, 1.0).shape
+    torch.Size([8, 2])
     """
 
     depth: int = 20

@@ -44,6 +44,9 @@ def philox(
     Integer tensor operations only: the same bits on every device, and one kernel under
     ``torch.compile``. Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as
     easy as 1, 2, 3".
+
+    >>> sg.noise.philox(torch.arange(3), (0, 0)).shape
+    torch.Size([3, 4])
     """
     c_0, c_2 = counter, torch.zeros_like(counter)
     c_1, c_3 = c_2 if second is None else second, c_2

@@ -21,7 +21,11 @@ Source = Union[torch.Generator, "Streams", None]
 
 
 def normal_like(x: Tensor, source: Source, name: str) -> Tensor:
-    """Standard normals of the shape, dtype and device of x; streams draw them by ``name``."""
+    """Standard normals of the shape, dtype and device of x; streams draw them by ``name``.
+
+    >>> sg.noise.normal_like(torch.zeros(8, 2), sg.Streams(0), "noise").shape
+    torch.Size([8, 2])
+    """
     if isinstance(source, Streams):
         return source.normal(x, name)
     if source is not None:
@@ -33,6 +37,10 @@ class Noise(ABC):
     """Standard normal increments, as a function of the sample and of the interval.
 
     ``batch``: the number of samples that it is for, None where any will do.
+
+    >>> x = torch.zeros(8, 2)
+    >>> torch.equal(sg.Streams(0)(x, 1.0, 0.5)[3:5], sg.Streams(0, 3)(x[:2], 1.0, 0.5))
+    True
     """
 
     batch: int | None = None
@@ -160,12 +168,34 @@ class Streams(Numbered):
         return ((turns >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
 
 
+class Scaled(Noise):
+    """Another noise times a number: what drives a reversal at another temperature."""
+
+    def __init__(self, noise: Noise, factor: float) -> None:
+        self.noise, self.factor, self.batch = noise, factor, noise.batch
+
+    def __call__(self, x: Tensor, t: float, s: float, k: int = 0) -> Tensor:
+        """factor times that of the noise."""
+        return self.factor * self.noise(x, t, s, k)
+
+    def start(self, x: Tensor) -> Tensor:
+        """factor times that of the noise."""
+        return self.factor * self.noise.start(x)
+
+    def rows(self, index: slice | Tensor) -> Scaled:
+        """The same for a selection of the batch."""
+        return Scaled(self.noise.rows(index), self.factor)
+
+
 class Impulses(Noise):
     """Unit impulses: row j of the batch gets z = 1 in draw j and 0 in all others.
 
     Every solver is an affine map of its draws when drift is affine in x. Started from zeros with
     one row a draw (and one row more, which gets none), one deterministic solve gives the
     coefficient of each draw, hence the exact mean and variance of the output.
+
+    >>> sg.Impulses()(torch.zeros(3, 1), 1.0, 0.5).flatten()
+    tensor([1., 0., 0.])
     """
 
     def __init__(self) -> None:

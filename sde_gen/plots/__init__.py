@@ -8,9 +8,11 @@ draws into an ``ax`` of yours, and then returns that one's figure. Colours are p
 
 from __future__ import annotations
 
+from .images import image_grid
 from .movies import Movie, movie_2d
 from .progress import loss_curve
 from .ranks import rank_curves
+from .signals import signals
 from .stills import (
     COLOURS,
     QUIET,
@@ -18,7 +20,6 @@ from .stills import (
     Extent,
     density_2d,
     density_over_time,
-    image_grid,
     noise_schedule,
     score_field,
     trajectories_1d,
@@ -39,6 +40,7 @@ __all__ = [
     "noise_schedule",
     "rank_curves",
     "score_field",
+    "signals",
     "trajectories_1d",
     "trajectories_2d",
 ]

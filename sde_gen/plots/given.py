@@ -65,11 +65,23 @@ def density(logs: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(p), p, np.nan)
 
 
-def words(given: object, name: str, n: int, what: str) -> list[str]:
-    """One word for each of n things."""
+def heading(title: object, note: str = "") -> str:
+    """What stands above a picture: its title, and under it what must be said."""
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a str, got {title!r}")
+    return "\n".join(filter(None, (title, note)))
+
+
+def listed(given: object, name: str) -> list[str]:
+    """Words, however many."""
     if not isinstance(given, Iterable):
         raise TypeError(f"{name} must be a sequence, got {given!r}")
-    found = [str(word) for word in given]
+    return [str(word) for word in given]
+
+
+def words(given: object, name: str, n: int, what: str) -> list[str]:
+    """One word for each of n things."""
+    found = listed(given, name)
     if len(found) != n:
         raise ValueError(f"{name} must be one for each of {n} {what}, got {len(found)}")
     return found

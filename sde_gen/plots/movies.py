@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Movie:
-    """An animated GIF: shown where it is a notebook cell's last value, or saved."""
+    """An animated GIF: shown where it is a notebook cell's last value, or saved.
+
+    >>> movie = movie_2d(torch.zeros(3, 8, 2))
+    """
 
     gif: bytes = field(repr=False)
 
@@ -57,6 +60,8 @@ def movie_2d(
     Raises:
         ValueError: paths of another shape or none that is finite, captions that are not one a
             frame, groups that are not one a path, or fps out of range.
+
+    >>> movie = movie_2d(torch.zeros(3, 8, 2), fps=12)
     """
     whole = array(paths, "paths")
     x, lost = plane_paths(whole)

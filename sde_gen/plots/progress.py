@@ -33,6 +33,8 @@ def loss_curve(
 
     Raises:
         ValueError: no finite loss.
+
+    >>> figure = loss_curve([(1, 1.0), (100, 0.5), (200, 0.4)])
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -34,6 +34,8 @@ def rank_curves(
 
     Raises:
         TypeError, ValueError: no mapping; ranks that are not in [0, 1], or of several numbers.
+
+    >>> figure = rank_curves({"ranks": torch.rand(100)})
     """
     from scipy.stats import kstwo
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import check_count
-from .given import array, as_times, density, finite, left_out, limits, plane_paths, values, words
+from .given import array, as_times, density, finite, heading, limits, plane_paths, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,11 @@ Extent = tuple[float, float, float, float]
 
 @runtime_checkable
 class Clock(Protocol):
-    """What ``noise_schedule`` reads: any ``LinearSDE``."""
+    """What ``noise_schedule`` reads: any ``LinearSDE``.
+
+    >>> isinstance(sg.VP(), Clock)
+    True
+    """
 
     @property
     def T(self) -> float:
@@ -41,51 +45,6 @@ class Clock(Protocol):
 
     def log_snr(self, t: Tensor, /) -> Tensor:
         """log(alpha^2 / sigma^2)."""
-
-
-def image_grid(
-    x: Tensor | ArrayLike,
-    rows: int | None = None,
-    labels: Iterable[object] | None = None,
-    title: str = "",
-    ax: Axes | None = None,
-) -> Figure:
-    """Images on a grid, filled row by row.
-
-    Args:
-        x: (N, 1, H, W) grey or (N, 3, H, W) colour, in [-1, 1]; what lies outside is clipped. The
-            place of an image that is not finite stays white.
-        rows: how many rows; None makes the grid about square.
-        labels: one for each row, written on its left.
-        title: above the grid.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: x of another shape, rows outside 1 .. N, or labels that are not one a row.
-    """
-    x = array(x, "x")
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.size == 0:
-        raise ValueError(f"x must be (N, 1, H, W) or (N, 3, H, W), got {x.shape}")
-    rows = math.isqrt(len(x)) if rows is None else check_count(rows, "rows")
-    if rows > len(x):
-        raise ValueError(f"rows must lie in 1 .. {len(x)}, got {rows}")
-    names = None if labels is None else words(labels, "labels", rows, "rows")
-    bad = ~np.isfinite(x).all((1, 2, 3))
-    columns = -(-len(x) // rows)
-    tiled, gap = _tile(np.where(bad[:, None, None, None], 1.0, x), rows, columns)
-    height, width = tiled.shape[:2]
-    scale = min(0.6, 12 / max(rows, columns))
-    ax = _axes(ax, max(2.5, scale * columns + 0.3), scale * columns * height / width + 0.3)
-    ax.imshow(tiled, interpolation="nearest")
-    ax.set_xticks([])
-    step = (height - gap) / rows
-    ax.set_yticks(gap + step * np.arange(rows) + (step - gap) / 2 - 0.5 if names else [])
-    if names:
-        ax.set_yticklabels(names)
-    ax.tick_params(length=0, labelcolor=QUIET)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    return _titled(ax, title, left_out(bad, "images"))
 
 
 def trajectories_1d(
@@ -103,6 +62,8 @@ def trajectories_1d(
 
     Raises:
         ValueError: shapes that do not fit, or no path that is finite.
+
+    >>> figure = trajectories_1d([0.0, 0.5, 1.0], torch.randn(3, 8, 1))
     """
     t, x = as_times(times), array(paths, "paths")
     x = x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x
@@ -161,6 +122,9 @@ def density_over_time(
     Raises:
         ValueError: an extent without length, a callable that does not return (M,), or paths that
             do not fit the times.
+
+    >>> law, times = sg.Gaussian(sg.VP(), torch.zeros(1)), torch.linspace(0.01, 1, 50)
+    >>> figure = density_over_time(law.log_prob, times)
     """
     t = as_times(times)
     low, high = limits(extent, "(low, high)")
@@ -206,6 +170,8 @@ def trajectories_2d(
 
     Raises:
         ValueError: paths of another shape, or none that is finite.
+
+    >>> figure = trajectories_2d(torch.randn(3, 8, 2), shown=8)
     """
     x, lost = plane_paths(paths)
     from matplotlib.collections import LineCollection
@@ -245,6 +211,9 @@ def density_2d(
     Raises:
         ValueError: an extent without area, a callable that does not return (M,), or points of
             another shape.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> figure = density_2d(lambda x: law.log_prob(x, 0.1))
     """
     resolution = check_count(resolution, "resolution")
     extent, grid = _mesh(extent, resolution)
@@ -289,6 +258,9 @@ def score_field(
     Raises:
         ValueError: an extent without area, or a callable that returns another shape or is finite
             nowhere.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> figure = score_field(lambda x: law(x, 0.1))
     """
     extent, grid = _mesh(extent, check_count(arrows, "arrows"))
     s = values(score, "score", (len(grid), 2), grid)
@@ -324,6 +296,8 @@ def noise_schedule(sdes: Clock | Mapping[str, Clock], n: int = 400) -> Figure:
     Args:
         sdes: one, or several by name.
         n: points of each curve.
+
+    >>> figure = noise_schedule({"VP": sg.VP(), "sub-VP": sg.SubVP()})
     """
     named: Mapping[str, Clock] = sdes if isinstance(sdes, Mapping) else {"": sdes}
     if not named or not all(isinstance(sde, Clock) for sde in named.values()):
@@ -372,9 +346,7 @@ def _plain(ax: Axes) -> None:
 
 
 def _titled(ax: Axes, title: str, note: str = "") -> Figure:
-    if not isinstance(title, str):
-        raise TypeError(f"title must be a str, got {title!r}")
-    ax.set_title("\n".join(filter(None, (title, note))), fontsize="medium")
+    ax.set_title(heading(title, note), fontsize="medium")
     ax.tick_params(labelsize="small")
     return cast("Figure", ax.figure)
 
@@ -391,18 +363,6 @@ def _colour_bar(ax: Axes, drawn: Any, label: str) -> None:
     bar = ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", labelsize="small")
-
-
-def _tile(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int]:
-    """One picture (height, width, 3) in [0, 1] with a white gap around each image, and the gap."""
-    n, _, height, width = images.shape
-    gap = max(1, round(min(height, width) / 16))
-    images = np.broadcast_to((images + 1) / 2, (n, 3, height, width)).clip(0, 1)
-    padded = np.ones((rows * columns, 3, height + gap, width + gap))
-    padded[:n, :, :height, :width] = images
-    tiled = padded.reshape(rows, columns, 3, height + gap, width + gap).transpose(0, 3, 1, 4, 2)
-    tiled = tiled.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return np.pad(tiled, ((gap, 0), (gap, 0), (0, 0)), constant_values=1), gap
 
 
 def _mesh(extent: Extent, n: int) -> tuple[Extent, Tensor]:

@@ -8,7 +8,7 @@ from .diffusers import from_diffusers, to_diffusers
 from .exact import Empirical, Gaussian, GaussianMixture
 from .foreign import Foreign, Steps, from_denoiser, from_noise, from_velocity
 from .matrix import CorrelatedMixture, Lifted
-from .network import Prediction, ScoreNetwork
+from .network import Learned, Prediction, ScoreNetwork
 
 __all__ = [
     "CorrelatedMixture",
@@ -17,6 +17,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Given",
+    "Learned",
     "Lifted",
     "Prediction",
     "Score",

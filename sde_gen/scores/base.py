@@ -16,26 +16,24 @@ import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..facts import Facts, Units
-from ..ops import Time, as_real, as_time, match
+from ..noise import Source
+from ..ops import Time, as_time
 from ..sdes import SDE, Evaluation, KernelSDE, ScoreFunction, evaluate, read, resting
 from .bound import bound, check_batch, cut, rows_of
+from .weights import Weight, as_weight, power, total
 
 if TYPE_CHECKING:
+    from ..sampling import Pace
     from ..tuning import Tuned
 
 _S = TypeVar("_S", bound="Score")
 _T = TypeVar("_T")
-
-Weight = float | Tensor | Callable[[Tensor], Tensor | float]
-"""A number, one for each sample (B,), or a function of time (a guidance interval)."""
 
 
 class Score:
@@ -49,8 +47,17 @@ class Score:
         batch: number of samples that labels, observations or weights were bound for, None where
             it serves any batch.
         eta: the noise level that ``sample`` takes where none is asked for.
+        end: the time at which its data are met, if later than where grids end by default.
+        temperature: of the law that it stands for: ``sample`` starts sqrt(temperature) times as
+            wide as the process does.
+        factor: whether it is the score of p(o | x_t), which multiplies a density, and not of one.
         tuned: a solver fitted to this score (``tune_solver``), which ``sample`` then takes.
-        span: the first and last time that a network from elsewhere was trained on, where known.
+        pace: of a network, how many samples ``sample`` gives it at once and in which layout
+            (``sampling.timed``); None until that has been chosen.
+
+    >>> p = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> (p + 2 * p)(torch.ones(1, 2), 0.5)
+    tensor([[-3., -3.]])
     """
 
     sde: KernelSDE | None = None
@@ -58,8 +65,11 @@ class Score:
     singular: bool = False
     batch: int | None = None
     eta: float = 0.0
+    end: float | None = None
+    temperature: float = 1.0
+    factor: bool = False
     tuned: Tuned | None = None
-    span: tuple[float, float] | None = None
+    pace: Pace | None = None
     __array_ufunc__ = None  # numpy's numbers and arrays leave their product with it to __rmul__
 
     @property
@@ -71,6 +81,17 @@ class Score:
     def shape(self) -> tuple[int, ...] | None:
         """*D of the data, as its facts tell; on a matrix process a state may hold more."""
         return self.facts.shape
+
+    @property
+    def inside(self) -> tuple[int, ...] | None:
+        """The shape of one sample in the units of the process: *D, but for latents."""
+        shape, units = self.shape, self.facts.units
+        return shape if shape is None or units is None else units.inside(shape)
+
+    def clean(self, x: Tensor, noise: Source = None) -> Tensor:
+        """What noise is added to where it is trained: data x (B, *D) in the units of the process;
+        what is random in it is drawn from ``noise``."""
+        return self.facts.encode(x)
 
     @property
     def classes(self) -> int | None:
@@ -125,6 +146,21 @@ class Score:
         """
         return Given(self, context)
 
+    def at_eta(self, eta: float) -> Score:
+        """The score as a reversal of this noise level reads it: itself, unless something in it
+        acts through the noise (``guidance.Tempered``)."""
+        return self
+
+    @property
+    def power_of(self) -> tuple[float, Score]:
+        """A power a and a score of p, where a reversal by this one is that of p^a; (1, itself)."""
+        return 1.0, self
+
+    def factors(self, x: Tensor, t: Time) -> list[tuple[float, Tensor]]:
+        """Powers w_i and scores s_i (B, *D) of noised laws p_i, of which the law that is meant at
+        t = 0 is proportional to prod_i p_i^w_i: itself alone, unless it combines others."""
+        return [(1.0, self.evaluate(x, t).score)]
+
     def fingerprint(self) -> str | None:
         """A name for the weights of the network inside, the same on every device; None where
         there is none."""
@@ -166,12 +202,15 @@ class Given(Score):
 
     Raises:
         ValueError: rows for different numbers of samples, here or when called.
+
+    >>> sg.Gaussian(sg.VP(), torch.zeros(2)).given(y=3).context
+    {'y': tensor(3)}
     """
 
     def __init__(self, score: Score, context: Mapping[str, Any]) -> None:
         self.score = score
         self.context = bound(score, context)
-        self.tuned = score.tuned
+        self.tuned, self.factor = score.tuned, score.factor
         inherit(self, [score], self.context)
 
     @property
@@ -206,6 +245,11 @@ class Given(Score):
         """More context; what is bound again takes the new value."""
         return Given(self.score, {**self.context, **context})
 
+    def at_eta(self, eta: float) -> Score:
+        """That of the score, given the same."""
+        score = self.score.at_eta(eta)
+        return self if score is self.score else Given(score, self.context)
+
     def rows(self, index: slice | Tensor) -> Score:
         """The score and its context for these rows."""
         context = {name: cut(value, index) for name, value in self.context.items()}
@@ -220,6 +264,10 @@ class Sum(Score):
             when called: a term that returns no tensor.
         ValueError: terms of different processes, shapes, devices or batches; when called: a term
             of another shape than the state.
+
+    >>> p = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> type(p + p).__name__
+    'Sum'
     """
 
     def __init__(self, terms: Sequence[tuple[ScoreFunction, Weight]]) -> None:
@@ -229,6 +277,7 @@ class Sum(Score):
         self.terms = [(score, as_weight(weight)) for score, weight in terms]
         weights = {f"weight {i}": weight for i, (_, weight) in enumerate(self.terms)}
         inherit(self, [score for score, _ in terms], weights)
+        self.factor = all(getattr(score, "factor", False) for score, _ in terms)
 
     @property
     def device(self) -> torch.device:
@@ -240,20 +289,51 @@ class Sum(Score):
         return self.evaluate(x, t).score
 
     def evaluate(self, x: Tensor, t: Time, **context: Any) -> Evaluation:
-        """One evaluation of each term; the denoised state by Tweedie's formula from the sum."""
+        """One evaluation of each term. Denoised states combine as scores do where the weights are
+        numbers of sum 1; else Tweedie's formula reads the sum."""
         check_batch(self, x, "a term or weight")
         score = self.given(**context) if context else self
         assert isinstance(score, Sum)
-        t, total, head = as_time(t), None, None
-        for term, weight in score.terms:
-            w = weight(t) if callable(weight) else weight
-            if not isinstance(w, Tensor) and w == 0:
-                continue
-            e = evaluate(term, x, t, self._tweedie)
-            total = scale(w, e.score) if total is None else total + scale(w, e.score)
-            head = e.head if head is None else head
-        s = x.new_zeros(x.shape) if total is None else total
+        t = as_time(t)
+        parts = [(w, evaluate(term, x, t, self._tweedie)) for term, w in score._at(t)]
+        if not parts:
+            s = x.new_zeros(x.shape)
+            return Evaluation(s, lambda: self._tweedie(x, t, s))
+        s = total([(w, e.score) for w, e in parts])
+        head = next((e.head for _, e in parts if e.head is not None), None)
+        numbers = [w for w, _ in parts if not isinstance(w, Tensor)]
+        if len(numbers) == len(parts) and abs(sum(numbers) - 1) < 1e-9:
+            return Evaluation(s, lambda: total([(w, e.denoised) for w, e in parts]), head)
         return Evaluation(s, lambda: self._tweedie(x, t, s), head)
+
+    def _at(self, t: Tensor) -> list[tuple[ScoreFunction, Tensor | float]]:
+        """The terms and their weights at t, without those that are the number 0."""
+        here = [(s, w(t) if callable(w) else w) for s, w in self.terms]
+        return [(s, w) for s, w in here if isinstance(w, Tensor) or w != 0]
+
+    def factors(self, x: Tensor, t: Time) -> list[tuple[float, Tensor]]:
+        """Those of the terms, to the powers of the weights.
+
+        A term that is a ``factor`` p(o | x_t) to the power v multiplies the first density p:
+        p^w p(o | x_t)^v = p^(w - v) (p p(o | x_t))^v, where p p(o | x_t) is a noised law.
+        """
+        found, conditions = list[tuple[float, Tensor]](), list[tuple[float, Tensor]]()
+        for term, weight in self.terms:
+            if (w := power(weight)) != 0:
+                each = _factors(term, x, as_time(t), self._tweedie)
+                into = conditions if getattr(term, "factor", False) else found
+                into += [(w * v, s) for v, s in each]
+        if not conditions or not found:
+            return found + conditions
+        w, s = found[0]
+        found[0] = (w - sum(v for v, _ in conditions), s)
+        return found + [(v, s + g) for v, g in conditions]
+
+    def at_eta(self, eta: float) -> Score:
+        """Of each term."""
+        terms = [(s.at_eta(eta) if isinstance(s, Score) else s, w) for s, w in self.terms]
+        same = all(a is b for (a, _), (b, _) in zip(terms, self.terms, strict=True))
+        return self if same else Sum(terms)
 
     def rows(self, index: slice | Tensor) -> Score:
         """Each term and weight for these rows."""
@@ -291,9 +371,8 @@ def inherit(
     _shared("device", [(n, _home(s)) for n, s in known])
     child.singular = any(s.singular for _, s in known)
     child.eta = max((s.eta for _, s in known), default=0.0)
-    spans = [s.span for _, s in known if s.span is not None]
-    if spans and max(near for near, _ in spans) < min(far for _, far in spans):
-        child.span = max(near for near, _ in spans), min(far for _, far in spans)
+    child.end = max((s.end for _, s in known if s.end is not None), default=None)
+    child.temperature = next((s.temperature for _, s in known if s.temperature != 1), 1.0)
     facts = [s.facts for _, s in known]
     told = min(facts, key=lambda f: (f.units is None, f.shape is None), default=Facts())
     child.facts = replace(told.of_another_law(), shape=shape)
@@ -336,26 +415,9 @@ def _home(score: object) -> torch.device | None:
     return score.device
 
 
-def as_weight(weight: Any) -> Weight:
-    """A weight as it is kept: a number, a tensor () or (B,), or a function of t."""
-    if isinstance(weight, Score):
-        raise TypeError(
-            "scores add, as densities multiply: a weight is a number, or a function of t"
-        )
-    if isinstance(weight, Tensor | np.ndarray | list | tuple):
-        rows = as_real(weight, "a weight")
-        if rows.ndim > 1:
-            raise ValueError(f"a weight must be a number or (B,), got shape {tuple(rows.shape)}")
-        return rows
-    if isinstance(weight, Real):
-        return float(weight)
-    if not callable(weight):
-        raise TypeError(f"a weight must be a number or a function of t, got {weight!r}")
-    return weight
-
-
-def scale(w: Tensor | float, s: Tensor) -> Tensor:
-    """w s for a weight at its time, a number, () or (B,)."""
-    if isinstance(w, Tensor):
-        return match(w, s) * s
-    return s if w == 1 else w * s
+def _factors(
+    score: ScoreFunction, x: Tensor, t: Tensor, tweedie: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> list[tuple[float, Tensor]]:
+    if isinstance(score, Score):
+        return score.factors(x, t)
+    return [(1.0, evaluate(score, x, t, tweedie).score)]

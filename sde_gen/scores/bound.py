@@ -16,7 +16,11 @@ from ..ops import as_labels, shown
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A value that is one for all samples, made by ``shared``."""
+    """A value that is one for all samples, made by ``shared``.
+
+    >>> type(sg.shared(torch.zeros(3))).__name__
+    'Shared'
+    """
 
     value: Tensor
 
@@ -25,6 +29,9 @@ def shared(value: Tensor | np.ndarray | Sequence[float]) -> Shared:
     """Mark what is bound to a score as the same for all samples: ``score.given(y=shared(row))``.
 
     The network gets it as one row a sample, (B, *value.shape), like everything else.
+
+    >>> sg.Gaussian(sg.VP(), torch.zeros(2)).given(y=sg.shared(torch.zeros(3))).batch is None
+    True
     """
     return Shared(torch.as_tensor(value))
 
@@ -60,7 +67,12 @@ def cut(value: Any, index: slice | Tensor) -> Any:
 def rows_of(score: Any, x: Tensor) -> dict[str, Any]:
     """What is bound to a score (``.context``), one row a sample of x."""
     check_batch(score, x, ", ".join(score.context))
-    return {name: _repeat(value, len(x)) for name, value in score.context.items()}
+    return expanded(score.context, len(x))
+
+
+def expanded(context: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """What is bound, one row for each of n samples."""
+    return {name: _repeat(value, n) for name, value in context.items()}
 
 
 def bound(score: Any, context: Mapping[str, Any]) -> dict[str, Any]:

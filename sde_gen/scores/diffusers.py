@@ -105,6 +105,12 @@ def from_diffusers(
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that
             is not known. ImportError: a folder, and no diffusers to read it.
+
+    >>> from types import SimpleNamespace as Named
+    >>> config = Named(prediction_type="epsilon", num_train_timesteps=2)
+    >>> scheduler = Named(alphas_cumprod=torch.tensor([0.9, 0.5]), config=config)
+    >>> sg.scores.from_diffusers(lambda x, timestep: x, scheduler).sde.T
+    2.0
     """
     if isinstance(model, str | os.PathLike):
         model = _loaded(os.fspath(model))
@@ -210,5 +216,12 @@ def to_diffusers(model: Score, scheduler: Any) -> ForDiffusers:
     Raises:
         TypeError: a score that does not know its process and shape. ValueError: a scheduler that
             is not known.
+
+    >>> from types import SimpleNamespace as Named
+    >>> config = Named(prediction_type="epsilon", num_train_timesteps=2)
+    >>> scheduler = Named(alphas_cumprod=torch.tensor([0.9, 0.5]), config=config)
+    >>> net = sg.scores.to_diffusers(sg.Gaussian(sg.VP(), torch.zeros(2)), scheduler)
+    >>> net(torch.ones(1, 2), 1).sample.shape
+    torch.Size([1, 2])
     """
     return ForDiffusers(model, scheduler)

@@ -110,6 +110,9 @@ class Gaussian(_Exact):
         TypeError: ``sde`` is not linear.
         ValueError: negative std, wrong shapes, NaN, a covariance that is not symmetric or has a
             negative eigenvalue; when called: a time outside [0, T], or t = 0 where std is 0.
+
+    >>> sg.Gaussian(sg.VP(), torch.zeros(2))(torch.ones(1, 2), 0.5)
+    tensor([[-1., -1.]])
     """
 
     def __init__(
@@ -185,6 +188,10 @@ class GaussianMixture(_Exact):
         TypeError: ``sde`` is not linear.
         ValueError: weights that are not positive or not K of them; negative or misshapen std;
             when called: a time outside [0, T], or t = 0 where a std is 0.
+
+    >>> law = sg.GaussianMixture(sg.VP(), [0.5, 0.5], torch.tensor([[-1.0], [1.0]]), 0.3)
+    >>> law(torch.zeros(1, 1), 0.5)
+    tensor([[0.]])
     """
 
     def __init__(
@@ -325,6 +332,10 @@ class Empirical(GaussianMixture):
     Args:
         sde: a linear process.
         data: (N, *D), kept in its own dtype and device.
+
+    >>> score = sg.Empirical(sg.VP(), torch.tensor([[0.25, 0.5]]))
+    >>> score.denoise(torch.ones(8, 2), 0.5)[0]
+    tensor([0.2500, 0.5000])
     """
 
     def __init__(self, sde: LinearSDE, data: Tensor) -> None:

@@ -108,10 +108,12 @@ class Foreign(ScoreNetwork):
 
     Raises:
         TypeError: a process that is not linear. ValueError: a span that does not lie in [0, T].
+
+    >>> type(sg.scores.from_noise(lambda x, t: x, sg.VP())).__name__
+    'Foreign'
     """
 
     sde: LinearSDE
-    span: tuple[float, float]
 
     def __init__(
         self,
@@ -133,6 +135,7 @@ class Foreign(ScoreNetwork):
         module = net if isinstance(net, nn.Module) else _Function(net)
         super().__init__(module, sde, prediction, told(net, facts))
         self.index, self.span, self.relative = index, (near, min(far, sde.T)), relative
+        self.end = near or None
         self._native, self._warned = sde, False
 
     def under(self, sde: KernelSDE) -> Foreign:
@@ -142,6 +145,7 @@ class Foreign(ScoreNetwork):
         assert isinstance(other, Foreign)
         near, far = (matched(self.sde, t, other.sde) for t in torch.tensor(self.span).double())
         other.span = (float(near) if self.span[0] else 0.0), float(far)
+        other.end = other.span[0] or None
         return other
 
     def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:
@@ -251,6 +255,10 @@ def from_denoiser(
             ``sigma_data`` where the network has them.
         span: the times that it was trained on; by default those of the network's ``sigma_min``
             and ``sigma_max`` where it has them.
+
+    >>> model = sg.scores.from_denoiser(lambda x, sigma: 0 * x, facts=sg.Facts((2,)))
+    >>> model(torch.ones(1, 2), 2.0)
+    tensor([[-0.2500, -0.2500]])
     """
     low, high = (_finite(denoiser, name) for name in ("sigma_min", "sigma_max"))
     if sde is None:
@@ -298,6 +306,10 @@ def from_noise(
         facts: what is known of the data: at least their shape, for ``sample``.
         span: the times that it was trained on: with ``Steps``, from the first node on; all by
             default.
+
+    >>> model = sg.scores.from_noise(lambda x, t: x, sg.VP(), facts=sg.Facts((2,)))
+    >>> model(torch.ones(1, 2), 1.0).shape
+    torch.Size([1, 2])
     """
     if span is None and isinstance(index, Steps):
         span = index.sde.T / len(index._nodes), index.sde.T
@@ -322,6 +334,9 @@ def from_velocity(
 
     Raises:
         ValueError: data at another time than 0 or 1.
+
+    >>> sg.scores.from_velocity(lambda x, t: x, data_at=1, facts=sg.Facts((2,))).sde
+    RectifiedFlow()
     """
     check_callable(u, "u", "u(x, time)")
     facts = told(u, facts)

@@ -46,6 +46,10 @@ class Lifted(Score):
     Raises:
         TypeError: a score or a process of another kind.
         ValueError: the process of the score ends before the noise of ``sde`` does.
+
+    >>> score = sg.Gaussian(sg.EDM(1000.0), torch.zeros(3))
+    >>> sg.Lifted(score, sg.CriticallyDamped())(torch.zeros(8, 2, 3), 0.5).shape
+    torch.Size([8, 2, 3])
     """
 
     sde: MatrixSDE
@@ -140,6 +144,11 @@ class CorrelatedMixture(Score):
         ValueError: wrong shapes; weights that are not positive; a matrix that is not symmetric or
             has a negative eigenvalue; when called: a time outside [0, T], a state of the wrong
             shape, or t = 0 where a covariance is singular.
+
+    >>> one = torch.ones(1)
+    >>> score = sg.CorrelatedMixture(sg.VP(), one, torch.zeros(1, 2), torch.eye(2)[None])
+    >>> score(torch.ones(8, 2), 0.5)[0]
+    tensor([-1., -1.])
     """
 
     sde: KernelSDE

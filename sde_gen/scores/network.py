@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ from ..sdes import (
 from .base import Score
 
 Prediction = Literal["noise", "data", "velocity", "flow", "score", "preconditioned"]
+Alias = Literal["epsilon", "v", "x0"]
+"""Other names of the first three."""
 Levels = tuple[Tensor, Tensor, Tensor]
 """alpha, sigma and log(sigma / alpha), which is finite where alpha is not."""
 
@@ -113,11 +115,34 @@ _TABLE: dict[str, Callable[[Tensor, Tensor, float], Reading]] = {
     "score": _score,
     "preconditioned": _preconditioned,
 }
+_ALIASES: dict[str, Prediction] = {"epsilon": "noise", "x0": "data", "v": "velocity"}
 _MOST_NOISE = math.log(1e4)
 """The largest log(sigma / alpha) that a network is told: no signal is seen beyond it."""
 
 
-class ScoreNetwork(nn.Module, Score):
+class Learned(nn.Module, Score):
+    """A score with weights: what is trained, saved and loaded.
+
+    >>> isinstance(sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP()), sg.scores.Score)
+    True
+    """
+
+    sde: KernelSDE
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters(), torch.empty(0)).device
+
+    def fingerprint(self) -> str | None:
+        """A name for the weights: the sums of their bits, which no order of summation changes."""
+        total = hashlib.blake2b(digest_size=8)
+        sums = [t.detach().contiguous().view(torch.uint8).sum() for t in self.parameters()]
+        total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
+        return total.hexdigest()
+
+
+class ScoreNetwork(Learned):
     """A network read as a score: s(x, t) = a(t) x + b(t) F(c_in x, c_noise, **context).
 
     c_in = 1 / sqrt(alpha^2 c^2 + sigma^2) and c_noise = 1/4 log(sigma / alpha), with c the
@@ -129,7 +154,8 @@ class ScoreNetwork(nn.Module, Score):
         net: ``net(x, c_noise, **context)`` -> F of the shape of x, or of twice its first axis: the
             second half is then the ``head`` of an ``Evaluation`` (a learned variance).
         sde: a linear process, or a matrix one whose data are one component.
-        prediction: what the output of the network stands for.
+        prediction: what the output of the network stands for; "epsilon", "x0" and "v" are read as
+            "noise", "data" and "velocity".
         facts: what is known of the data, ``Facts.of(x)``; c is their standard deviation. A shape
             that they do not tell is taken from ``net.shape``, where there is one.
 
@@ -144,24 +170,28 @@ class ScoreNetwork(nn.Module, Score):
             or outside [0, T], a state or an output of the wrong shape.
         TypeError: a process without a kernel, or a matrix that mixes components of the data; when
             called: an integer or complex state, a network that returns no tensor.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,)), sg.VP(), facts=sg.Facts((2,), std=0.5))
+    >>> model(torch.zeros(8, 2), 0.5).shape
+    torch.Size([8, 2])
     """
 
     singular = True
-    sde: KernelSDE
 
     def __init__(
         self,
         net: nn.Module,
         sde: KernelSDE,
-        prediction: Prediction = "preconditioned",
+        prediction: Prediction | Alias = "preconditioned",
         facts: Facts | None = None,
     ) -> None:
         super().__init__()
         check_callable(net, "net", "net(x, c_noise)")
-        check_choice(prediction, _TABLE, "prediction")
+        read: Prediction = _ALIASES.get(str(prediction), cast("Prediction", prediction))
+        check_choice(read, _TABLE, "prediction")
         check_kind(facts, (Facts, type(None)), "facts", "Facts")
         check_one_component(sde)
-        self.net, self.sde, self.prediction = net, sde, prediction
+        self.net, self.sde, self.prediction = net, sde, read
         self.facts = shaped(Facts() if facts is None else facts, getattr(net, "shape", None))
 
     def under(self, sde: KernelSDE) -> ScoreNetwork:
@@ -196,11 +226,6 @@ class ScoreNetwork(nn.Module, Score):
         return other
 
     @property
-    def device(self) -> torch.device:
-        """Where its parameters are."""
-        return next(self.parameters(), torch.empty(0)).device
-
-    @property
     def classes(self) -> int | None:
         """Number of classes of a conditional network, None otherwise."""
         return getattr(self.net, "classes", None)
@@ -210,13 +235,6 @@ class ScoreNetwork(nn.Module, Score):
         """The conditions that the network declares, ``net.context``: shapes by name."""
         context = getattr(self.net, "context", None)
         return context if isinstance(context, Mapping) else {}
-
-    def fingerprint(self) -> str:
-        """A name for the weights: the sums of their bits, which no order of summation changes."""
-        total = hashlib.blake2b(digest_size=8)
-        sums = [t.detach().contiguous().view(torch.uint8).sum() for t in self.parameters()]
-        total.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
-        return total.hexdigest()
 
     def forward(self, x: Tensor, t: Time, whole: bool = False, **context: Any) -> Any:
         """s(x, t), (B, *state); with dropout in training mode, as a loss wants it.

@@ -13,6 +13,7 @@ reads g g^T.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Source, normal_like
+from ..noise import Noise, Scaled, Source, normal_like
 from ..ops import (
     Time,
     act,
@@ -43,6 +44,10 @@ class Perturbed(NamedTuple):
     For a linear process this is the law of x_t given x_0; for any other, the law of the last
     simulated step. Either way ``score`` is an unbiased target for denoising score matching
     (Vincent 2011).
+
+    >>> x = sg.VP().perturb(torch.zeros(8, 2), 0.5)
+    >>> torch.equal(x.x, x.mean + x.std * x.noise)
+    True
     """
 
     x: Tensor
@@ -61,7 +66,11 @@ class Perturbed(NamedTuple):
 
 
 class SDE(ABC):
-    """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X."""
+    """A diffusion dX = b(X, t) dt + g(t) dW on [0, T] with noise g that does not depend on X.
+
+    >>> sg.VP().reverse(sg.Gaussian(sg.VP(), torch.zeros(2)), eta=1).diffusion(1.0)
+    tensor(4.4721, dtype=torch.float64)
+    """
 
     T: float
     direction: int = 1
@@ -132,6 +141,10 @@ class Reverse(SDE):
         ValueError: eta is negative or not finite; a score that says that it is of another linear
             process.
         TypeError: ``sde`` is already a reversal, or ``score`` cannot be called.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.Reverse(sg.VP(), law, eta=0.0).drift(torch.ones(8, 2), 0.5)[0]
+    tensor([0., 0.])
     """
 
     sde: SDE
@@ -143,6 +156,9 @@ class Reverse(SDE):
             raise TypeError("the process is already a Reverse; reverse its .sde instead")
         check_callable(self.score, "score", "score(x, t)")
         set_number(self, "eta", least=0)
+        # Of the class: what wraps a score (torch.compile) hands on its methods.
+        if getattr(type(self.score), "at_eta", None) is not None:
+            object.__setattr__(self, "score", self.score.at_eta(self.eta))  # type: ignore[attr-defined]
         sde, of = self.sde, getattr(self.score, "sde", None)
         if isinstance(sde, KernelSDE) and isinstance(of, KernelSDE) and not sde.agrees(of):
             raise ValueError(
@@ -190,6 +206,18 @@ class Reverse(SDE):
         """eta g(t)."""
         return self.eta * self.sde.diffusion(t)
 
+    def warmed(self, noise: Noise) -> tuple[Reverse, Noise]:
+        """The same equation by the score of p, and its noise, where that of p^a is reversed.
+
+        Langevin dynamics of p^a at noise level eta are those of p at sqrt(a) eta whose normals are
+        divided by sqrt(a). In this form every solver knows how stiff they are.
+        """
+        a, score = getattr(self.score, "power_of", (1.0, self.score))
+        if a == 1:
+            return self, noise
+        root = math.sqrt(a)
+        return Reverse(self.sde, score, root * self.eta), Scaled(noise, 1 / root)
+
     def rows(self, index: slice | Tensor) -> Reverse:
         """Process and score for these rows."""
         return Reverse(self.sde.rows(index), rows_of(self.score, index), self.eta)
@@ -200,6 +228,9 @@ class KernelSDE(SDE):
 
     The coefficients are numbers (``LinearSDE``) or matrices (``MatrixSDE``); in either case the
     log signal-to-noise ratio is one number that falls with time.
+
+    >>> isinstance(sg.VP(), sg.sdes.KernelSDE)
+    True
     """
 
     @abstractmethod

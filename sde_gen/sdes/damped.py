@@ -37,6 +37,9 @@ class CriticallyDamped(MatrixOrnsteinUhlenbeck):
 
     Raises:
         ValueError: a mass or a start that is not positive.
+
+    >>> sg.CriticallyDamped().state_shape((3,))
+    (2, 3)
     """
 
     driven = slice(1, None)

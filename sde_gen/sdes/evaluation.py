@@ -35,6 +35,9 @@ class Evaluation:
         head: what a network returned beside the reading of its score, or None.
         pull: u (B, *D) -> J^T u, J = dD / dx the Jacobian of the denoised state, by one backward
             pass each; None unless the score was asked for it (``Score.linearise``).
+
+    >>> sg.Gaussian(sg.VP(), torch.zeros(2)).evaluate(torch.ones(8, 2), 0.5).denoised.shape
+    torch.Size([8, 2])
     """
 
     __slots__ = ("_denoised", "head", "pull", "score")
@@ -73,6 +76,11 @@ def evaluate(
     Raises:
         TypeError: a result that is no tensor of real numbers.
         ValueError: a result of another shape than the state.
+
+    >>> score = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> x, t = torch.ones(8, 2), torch.full((8,), 0.5)
+    >>> sg.sdes.evaluate(score, x, t, sg.VP().tweedie).score.shape
+    torch.Size([8, 2])
     """
     # Of the class: what wraps a score (torch.compile) hands on its methods, but is to be called.
     own = getattr(type(score), "evaluate", None)
@@ -87,7 +95,12 @@ def evaluate(
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Networks that this thread calls are in evaluation mode meanwhile."""
+    """Networks that this thread calls are in evaluation mode meanwhile.
+
+    >>> with sg.sdes.resting():
+    ...     print(sg.sdes.evaluating())
+    True
+    """
     if torch.compiler.is_compiling():  # what is compiled is in the mode that it was traced in
         yield
         return
@@ -104,6 +117,9 @@ def read(score: ScoreFunction, x: Tensor, t: Tensor, **context: Any) -> Tensor:
 
     Raises:
         TypeError, ValueError: as ``check_result``.
+
+    >>> sg.sdes.read(lambda x, t: -x, torch.ones(8, 2), torch.tensor(0.5)).shape
+    torch.Size([8, 2])
     """
     with at_rest(score) if isinstance(score, nn.Module) and evaluating() else nullcontext():
         s = score(x, t, **context)
@@ -132,7 +148,11 @@ def check_result(s: object, x: Tensor, score: object) -> None:
 
 
 def evaluating() -> bool:
-    """Whether this thread reads a score to evaluate it, and not to train it."""
+    """Whether this thread reads a score to evaluate it, and not to train it.
+
+    >>> sg.sdes.evaluating()
+    False
+    """
     return not torch.compiler.is_compiling() and getattr(_thread, "evaluating", False)
 
 
@@ -141,6 +161,11 @@ def at_rest(net: nn.Module) -> Iterator[None]:
     """A network in evaluation mode, until the last of the threads that want it so is done.
 
     One in evaluation mode is left as it is, a part of it that is in training included.
+
+    >>> net = torch.nn.Dropout().train()
+    >>> with sg.sdes.at_rest(net):
+    ...     print(net.training)
+    False
     """
     if torch.compiler.is_compiling():
         yield

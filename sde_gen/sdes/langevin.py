@@ -27,6 +27,10 @@ class Langevin(Clocked):
 
     Raises:
         ValueError: ``at`` is 0 where the score says that it is singular.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.Langevin(law, at=0.1).drift(torch.ones(8, 2), 0.0).shape
+    torch.Size([8, 2])
     """
 
     score: ScoreFunction

@@ -23,6 +23,9 @@ class LinearSDE(KernelSDE):
     A subclass gives ``rate`` (f) and ``diffusion`` (g); all else follows by Gauss-Legendre
     quadrature in float64. Closed forms are overrides for speed, tested against this base. f and g
     are numbers: the fast special case of ``MatrixSDE``.
+
+    >>> sg.VP().log_snr(torch.tensor([0.1, 0.9])).shape
+    torch.Size([2])
     """
 
     @abstractmethod
@@ -109,6 +112,10 @@ class VP(Clocked, LinearSDE):
     """Variance preserving: dX = -1/2 beta X dt + sqrt(beta) dW (Song et al. 2021, equation 11).
 
     alpha^2 = exp(-B), sigma^2 = 1 - exp(-B): an Ornstein-Uhlenbeck process on the clock B.
+
+    >>> t = torch.tensor(0.5)
+    >>> sg.VP().alpha(t) ** 2 + sg.VP().sigma(t) ** 2
+    tensor(1.0000, dtype=torch.float64)
     """
 
     schedule: Schedule = field(default_factory=Linear)
@@ -141,6 +148,9 @@ class SubVP(Clocked, LinearSDE):
     """Sub-VP: the drift of VP with g^2 = beta (1 - exp(-2 B)) (Song et al. 2021, equation 29).
 
     alpha^2 = exp(-B), sigma = 1 - exp(-B): at every time less noise than VP.
+
+    >>> float(sg.SubVP().sigma(1.0)) < float(sg.VP().sigma(1.0))
+    True
     """
 
     schedule: Schedule = field(default_factory=Linear)
@@ -175,6 +185,9 @@ class VE(Clocked, LinearSDE):
     """Variance exploding: dX = sqrt(beta) dW (Song et al. 2021, equation 9).
 
     alpha = 1, sigma^2 = B: Brownian motion on the clock B.
+
+    >>> float(sg.VE().alpha(0.5))
+    1.0
     """
 
     schedule: Schedule = field(default_factory=Geometric)
@@ -202,7 +215,11 @@ class VE(Clocked, LinearSDE):
 
 @dataclass(frozen=True)
 class EDM(VE):
-    """VE on the clock sigma(t) = t, 0 <= t <= sigma_max (Karras et al. 2022)."""
+    """VE on the clock sigma(t) = t, 0 <= t <= sigma_max (Karras et al. 2022).
+
+    >>> float(sg.EDM().sigma(3.0))
+    3.0
+    """
 
     sigma_max: float = 80.0
     schedule: Schedule = field(init=False, repr=False)
@@ -214,7 +231,11 @@ class EDM(VE):
 
 @dataclass(frozen=True)
 class Wiener(VE):
-    """Brownian motion dX = dW on [0, end]: alpha = 1, sigma^2 = t."""
+    """Brownian motion dX = dW on [0, end]: alpha = 1, sigma^2 = t.
+
+    >>> float(sg.Wiener().sigma(0.25))
+    0.5
+    """
 
     end: float = 1.0
     schedule: Schedule = field(init=False, repr=False)
@@ -236,6 +257,9 @@ class RectifiedFlow(LinearSDE):
     At t = 1 no signal is left and drift and diffusion are infinite, although u is not: the
     exponential family starts there (``Exponential(1)`` is Euler's method for u), other solvers
     refuse and start a little before.
+
+    >>> float(sg.RectifiedFlow().alpha(0.25))
+    0.75
     """
 
     T = 1.0
@@ -271,6 +295,9 @@ class OrnsteinUhlenbeck(LinearSDE):
     """dX = a X dt + g dW with constant a < 0 and g > 0 (Uhlenbeck & Ornstein 1930).
 
     alpha = exp(a t), sigma^2 = g^2 (1 - exp(2 a t)) / (-2 a); at rest N(0, -g^2 / (2 a)).
+
+    >>> float(sg.OrnsteinUhlenbeck(a=-1.0).alpha(0.0))
+    1.0
     """
 
     a: float = -1.0

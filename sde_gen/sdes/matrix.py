@@ -41,7 +41,11 @@ _LEAST = 1e-300
 
 
 class Correlated(Perturbed):
-    """A noised state x = mean + L z with the lower triangle L as ``std``, (k, k) or (B, k, k)."""
+    """A noised state x = mean + L z with the lower triangle L as ``std``, (k, k) or (B, k, k).
+
+    >>> sg.CriticallyDamped().perturb(torch.zeros(8, 2), torch.full((8,), 0.5)).std.shape
+    torch.Size([8, 2, 2])
+    """
 
     @property
     def score(self) -> Tensor:
@@ -62,6 +66,9 @@ class Channel(NamedTuple):
         pick: (*S, m, k), the statistic from the state.
         noise: W (*S, m, m), the covariance of its noise.
         rest: (*S, k, k), the precision of what the state says beside it.
+
+    >>> sg.CriticallyDamped().channel(torch.tensor([0.5])).pick.shape
+    torch.Size([1, 1, 2])
     """
 
     pick: Tensor
@@ -77,6 +84,9 @@ class MatrixSDE(KernelSDE):
 
     A subclass gives ``rate`` (A), ``diffusion`` (G) and ``T``; the moments follow from their
     equations by scipy's DOP853, once, to 1e-11 of their size (a covariance below 1e-13 is lost).
+
+    >>> sg.CriticallyDamped().alpha(0.5).shape
+    torch.Size([2, 1])
     """
 
     added: tuple[float, ...] = ()
@@ -321,6 +331,10 @@ class MatrixOrnsteinUhlenbeck(Clocked, MatrixSDE):
     Raises:
         ValueError: matrices that are not square or of different sizes, an ``a`` that is not
             stable, a singular ``g`` whose noise ``a`` does not carry to all components.
+
+    >>> sde = sg.MatrixOrnsteinUhlenbeck([[-1.0, 1.0], [-1.0, -1.0]], [[1.0, 0.0], [0.0, 1.0]])
+    >>> sde.sigma(0.5).shape
+    torch.Size([2, 2])
     """
 
     a: Rows

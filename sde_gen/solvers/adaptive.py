@@ -218,6 +218,10 @@ class Adaptive(Solver):
         TypeError: on an SDE, a noise that has no path (``Impulses``).
         RuntimeError: some samples have not arrived after max_steps trials.
         FloatingPointError: drift or error are not finite, however short the step.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, solver=sg.Adaptive(1e-4, 1e-4), seed=0).shape
+    torch.Size([8, 2])
     """
 
     order = 5

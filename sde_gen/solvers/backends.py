@@ -44,7 +44,9 @@ class SciPy(Solver):
     """scipy.integrate.solve_ivp on the whole batch, from t to s in one step.
 
     The step size is scipy's, one for the batch, from the tolerances: give it a grid of two
-    times. The state is float64 on the CPU inside scipy; the score sees the caller's dtype.
+    times. So a sample depends, within the tolerance, on its batch; a run of its own for each
+    would cost as many times the calls. ``Adaptive`` has steps of its own for each. The state is
+    float64 on the CPU inside scipy; the score sees the caller's dtype.
 
     Args:
         method: a method of solve_ivp (``order`` is that of its local extrapolation).
@@ -53,6 +55,10 @@ class SciPy(Solver):
     Raises:
         ValueError: unknown method. TypeError: not an ODE, or a state that requires gradients.
         RuntimeError: scipy gave up. FloatingPointError: the drift is not finite.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, solver=sg.SciPy("DOP853", 1e-6, 1e-6)).shape
+    torch.Size([8, 2])
     """
 
     evaluates_end = True
@@ -114,6 +120,10 @@ class TorchSDE(Solver):
 
     Raises:
         ValueError: unknown method, or substeps < 1.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, eta=1, solver=sg.TorchSDE("midpoint")).shape
+    torch.Size([8, 2])
     """
 
     def __init__(self, method: str = "euler", substeps: int = 1) -> None:

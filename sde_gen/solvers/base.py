@@ -29,7 +29,11 @@ Gain = float | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[N]):
-    """One interval of the grid, from t to s, with the solver's numbers for it."""
+    """One interval of the grid, from t to s, with the solver's numbers for it.
+
+    >>> sg.solvers.Step(1.0, 0.75, ()).h
+    -0.25
+    """
 
     t: float
     s: float
@@ -49,6 +53,7 @@ class Solver(ABC):
         weak: order of convergence in law on an SDE, None where it takes ODEs only.
         strong: order of convergence of paths on an SDE with additive noise.
         calls: evaluations of the score in a step.
+        start_calls: evaluations more in the first step of a flow that starts inside (0, T).
         draws: how many normals a step may draw: k = 0 .. draws - 1. What draws more on top of
             another solver's step numbers its own from there.
         multistep: whether a step reads what earlier steps have left in the memory.
@@ -58,12 +63,16 @@ class Solver(ABC):
             is only the times at which states are wanted.
         takes_infinite: whether it steps from where alpha = 0 and the coefficients are infinite.
         grid: the grid that it was made for, called as those of ``grids``; None where any serves.
+
+    >>> sg.Heun().calls, sg.Heun().order
+    (2, 2)
     """
 
     order: int
     weak: int | None = None
     strong: float | None = None
     calls: int = 1
+    start_calls: int = 0
     draws: int = 8
     multistep: bool = False
     evaluates_end: bool = False

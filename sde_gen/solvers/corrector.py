@@ -75,6 +75,10 @@ class Churn(Solver):
         TypeError: a multistep solver; a process that is no reversal of a linear one; with
             ``amount``, one that is no probability flow.
         ValueError: a negative amount; rising times.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, solver=sg.Churn(sg.Heun()), seed=0).shape
+    torch.Size([8, 2])
     """
 
     def __init__(
@@ -188,6 +192,10 @@ class PredictorCorrector(Solver):
     Raises:
         TypeError: a multistep predictor; a process that is no reversal of a linear one.
         ValueError: eta not positive, corrections < 1, a negative reference; rising times.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, eta=1, solver=sg.PredictorCorrector()).shape
+    torch.Size([8, 2])
     """
 
     weak = 1

@@ -13,6 +13,10 @@ class EulerMaruyama(Solver):
     """x_s = x_t + (s - t) b(x_t, t) + g(t) sqrt|s - t| z.
 
     ODE order 1, weak order 1, strong order 1 for additive noise; one call a step.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 100, seed=0, eta=1, solver=sg.EulerMaruyama()).shape
+    torch.Size([8, 2])
     """
 
     order = 1

@@ -24,6 +24,12 @@ order 1 is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 
 SA-Solver (Xue et al. 2023). With C the variance of the data every step is exact for Gaussian data,
 at every eta.
 
+Above eta = 1 a step may be too long for its noise: it would throw a state beyond its denoised
+state, and the next one farther back. In a step of length h in lambda eta^2 is therefore at most
+coth(h) >= 1, where a step of order 1 is y_s = a y_t + (1 - a) D + noise with 0 <= a <= 1 for every
+C. All eta have the same marginals and steps of any eta are exact for Gaussian data, so only the
+path is calmer than was asked for, and on fine grids it is not. Order 1 with C = 0 is stable as is.
+
 DPM-Solver++(2M), algorithm 2 of Lu et al. 2022, written out beside its configuration here:
 
 >>> import torch
@@ -52,17 +58,35 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..facts import facts_of
 from ..moments import Coefficient, Moments, isotropic
+from ..noise import Noise
 from ..ops import check_count, check_kind, check_number
 from ..sdes import SDE
 from .base import Memory, Step, reversal
-from .multistep import Multistep, Spread
+from .multistep import Multistep, Spread, bounded
 from .weights import Polynomial, Weights
+
+_STILL, _SHORT = 1e-3, 0.2
+"""min(C / w, w / C), the rate at which Q changes in lambda, that counts as none; the longest first
+step that is made in parts."""
+_STARTS = {
+    (3, False): (3 / 2,),
+    (4, False): (7 / 3, 4 / 3),
+    (3, True): (2.0,),
+    (4, True): (2.0, 1.0),
+}
+"""Lengths of the parts of a first step of length h, but the last, as powers of h, by the number of
+values and the corrector. They are such that neither the state nor the values of Q that later steps
+read there miss more than the order of the run, or 4, allows: a step that has k values is of local
+order k + 1 (k + 2 with corrector), and a value read off a state that is e off makes the steps over
+nodes (d apart) h^2 e / d wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +120,12 @@ class Combination:
         if self.std is None or z is None:
             return self.reference.apply(self.x, known), past
         return self.reference.apply((*self.x, self.std), (*known, z)), past
+
+
+class Start(NamedTuple):
+    """A first step that is made in parts, for a multistep method that has no past values yet."""
+
+    parts: tuple[Step[Combination], ...]
 
 
 class Levels(NamedTuple):
@@ -135,8 +165,11 @@ class Exponential(Multistep):
 
     ``order`` (the attribute) is the measured order of convergence for eta = 0: that of the
     interpolation, and one more with the corrector. The first steps of a run have fewer past
-    values: where Q still changes there, a run without corrector is of order 2 at most, and one
-    with it of order 3. Weak order min(order, 2) for eta > 0, strong order 1; one call a step.
+    values. Where Q changes there already, in a flow that starts inside (0, T), the first step is
+    therefore made in ``start_calls`` + 1 = p - 1 parts for p > 2 values, the first the shortest,
+    if it is shorter than 0.2 in lambda: for few steps more steps are the better use of calls. The
+    order is then kept up to 4.
+    Weak order min(order, 2) for eta > 0, strong order 1; one call a step but for that start.
 
     A grid may end at t = 0. The last step then takes order 1: for C = 0 Tweedie's denoising, for
     C > 0 the exact end of Gaussian data (about half of Tweedie's correction on smooth data). It
@@ -144,6 +177,10 @@ class Exponential(Multistep):
 
     Raises:
         ValueError: an order that is not 1 .. 4, or a negative reference.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, solver=sg.Exponential(2, 1.0, corrector=True)).shape
+    torch.Size([8, 2])
     """
 
     takes_infinite = True
@@ -170,17 +207,45 @@ class Exponential(Multistep):
         self.order = order + corrector
         self.weak = min(self.order, 2)
         self.multistep = order > 1 or corrector
+        self.start_calls = max(order - 2, 0)
 
     def check(self, process: SDE) -> None:
         """The reversal of a ``LinearSDE``."""
         reversal(self, process)
 
     def noise_level(self, eta: float, h: float) -> float:
-        """The eta of a step of length h in lambda under a process of noise level eta: eta."""
-        return eta
+        """The eta of a step of length h in lambda under a process of noise level eta."""
+        stable = not self.multistep and not bool(self.reference.values.any())
+        return eta if stable else bounded(eta, h)
 
-    def plan(self, process: SDE, times: Tensor) -> list[Step[Combination]]:
-        """The map of each step, in float64."""
+    def plan(self, process: SDE, times: Tensor) -> list[Step[Combination | Start]]:
+        """The map of each step, in float64; the first may be several."""
+        fine = self._started(process, times)
+        steps = self.maps(process, fine)
+        first = 1 + len(fine) - len(times)
+        if first == 1:
+            return [*steps]
+        t, s = times[:2].tolist()
+        return [Step(t, s, Start(tuple(steps[:first]))), *steps[first:]]
+
+    def _started(self, process: SDE, times: Tensor) -> Tensor:
+        """The grid, with ``start_calls`` more nodes in a short first step where Q changes."""
+        reverse, sde = reversal(self, process)
+        lam = (sde.log_snr(times[:2]) / 2).tolist()
+        inside = float(times.max()) < sde.T and all(map(math.isfinite, lam))
+        h, m = lam[1] - lam[0], self.start_calls
+        if reverse.eta or not (m and inside and abs(h) < _SHORT):
+            return times
+        log_ratio = 2 * lam[0] + 2 * math.log(facts_of(reverse.score).std or 1.0)
+        if math.exp(-abs(log_ratio)) < _STILL:
+            return times
+        powers = _STARTS[self.nodes, self.corrector]
+        shares = [2.0 ** (k - m) * abs(h) ** (power - 1) for k, power in enumerate(powers)]
+        inner = sde.time_at(2 * (lam[0] + h * torch.tensor(shares).to(times).cumsum(0)))
+        return torch.cat([times[:1], inner, times[1:]])
+
+    def maps(self, process: SDE, times: Tensor) -> list[Step[Combination]]:
+        """The map of each step of exactly this grid."""
         reverse, sde = reversal(self, process)
         alpha, sigma = sde.alpha(times).numpy(), sde.sigma(times).numpy()
         if sigma[0] == 0:
@@ -199,6 +264,15 @@ class Exponential(Multistep):
             if self.corrector:
                 change = self._corrector(levels, i, step)
         return steps
+
+    def step(
+        self, process: SDE, x: Tensor, step: Step[Any], noise: Noise, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        """One evaluation of the score, then the map; or as many as a start has parts."""
+        parts = step.numbers.parts if isinstance(step.numbers, Start) else (step,)
+        for part in parts:
+            x, memory = super().step(process, x, part, noise, memory)
+        return x, memory
 
     def _predictor(self, levels: Levels, i: int, eta: float) -> Prediction:
         """From node i to the next."""

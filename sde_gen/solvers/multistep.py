@@ -7,6 +7,7 @@ gives the next state and the value of Q here by one linear map, whose coefficien
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -42,6 +43,15 @@ class Linear(Protocol):
 
 Spread = Callable[[Evaluation, float, float], Tensor]
 """(evaluation at t, t, s) -> standard deviations (B, *state) of the noise in the step to s."""
+
+
+def bounded(eta: float, h: float) -> float:
+    """min(eta, coth(h)^(1/2)): the most noise that a step of length h in lambda can carry.
+
+    A step shrinks y - D by kappa (1 - e^(-2h)) / 2, kappa = 1 + eta^2, or by less (where the data
+    are narrow beside the reference by that): beyond 1, which this is, it overshoots.
+    """
+    return eta if eta**2 * math.tanh(h) <= 1 else math.tanh(h) ** -0.5
 
 
 class Multistep(Solver):

@@ -12,8 +12,9 @@ would be m. So the reversal of noise level eta (kappa = 1 + eta^2) is written ar
     M = A + kappa / 2 G G^T V^-1,      F = -kappa / 2 G G^T pick^T (C + W)^-1,
 
 its linear part is solved, and Q alone is interpolated, through its last p values, in the log
-signal-to-noise ratio: ``Exponential`` with matrices. Propagator, weights and covariance of a step
-depend on the grid alone and come from Magnus' fourth-order integrator (Blanes et al. 2009).
+signal-to-noise ratio: ``Exponential`` with matrices, and with its bound of eta in long steps.
+Propagator, weights and covariance of a step depend on the grid alone and come from Magnus'
+fourth-order integrator (Blanes et al. 2009).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 from ..ops import act, check_count, check_number, cholesky
 from ..sdes import SDE, MatrixSDE, Reverse
 from .base import Memory, Step, describe
-from .multistep import Multistep
+from .multistep import Multistep, bounded
 
 _PARTS = 64
 """Parts of a step, a power of two, to each of which Magnus' integrator is applied."""
@@ -78,6 +79,10 @@ class Propagator(Multistep):
         ValueError: an order that is not 1 .. 4, a reference that is not positive; a start at 0.
         TypeError: no reversal of a ``MatrixSDE``; one whose noise does not enter as many
             components as the data have, so that their score does not determine Q.
+
+    >>> score = sg.Lifted(sg.Gaussian(sg.EDM(1000.0), torch.zeros(2)), sg.CriticallyDamped())
+    >>> sg.sample(score, 8, 10, seed=0, solver=sg.Propagator(2)).shape
+    torch.Size([8, 2])
     """
 
     def __init__(self, order: int = 3, reference: float = 1.0) -> None:
@@ -107,9 +112,9 @@ class Propagator(Multistep):
         assert isinstance(process.sde, MatrixSDE)
         if times[0] == 0:
             raise ValueError("Propagator cannot start at t = 0, where nothing is known of Q")
-        sde, law = process.sde, _Law(process, self.reference)
-        lam = sde.log_snr(times) / 2
-        q_score, q_state = law.q(times[:-1])
+        sde, lam = process.sde, process.sde.log_snr(times) / 2
+        eta = torch.tensor([bounded(process.eta, h) for h in lam.diff().tolist()]).to(lam)
+        q_score, q_state = _Law(sde, eta, self.reference).q(times[:-1])
         # A step to t = 0 is infinitely long in the log signal-to-noise ratio: one value there.
         counts = [min(self.order, i + 1) if s else 1 for i, s in enumerate(times[1:].tolist())]
         found: dict[int, tuple[Tensor, tuple[Tensor, ...], Tensor]] = {}
@@ -117,7 +122,7 @@ class Propagator(Multistep):
             rows = [i for i, c in enumerate(counts) if c == count]
             t, s = times[rows], times[[i + 1 for i in rows]]
             nodes = torch.stack([lam[i + 1 - count : i + 1].flip(0) for i in rows])
-            a, b, v = law.steps(t, s, nodes)
+            a, b, v = _Law(sde, eta[rows], self.reference).steps(t, s, nodes)
             roots = _roots(v, sde.diffusion(t))
             for k, i in enumerate(rows):
                 found[i] = a[k], tuple(w[k] for w in b), roots[k]
@@ -136,11 +141,12 @@ class Propagator(Multistep):
 
 
 class _Law:
-    """The reversal around the law N(0, V): its coefficients, and what they do in a step."""
+    """The reversal of noise level eta (N,) around the law N(0, V): its coefficients, and what they
+    do in N steps."""
 
-    def __init__(self, process: Reverse, reference: float) -> None:
-        assert isinstance(process.sde, MatrixSDE)
-        self.sde, self.eta, self.reference = process.sde, process.eta, reference
+    def __init__(self, sde: MatrixSDE, eta: Tensor, reference: float) -> None:
+        self.sde, self.reference = sde, reference
+        self.square = eta.square().reshape(-1, 1, 1, 1)
 
     def _precision(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """pick, C + W, and V^-1 = rest + pick^T (C + W)^-1 pick."""
@@ -161,9 +167,9 @@ class _Law:
         """M, F and eta^2 G G^T."""
         pick, total, precision = self._precision(t)
         g = self.sde.diffusion(t)
-        q, half = g @ g.mT, (1 + self.eta**2) / 2
+        q, half = g @ g.mT, (1 + self.square) / 2
         force = -half * q @ torch.linalg.solve(total, pick).mT
-        return self.sde.rate(t) + half * q @ precision, force, self.eta**2 * q
+        return self.sde.rate(t) + half * q @ precision, force, self.square * q
 
     def steps(self, t: Tensor, s: Tensor, nodes: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """N steps from t to s (N,): propagators (N, k, k), for each of the p log levels ``nodes``

@@ -8,6 +8,7 @@ UniPC-3.
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -53,7 +54,12 @@ class _UniPCWeights(Weights):
 
 
 def ddpm() -> Exponential:
-    """Ancestral sampling with the small variance (Ho et al. 2020, equations 6 and 7); eta = 1."""
+    """Ancestral sampling with the small variance (Ho et al. 2020, equations 6 and 7); eta = 1.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 100, seed=0, eta=1, solver=sg.solvers.ddpm()).shape
+    torch.Size([8, 2])
+    """
     return Exponential(1)
 
 
@@ -66,12 +72,22 @@ def ddim(eta: float = 0.0) -> Exponential:
 
     Raises:
         ValueError: eta outside [0, 1]; when solved: another eta than the process has.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, solver=sg.solvers.ddim()).shape
+    torch.Size([8, 2])
     """
     return _DDIM(check_number(eta, "eta", least=0, most=1))
 
 
 def dpm_solver(order: int = 3) -> Exponential:
-    """Multistep DPM-Solver: noise prediction, interpolated in lambda (Lu et al. 2022a)."""
+    """Multistep DPM-Solver: noise prediction, interpolated in lambda (Lu et al. 2022a).
+
+    >>> flow = sg.VP().probability_flow(sg.Gaussian(sg.VP(), torch.zeros(2)))
+    >>> times = sg.grids.log_snr(flow.sde, 20)
+    >>> sg.solve(flow, torch.ones(8, 2), times, sg.solvers.dpm_solver(3)).shape
+    torch.Size([8, 2])
+    """
     return Exponential(order, math.inf)
 
 
@@ -80,23 +96,73 @@ def dpm_solver_pp(order: int = 2) -> Exponential:
 
     Order 3 integrates the quadratic through three values exactly: the (3M) that libraries ship
     scales its second difference by a half and is of order 2.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, solver=sg.solvers.dpm_solver_pp(2)).shape
+    torch.Size([8, 2])
     """
     return Exponential(order, weights=Midpoint() if as_integer(order) == 2 else None)
 
 
 def deis(order: int = 3) -> Exponential:
-    """DEIS rho-AB: noise prediction, interpolated in sigma / alpha (Zhang & Chen 2023)."""
+    """DEIS rho-AB: noise prediction, interpolated in sigma / alpha (Zhang & Chen 2023).
+
+    >>> flow = sg.VP().probability_flow(sg.Gaussian(sg.VP(), torch.zeros(2)))
+    >>> times = sg.grids.log_snr(flow.sde, 20)
+    >>> sg.solve(flow, torch.ones(8, 2), times, sg.solvers.deis(3)).shape
+    torch.Size([8, 2])
+    """
     return Exponential(order, math.inf, weights=Polynomial(_ratio))
 
 
 def unipc(order: int = 3) -> Exponential:
-    """UniPC-p with B(h) = e^h - 1 (bh2), data prediction (Zhao et al. 2023)."""
+    """UniPC-p with B(h) = e^h - 1 (bh2), data prediction (Zhao et al. 2023).
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, solver=sg.solvers.unipc(3)).shape
+    torch.Size([8, 2])
+    """
     return Exponential(order, corrector=True, weights=_UniPCWeights())
 
 
 def sa_solver(order: int = 2, corrector: bool = False) -> Exponential:
-    """SA-Solver: stochastic Adams with exact weights, any eta (Xue et al. 2023)."""
+    """SA-Solver: stochastic Adams with exact weights, any eta (Xue et al. 2023).
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, seed=0, eta=1, solver=sg.solvers.sa_solver(2)).shape
+    torch.Size([8, 2])
+    """
     return Exponential(order, corrector=corrector)
+
+
+_CALLS = {
+    "ddpm": "ddpm(), eta=1",
+    "ddim": "ddim()",
+    "dpmsolver": "dpm_solver(3)",
+    "dpmsolver++": "dpm_solver_pp(2)",
+    "deis": "deis(3)",
+    "unipc": "unipc(3)",
+    "sasolver": "sa_solver(2)",
+    "euler": "EulerMaruyama()",
+    "heun": "Heun()",
+    "rk": "RungeKutta(4)",
+    "rk45": "SciPy('RK45')",
+}
+_ALSO = {"ancestral": "ddpm", "dpm": "dpmsolver", "dpm++": "dpmsolver++", "eulermaruyama": "euler"}
+
+
+def call_for(name: str) -> str:
+    """What to write for the name of a sampler; all that are known, where it is none of them.
+
+    >>> call_for("DPM-Solver++(3M)")
+    'write solver=sde_gen.solvers.dpm_solver_pp(3)'
+    """
+    whole = re.sub(r"[^a-z0-9+]", "", name.lower().replace("pp", "++"))
+    short, order = re.fullmatch(r"(.*?)([1-5]?)[ms]*", whole).groups()  # type: ignore[union-attr]
+    call = _CALLS.get(whole) or _CALLS.get(_ALSO.get(short, short))
+    if call is None:
+        return f"in sde_gen.solvers there are {', '.join(_CALLS.values())}"
+    return f"write solver=sde_gen.solvers.{re.sub('[1-5](?=[)])', order, call) if order else call}"
 
 
 def _ratio(lam: np.ndarray) -> np.ndarray:

@@ -25,6 +25,9 @@ class Heun(Solver):
 
     A last step to t = 0, where a learned score cannot be read, is Euler's: on ``EDM`` this is
     algorithm 1 of Karras et al. 2022.
+
+    >>> sg.sample(sg.Gaussian(sg.VP(), torch.zeros(2)), 8, 10, seed=0, solver=sg.Heun()).shape
+    torch.Size([8, 2])
     """
 
     order = 2
@@ -113,6 +116,10 @@ class RungeKutta(Solver):
 
     Raises:
         ValueError: an order that is not 4 or 5.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, solver=sg.RungeKutta(4)).shape
+    torch.Size([8, 2])
     """
 
     evaluates_end = True

@@ -25,6 +25,10 @@ class SRA(Solver):
     ODE order 2, weak order 2. The normals are the draws k = 0 and k = 1 of the step, so a noise
     that gives one draw an interval (``BrownianPath``) is refused. Where nothing is drawn (an
     ODE) it is Ralston's method.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 10, seed=0, eta=1, solver=sg.SRA()).shape
+    torch.Size([8, 2])
     """
 
     order = 2

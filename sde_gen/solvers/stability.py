@@ -2,9 +2,10 @@
 
 A reversal of noise level eta pulls a state to the data (1 + eta^2) times as fast as the flow does.
 A step that is long beside that throws it to the other side, farther out than it was, and a run of
-such steps explodes. On data N(0, v) every step is affine and the right result is known, so the
-steps of a plan are made on such data first, whose score costs nothing: on data as wide as those at
-hand, and on data as wide as a narrow mode in them may be.
+such steps explodes. ``Exponential`` and ``Propagator`` bound their noise, the others are tried: on
+data N(0, v) every step is affine and the right result is known, so the steps of a plan are made on
+such data first, whose score costs nothing: on data as wide as those at hand, and as narrow as
+modes in them may be.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ..sdes import SDE, Evaluation, KernelSDE, Reverse
 from .base import Memory, Solver, Step
 from .multistep import Multistep
 
-_NARROW = 1 / 5
-"""The spread of a narrow mode, relative to that of the data."""
+_WIDTHS = (1 / 20, 1 / 5, 1.0)
+"""Spreads of modes, relative to that of the data."""
 _MOST = 2.0
 """What a run may end with, in spreads of the data; the exact law has 1 or less."""
 _NUMBERS = 256
@@ -74,12 +75,12 @@ def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> flo
     each = -(-_NUMBERS // x[0].numel())
 
     def law(t: Time) -> Tensor:
-        """Covariances at time t for narrow and for wide data, (2,) or (2, k, k)."""
+        """Covariances at time t for data of each width, (3,) or (3, k, k)."""
         a, s = square(sde.alpha(t)), square(sde.sigma(t))
-        return torch.stack([v * a + s for v in ((_NARROW * std) ** 2, std**2)])
+        return torch.stack([v**2 * a + s for v in (r * std for r in _WIDTHS)])
 
     class Trial:
-        """The score of both, and what it takes the data for."""
+        """The score of all, and what it takes the data for."""
 
         def __call__(self, y: Tensor, t: Time) -> Tensor:
             c = law(as_time(t))
@@ -100,14 +101,14 @@ def spread(process: Reverse, solver: Solver, plan: list[Step], x: Tensor) -> flo
     trial, noise = Reverse(sde, Trial(), process.eta), _Normals()
     with torch.no_grad():
         # On the host, wherever x is: so few numbers would only keep a GPU waiting.
-        y = noise.start(torch.empty(2 * each, *x.shape[1:], dtype=torch.float64))
+        y = noise.start(torch.empty(len(_WIDTHS) * each, *x.shape[1:], dtype=torch.float64))
         y = act(_root(law(plan[0].t)).repeat_interleave(each, 0), y)
         memory: Memory = ()
         for step in plan:
             y, memory = solver.step(trial, y, step, noise, memory)
-        end = _root(law(plan[-1].s)[1])
+        end = _root(law(plan[-1].s)[-1])
         z = act(1 / end if end.ndim == 0 else torch.linalg.inv(end), y)
-    return float(z.reshape(2, -1).square().mean(1).max().sqrt())
+    return float(z.reshape(len(_WIDTHS), -1).square().mean(1).max().sqrt())
 
 
 def _root(c: Tensor) -> Tensor:

@@ -44,7 +44,11 @@ def lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 class Weights(ABC):
-    """A rule that turns nodes into weights."""
+    """A rule that turns nodes into weights.
+
+    >>> isinstance(sg.solvers.Midpoint(), sg.solvers.Weights)
+    True
+    """
 
     @abstractmethod
     def __call__(
@@ -67,6 +71,9 @@ class Polynomial(Weights):
     Args:
         variable: what the polynomial is a polynomial in, as a function of lambda; lambda itself
             by default, exp(-lambda) for the rho-AB weights of DEIS (Zhang & Chen 2023).
+
+    >>> sg.Exponential(3, weights=sg.solvers.Polynomial()).order
+    3
     """
 
     def __init__(self, variable: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
@@ -90,6 +97,9 @@ class Midpoint(Weights):
 
     With two values and C = 0 this is the published DPM-Solver++(2M) (Lu et al. 2022, algorithm
     2) and its SDE variant.
+
+    >>> sg.Exponential(2, weights=sg.solvers.Midpoint()).order
+    2
     """
 
     def __call__(
@@ -123,6 +133,9 @@ class Spectral(Weights):
 
     Raises:
         ValueError: a variance or number of dimensions that is not positive.
+
+    >>> sg.Exponential(3, 0.4, corrector=True, weights=sg.solvers.Spectral(0.4, 2)).order
+    4
     """
 
     _RIDGE = 0.02

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..ops import check_callable, check_count, set_number, shown
 from ..sampling import sample
-from ..scores import Score, ScoreNetwork
+from ..scores import Learned, Score
 from .checkpoints import write
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Logged:
         log: called as ``log(values, step=step)``; so are ``wandb.log``, ``mlflow.log_metrics`` and
             the ``log`` of accelerate's trackers:
             ``Logged(TensorBoardTracker("run", "logs").log)`` writes for TensorBoard.
+
+    >>> callback = sg.training.Logged(lambda values, step: print(step, values["loss"]))
     """
 
     def __init__(self, log: Callable[..., object]) -> None:
@@ -51,6 +53,9 @@ class LossPlot:
 
     Args:
         minutes: between two drawings.
+
+    >>> sg.training.LossPlot(minutes=0.5).minutes
+    0.5
     """
 
     def __init__(self, minutes: float = 1.0) -> None:
@@ -83,6 +88,9 @@ class Drawings:
 
     Raises:
         TypeError: when called, where the model is no ``ScoreNetwork`` of known shape.
+
+    >>> sg.training.Drawings(every=500).every
+    500
     """
 
     def __init__(
@@ -119,7 +127,7 @@ class Drawings:
     def _figure(self, model: Any) -> Any:
         from ..plots import image_grid
 
-        if not isinstance(model, ScoreNetwork) or model.shape is None:
+        if not isinstance(model, Learned) or model.shape is None:
             raise TypeError(f"Drawings needs a ScoreNetwork of known shape, got {shown(model)}")
         score: Score = model
         if model.classes is not None:

@@ -3,7 +3,8 @@
 The configuration names the classes of the model, its network, its process and its clock, with
 the arguments that rebuild them (``registry``); the other file holds all tensors: weights, moments
 of the data, what the model was tuned to. It also carries two checksums, of its tensors and of the
-configuration, so that neither file is read where it or the other has changed.
+configuration, so that neither file is read where it or the other has changed. ``pace.json``, where
+it is there, says how the network samples fastest on each kind of device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import as_path
-from ..scores import Foreign, ScoreNetwork
+from ..sampling import Pace
+from ..sampling.pace import network_in
+from ..scores import Foreign, Learned
 from .devices import pick_device
 from .packing import CheckpointError as CheckpointError
 from .packing import M, Reader, bare, own_network, pack, short, tensors_of
 from .registry import known
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, PACE = "model.safetensors", "config.json", "pace.json"
 FORMAT = 2
 """Format 1 had no checksums and no moments, and all weights came back in one precision."""
 LARGEST = 2**24
@@ -53,7 +57,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if known(model) is None:
         raise TypeError(
-            f"model must be a ScoreNetwork, or of a class that register was told of,"
+            f"model must be a score, or of a class that register was told of,"
             f" got {type(model).__name__}"
         )
     own = own_network(model)
@@ -80,6 +84,8 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         TypeError: what ``describe`` raises, before anything is written.
+
+    >>> sg.save(sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP()), "model")
     """
     from safetensors.torch import save_file
 
@@ -99,33 +105,39 @@ def save(model: nn.Module, path: str | Path) -> None:
             folder / CONFIG: lambda file: file.write_text(text, encoding="utf-8"),
         }
     )
+    save_pace(bare(model), folder)
 
 
 @overload
 def load(
     path: str | Path, device: torch.device | str = "cpu", net: nn.Module | None = None
-) -> ScoreNetwork: ...
+) -> Learned: ...
 @overload
 def load(path: str | Path, device: torch.device | str = "cpu", *, kind: type[M]) -> M: ...
 def load(
     path: str | Path,
     device: torch.device | str = "cpu",
     net: nn.Module | None = None,
-    kind: type[nn.Module] = ScoreNetwork,
+    kind: type[nn.Module] = Learned,
 ) -> nn.Module:
-    """Read a model from the folder ``path``: weights in their dtype, process, moments, and what
-    it was tuned to, in evaluation mode.
+    """Read a model from the folder ``path``: weights in their dtype, process, moments, what it was
+    tuned to and its pace, in evaluation mode.
 
     Args:
         path: a folder that ``save`` or a training run wrote.
         device: where the model shall live.
         net: the network to fill, for a score whose network is of no class in the table.
-        kind: what is expected there, ``MLP`` for a classifier for instance.
+        kind: what is expected there, ``MLP`` for a classifier for instance; by default a score,
+            a ``ScoreNetwork`` or a ``LatentModel``.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed, unreadable or of another format,
             names an unknown class, has a field of a wrong kind, or does not fit the other file.
         RuntimeError: a device that is not there.
+
+    >>> sg.save(sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP()), "model")
+    >>> sg.load("model").sde
+    VP(schedule=Linear(beta_min=0.1, beta_max=20.0, T=1.0))
     """
     place, folder = pick_device(device), as_path(path)
     config = _read_config(folder / CONFIG)
@@ -139,7 +151,46 @@ def load(
             f"{folder / CONFIG} is not what was saved with {WEIGHTS}: its checksum differs"
         )
     reader.fill(model)
+    if (network := network_in(model)) is not None:
+        network.pace = _read_paces(folder / PACE).get(place.type)
     return model.to(place).eval()
+
+
+def save_pace(model: nn.Module, folder: Path) -> None:
+    """Write the pace of a model beside it, and keep those of other devices; where the model has
+    none, forget them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file, network = folder / PACE, network_in(model)
+    pace = None if network is None else network.pace
+    if network is None or pace is None:
+        file.unlink(missing_ok=True)
+        return
+    device = pace.device or network.device.type
+    try:
+        others = _read_paces(file)
+    except CheckpointError:
+        others = {}
+    known = {name: asdict(p) for name, p in {**others, device: pace}.items()}
+    for entry in known.values():
+        del entry["device"]
+    text = json.dumps(known, indent=2) + "\n"
+    write(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _read_paces(file: Path) -> dict[str, Pace]:
+    """The paces in a file by device; none where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+        return {name: Pace(**entry, device=name) for name, entry in found.items()}
+    except (AttributeError, OSError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}; without this file the pace is found again"
+        ) from error
 
 
 def write(path: Path, writer: Callable[[Path], Any], before: Path | None = None) -> None:

@@ -18,6 +18,9 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     Raises:
         ValueError: the name of no device.
         RuntimeError: a device that this machine, or this build of PyTorch, does not have.
+
+    >>> sg.training.pick_device("cpu")
+    device(type='cpu')
     """
     if device is None or (isinstance(device, str) and device == "auto"):
         kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -35,6 +35,9 @@ def about(
 ) -> dict[str, Any]:
     """What a run must have in common with the one that it takes up."""
     known: dict[str, Any] = {"class": type(model).__name__}
+    if (codec := getattr(model, "autoencoder", None)) is not None:
+        known["autoencoder"] = f"{type(codec).__name__} {getattr(codec, 'config', '')}"
+        model = getattr(model, "score", model)
     if isinstance(model, ScoreNetwork):
         known |= {"sde": _plain(model.sde), "prediction": model.prediction}
         facts, units = model.facts, model.facts.units

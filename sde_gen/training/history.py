@@ -24,6 +24,9 @@ class Look(NamedTuple):
         rate: the learning rate, in parts of its peak.
         samples: samples a second.
         validation: the loss on held-out data, where there are any and it was taken.
+
+    >>> sg.training.Look(10, 0.5).loss
+    0.5
     """
 
     step: int
@@ -80,6 +83,9 @@ def read_history(folder: str | Path, steps: int | None = None) -> list[Look]:
     """The looks of a run, those of its first ``steps`` steps; none where there is no such file.
 
     Lines that are cut short or no numbers are left out: it is a report, and no part of the run.
+
+    >>> sg.training.read_history(".")
+    []
     """
     try:
         with (Path(folder) / HISTORY).open(newline="", encoding="utf-8") as opened:

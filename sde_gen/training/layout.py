@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ops import check_kind
+from ..sampling.pace import FAULTS, clock, stand_in
 from ..scores import ScoreNetwork
 
 SHORT = {"cpu": 0.02}
@@ -30,7 +30,6 @@ FEW, LONG = 200, 900.0
 """Nor is it for a run of fewer steps; and nothing is compiled for one of fewer seconds."""
 GAIN = 0.95
 """What is taken needs at most this part of the time."""
-FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,9 @@ class Layout:
         half: in bfloat16, under ``torch.autocast``, where it pays off to (matrix products).
         channels_last: images with their channels last in memory.
         compiled: by ``torch.compile``, which takes a minute and a C++ compiler.
+
+    >>> sg.Recipe(steps=100, layout=sg.training.Layout(half=True)).layout
+    Layout(half=True, channels_last=False, compiled=False)
     """
 
     half: bool = False
@@ -151,18 +153,9 @@ class _Trial:
 
     def __init__(self, model: ScoreNetwork, batch: int, agree: Callable[[float], float]) -> None:
         self.model, self.agree, self.device = copy.deepcopy(model).train(), agree, model.device
-        shape = model.sde.state_shape(model.shape or ())
         self.has_images = any(p.ndim == 4 for p in self.model.parameters())
-        # On a CPU, the time of this thread: what others do to the machine is not the network's.
-        self.clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        self.x = torch.randn(batch, *shape, device=self.device)
-        self.t = torch.full((batch,), 0.5 * model.sde.T, dtype=torch.float64)
-        classes = model.classes
-        self.context: dict[str, Tensor] = {}
-        if classes is not None:
-            self.context["y"] = torch.arange(batch, device=self.device) % classes
-        for name, sizes in model.takes.items():
-            self.context[name] = self.x.new_zeros(batch, *(n or 64 for n in sizes))
+        self.x, t, self.context = stand_in(self.model, batch)
+        self.t = t.expand(batch)
 
     def seconds(self, layout: Layout, repeats: int) -> float:
         """The least time of a step, the mean over the processes; infinity where it fails."""
@@ -177,20 +170,13 @@ class _Trial:
         return self.agree(min(spent))
 
     def _step(self) -> float:
-        self._wait()
-        start = self.clock()
+        start = clock(self.device)
         s = self.model(self.x, self.t, **self.context)
         s.float().square().mean().backward()
-        self._wait()
+        end = clock(self.device)
         for p in self.model.parameters():
             p.grad = None
-        return self.clock() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        return end - start
 
 
 def _is_single(model: nn.Module) -> bool:

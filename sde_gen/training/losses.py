@@ -63,6 +63,8 @@ class Objective(Protocol):
 
     x is in the units of the data; ``noise`` numbers the samples of the batch. Where the items of
     the data are dictionaries of more than x and y, y is what they hold beside x, by name.
+
+    >>> objective: sg.training.Objective = sg.training.Denoising(dropout=0.0)
     """
 
     def __call__(self, model: Any, x: Tensor, y: Any, noise: Streams) -> Tensor:
@@ -70,7 +72,11 @@ class Objective(Protocol):
 
 
 def uniform_weight(sde: SDE, t: Tensor) -> Tensor:
-    """w = 1: every noise level counts alike (Ho et al. 2020, L_simple). Serves every SDE."""
+    """w = 1: every noise level counts alike (Ho et al. 2020, L_simple). Serves every SDE.
+
+    >>> sg.training.uniform_weight(sg.VP(), torch.tensor([0.5]))
+    tensor([1.], dtype=torch.float64)
+    """
     return torch.ones_like(as_time(t))
 
 
@@ -80,6 +86,9 @@ def likelihood_weight(sde: SDE, t: Tensor) -> Tensor:
     Under times uniform on [0, T] the loss, summed over coordinates, times T / 2 bounds it up to
     a constant (Song et al. 2021, "Maximum likelihood training", theorem 1). Of a matrix process,
     where noise enters one component v: G_vv^2 / L_vv^2, and the sum runs over that component.
+
+    >>> sg.training.likelihood_weight(sg.EDM(), torch.tensor([2.0]))
+    tensor([1.], dtype=torch.float64)
     """
     if isinstance(sde, LinearSDE):
         return (sde.diffusion(t) / sde.sigma(t)) ** 2
@@ -106,6 +115,9 @@ class KarrasWeight:
 
     Args:
         data_std: the standard deviation c of the data.
+
+    >>> sg.training.KarrasWeight(0.5)(sg.EDM(), torch.tensor([0.5]))
+    tensor([2.], dtype=torch.float64)
     """
 
     data_std: float = 1.0
@@ -124,6 +136,9 @@ class MinSNRWeight:
     """w = min(1, gamma r^2), which is min(SNR, gamma) on the denoiser's error, SNR = 1 / r^2.
 
     Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting", section 3.4.
+
+    >>> sg.training.MinSNRWeight(5.0)(sg.EDM(), torch.tensor([0.1, 1.0]))
+    tensor([0.0500, 1.0000], dtype=torch.float64)
     """
 
     gamma: float = 5.0
@@ -142,6 +157,9 @@ def flow_weight(sde: SDE, t: Tensor) -> Tensor:
 
     With ``LogNormalTimes(0, 1)`` the objective of Esser et al. (2024), on any process: on straight
     paths sigma / alpha is t / (1 - t), so t is logit-normal where that is log-normal.
+
+    >>> sg.training.flow_weight(sg.EDM(), torch.tensor([1.0]))
+    tensor([4.], dtype=torch.float64)
     """
     r = torch.exp(-0.5 * _kernel(sde, "flow_weight").log_snr(t))
     return (1 + r) ** 2 / _visibility(sde, t)
@@ -162,7 +180,11 @@ def _kernel(sde: SDE, name: str) -> KernelSDE:
 
 
 def uniform_times(sde: SDE, u: Tensor) -> Tensor:
-    """Times uniform from where grids end (sigma / alpha = 0.005) to T."""
+    """Times uniform from where grids end (sigma / alpha = 0.005) to T.
+
+    >>> sg.training.uniform_times(sg.VP(), torch.tensor([1.0]))
+    tensor([1.], dtype=torch.float64)
+    """
     start, u = default_end(sde), as_time(u, "u")
     return start + (sde.T - start) * u
 
@@ -174,6 +196,9 @@ class LogNormalTimes:
     Karras et al. (2022) draw sigma with (-1.2, 1.2) for data of spread 0.5, that is (-0.5, 1.2)
     for data of unit spread; the wider default also covers the finest and the coarsest levels.
     The lower cut is where grids end.
+
+    >>> sg.training.LogNormalTimes()(sg.EDM(), torch.tensor([0.5])).log()
+    tensor([-1.1765], dtype=torch.float64)
     """
 
     log_mean: float = -1.2
@@ -207,6 +232,9 @@ class InformationTimes:
     Args:
         reference: C: a variance, or ``Moments``.
         end: the earliest time; where grids end, by default.
+
+    >>> sg.training.InformationTimes(0.25)(sg.VP(), torch.rand(8)).shape
+    torch.Size([8])
     """
 
     reference: float | Moments = 1.0
@@ -255,6 +283,10 @@ def dsm_loss(
     Raises:
         TypeError: integer data; a weighting that needs a LinearSDE.
         ValueError: the score's shape is not that of the state.
+
+    >>> law, x = sg.Gaussian(sg.VP(), torch.zeros(2)), torch.randn(8, 2)
+    >>> sg.dsm_loss(law, sg.VP(), x, torch.full((8,), 0.5)).shape
+    torch.Size([8])
     """
     check_callable(score, "score", "score(x, t)")
     check_kind(sde, SDE, "sde", "an SDE, such as VP()")
@@ -328,6 +360,9 @@ class Denoising:
         dropout: the probability with which each condition (a label, a vector, an image, a
             sequence) is left away, which classifier-free guidance needs (Ho & Salimans 2022: 0.1
             to 0.2); 0 where no guidance is meant.
+
+    >>> sg.training.Denoising(sg.training.MinSNRWeight(), dropout=0.0).dropout
+    0.0
     """
 
     weighting: Weighting | None = None
@@ -350,7 +385,7 @@ class Denoising:
             raise TypeError(f"model must be a ScoreNetwork, got {shown(model)}")
         check_state(x)
         check_kind(noise, Streams, "noise", "Streams")
-        x, t = inner.facts.encode(x), self.times(inner.sde, noise.spread(len(x), x.device))
+        x, t = inner.clean(x, noise), self.times(inner.sde, noise.spread(len(x), x.device))
         weighting = self.weighting or KarrasWeight(inner.facts.std)
         context = context_of(y, len(x), self.dropout, noise, inner.takes)
         return dsm_loss(lambda x, t: read(x, t, **context), inner.sde, x, t, weighting, noise)
@@ -367,6 +402,9 @@ class Uncertainty(Denoising):
 
     Source: Kendall & Gal 2017, equation 8; Karras et al. 2024 (EDM2), equation 21, where u
     depends on the noise level alone.
+
+    >>> sg.training.Uncertainty(dropout=0.0).dropout
+    0.0
     """
 
     def __call__(self, model: Any, x: Tensor, y: Context, noise: Streams) -> Tensor:
@@ -393,6 +431,9 @@ class Classification:
     Args:
         sde: the process that noises the data; facts: what is known of them, as in ``Classifier``.
         times: the density of noise levels.
+
+    >>> sg.training.Classification(sg.VP()).times(sg.VP(), torch.tensor([0.5])).shape
+    torch.Size([1])
     """
 
     sde: LinearSDE

@@ -39,7 +39,12 @@ DEEPEST, LONGEST = 16, 1000
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, truncated, unreadable, or not of the model it should be."""
+    """A checkpoint that is missing, truncated, unreadable, or not of the model it should be.
+
+    >>> from contextlib import suppress
+    >>> with suppress(sg.training.CheckpointError):
+    ...     sg.load("nowhere")
+    """
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -47,6 +47,9 @@ class Recipe:
     Raises:
         TypeError: no number.
         ValueError: a number out of its range, a count that is none.
+
+    >>> sg.Recipe(steps=1000, batch=128, lr=1e-3, holdout=0.1).batch
+    128
     """
 
     steps: int | None = None

@@ -148,6 +148,7 @@ def _check_moments(known: Moments, n: int | None, name: str) -> None:
 
 for _kind in (
     *(networks.MLP, networks.PrincipalMLP, networks.UNet, networks.DiT),
+    networks.Autoencoder,
     *(sdes.EDM, sdes.VE, sdes.VP, sdes.SubVP, sdes.Wiener, sdes.OrnsteinUhlenbeck),
     *(sdes.RectifiedFlow, sdes.CriticallyDamped, sdes.MatrixOrnsteinUhlenbeck),
     *(schedules.Cosine, schedules.Geometric, schedules.Linear, schedules.Power),
@@ -155,6 +156,7 @@ for _kind in (
     *(Units, Moments, Choice),
 ):
     _add(_kind, _given)
+_add(networks.Pair, _named("encoder", "decoder", "shape", "latent", "std", "levels"))
 _add(Facts, _given, all_of=True)
 _add(Tuned, _named("choices", "data_std", "end", "weights"))
 _add(Exponential, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import as_path
-from ..scores import ScoreNetwork
+from ..scores import Learned, ScoreNetwork
 from .average import Average
 from .checkpoints import CheckpointError, load, save
 from .folder import BEFORE, alone, as_os_error, check_free, read_state, write_state
@@ -117,9 +117,10 @@ class Saved(Generic[M]):
         self._compare_length(*state["length"])
         self.history = [(look.step, look.loss) for look in read_history(self.folder, self.step)]
         score = bare(self.average.module)
-        if isinstance(score, ScoreNetwork):
+        if isinstance(score, Learned):
+            net = copy.deepcopy(score.net) if isinstance(score, ScoreNetwork) else None
             with suppress(CheckpointError):  # the model may be damaged: it is written anew
-                score.tuned = load(self.folder, net=copy.deepcopy(score.net)).tuned
+                score.tuned = load(self.folder, net=net).tuned
 
     def _load_weights(self, state: dict[str, Any]) -> None:
         if self.sharded:
@@ -210,7 +211,7 @@ class Saved(Generic[M]):
         """What must be so before the first step: an outdated tuning gone, a folder that takes
         what will be written."""
         for module in map(bare, (self.model, self.average.module)):
-            if isinstance(module, ScoreNetwork):
+            if isinstance(module, Learned):
                 module.tuned = None
         average, state = self.average.gathered(), self._state()
         with self._folder_alone() as folder:

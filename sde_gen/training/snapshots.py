@@ -104,6 +104,12 @@ def average_of(
     Raises:
         CheckpointError: no snapshots there, damaged ones, or ones of another model.
         ValueError: a width out of its range.
+
+    >>> x = torch.randn(64, 2)
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts.of(x))
+    >>> recipe = sg.Recipe(steps=20, batch=16, snapshots=5)
+    >>> model = sg.train(model, x, recipe=recipe, folder="run", device="cpu", progress=False)
+    >>> wider = sg.training.average_of("run", 0.15)
     """
     power_of_width(width)
     model = load(folder, device, net)

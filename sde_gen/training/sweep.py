@@ -35,6 +35,10 @@ class RateTest:
         smooth: the losses as means over a tenth of the steps.
         best: the rate where the smooth loss falls fastest as the rate grows.
         largest: the rate past which it no longer falls.
+
+    >>> rates, losses = torch.tensor([1e-4, 1e-3, 1e-2]), torch.tensor([1.0, 0.9, 0.5])
+    >>> sg.training.RateTest(rates, losses).losses.min()
+    tensor(0.5000)
     """
 
     rates: Tensor
@@ -84,6 +88,11 @@ def learning_rate_test(
 
     Raises:
         ValueError: a range that is none, a model that diverges before it has taken three steps.
+
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts((2,)))
+    >>> test = sg.training.learning_rate_test(model, torch.randn(64, 2), steps=20, device="cpu")
+    >>> test.best < test.largest
+    True
     """
     low, high = (check_number(v, n, above=0) for v, n in ((low, "low"), (high, "high")))
     if not low < high:

@@ -62,7 +62,11 @@ Callback = Callable[["Trainer[Any]", int, float], object]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on. ``step`` says where; the model has its last good weights."""
+    """Training cannot go on. ``step`` says where; the model has its last good weights.
+
+    >>> print(sg.training.TrainingError(7, "the loss is NaN", 5))
+    training stopped at step 7: the loss is NaN; the model has the weights of step 5
+    """
 
     def __init__(self, step: int, reason: str, kept: int) -> None:
         super().__init__(
@@ -109,6 +113,11 @@ class Trainer(Saved[M]):
         TypeError, ValueError: data that are integers, NaN, infinite or of the wrong shape, labels
             missing or out of range, a model that cannot be saved: before anything is done.
         RuntimeError: a device that is not there.
+
+    >>> x = torch.randn(64, 2)
+    >>> model = sg.ScoreNetwork(sg.networks.MLP((2,), 8, 1), sg.VP(), facts=sg.Facts.of(x))
+    >>> trainer = sg.Trainer(model, x, recipe=sg.Recipe(steps=3, batch=16), device="cpu")
+    >>> average = trainer.run(progress=False)
     """
 
     def __init__(

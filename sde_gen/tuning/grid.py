@@ -90,6 +90,10 @@ def tune_grid(
         TypeError: the model does not know its process or shape, or the solver is not an
             ``Exponential``.
         ValueError: steps that are no integers >= 2, or n < 8.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 5, seed=0, solver=sg.tune_grid(law, steps=5, n=8)).shape
+    torch.Size([8, 2])
     """
     return tune(model, solver, steps, n, end, data, seed, lambda *_: [])
 
@@ -106,7 +110,7 @@ def tune(
 ) -> Tuned:
     """Fit, choose and judge for each number of steps."""
     calls = checked(model, solver, steps, n)
-    sde, shape = model.sde, model.shape
+    sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
     last = grids.default_end(sde) if end is None else check_number(end, "end", above=0)

@@ -75,6 +75,9 @@ def tune_solver(
             ``Exponential``.
         ValueError: steps that are no integers >= 2, n < 8, or a solver of order 1 without
             corrector or with an infinite reference.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> law.tuned = sg.tune_solver(law, steps=5, n=8)
     """
     if isinstance(solver, Exponential):
         if solver.nodes == 1 and not solver.corrector:

@@ -78,7 +78,7 @@ def _each(steps: object) -> tuple[object, ...]:
 
 def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial]:
     """Three disjoint sets of n trajectories from T to ``end``."""
-    sde, shape = model.sde, model.shape
+    sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
     dtype = torch.float32 if model.device.type == "mps" else torch.float64

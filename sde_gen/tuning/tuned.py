@@ -29,6 +29,9 @@ class Warped:
     In u, the share of its steps that the quadratic grid has done (0 to 1), nodes have density
     proportional to exp(sum_k bend_k P_k(2 u - 1)), k = 1, 2, ..., with Legendre polynomials P_k.
     Called as the functions of ``grids``.
+
+    >>> sg.tuning.Warped((0.0, 0.0, 0.0, 0.0))(sg.VP(), 10).shape
+    torch.Size([11])
     """
 
     bend: tuple[float, ...]
@@ -67,6 +70,9 @@ class Choice:
     Raises:
         ValueError: steps or a ratio that are not positive, numbers that are not those of so many
             steps, nor of what the solver remembers at each.
+
+    >>> sg.tuning.Choice(10, sg.Exponential(3)).steps
+    10
     """
 
     steps: int
@@ -130,6 +136,10 @@ class Tuned(Solver):
     Raises:
         ValueError: no choices. When solved: TypeError, a process that is no probability flow of
             a linear process.
+
+    >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
+    >>> sg.sample(law, 8, 5, seed=0, solver=sg.tune_grid(law, steps=5, n=8)).shape
+    torch.Size([8, 2])
     """
 
     takes_infinite = True

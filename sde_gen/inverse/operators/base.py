@@ -21,7 +21,13 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Linearization(NamedTuple):
-    """A at x: y = A(x) (B, *M), jvp: u -> J u, (B, *D) -> (B, *M), and vjp: v -> J^T v, back."""
+    """A at x: y = A(x) (B, *M), jvp: u -> J u, (B, *D) -> (B, *M), and vjp: v -> J^T v, back.
+
+    >>> from sde_gen import inverse
+    >>> a = inverse.Matrix(torch.ones(1, 2))
+    >>> a.linearize(torch.ones(8, 2)).y.shape
+    torch.Size([8, 1])
+    """
 
     y: Tensor
     jvp: Map
@@ -41,6 +47,11 @@ class Operator:
     Raises:
         TypeError, ValueError: when called, for a batch that is not floating point or has another
             shape than (B, *D) or (B, *M).
+
+    >>> from sde_gen import inverse
+    >>> a = inverse.Matrix(torch.ones(1, 2))
+    >>> a(torch.ones(8, 2)).shape, a.adjoint(torch.ones(8, 1)).shape
+    (torch.Size([8, 1]), torch.Size([8, 2]))
     """
 
     linear = True

@@ -145,6 +145,9 @@ def from_deepinv(physics: Any, shape: Sequence[int]) -> Operator:
     Raises:
         TypeError: no ``A``, or measurements that are not one tensor.
         ValueError: ``A_adjoint`` is not the adjoint of ``A``.
+
+    >>> from sde_gen import inverse
+    >>> operator = inverse.from_deepinv(physics, (3, 64, 64))  # doctest: +SKIP
     """
     if not callable(getattr(physics, "A", None)):
         raise TypeError(f"a deepinv physics has a method A, {type(physics).__name__} has none")
