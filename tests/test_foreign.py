@@ -30,6 +30,7 @@ from sde_gen.scores import (
 from sde_gen.scores.network import Prediction
 from sde_gen.sdes import LinearSDE
 from sde_gen.solvers import ddim, ddpm, dpm_solver_pp
+from sde_gen.training import save
 
 N = 100
 BETAS = torch.linspace(1e-3, 0.15, N, dtype=F64)
@@ -269,6 +270,33 @@ def test_what_is_held_is_a_function_of_the_noised_data() -> None:
     torch.testing.assert_close(model.denoise(X, 0.9), model.denoise(scale * X, 0.6))
     tweedie = sde.tweedie(X, torch.tensor(0.9, dtype=F64), model(X, 0.9))
     torch.testing.assert_close(tweedie, model.denoise(X, 0.9))
+
+
+def test_the_default_grid_stays_inside_what_was_trained_on() -> None:
+    asked: list[float] = []
+
+    def net(y: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma[0]))
+        return exact(y, torch.ones_like(sigma), sigma)["sample"]
+
+    model = from_denoiser(net, sg.EDM(), facts=KNOWN, span=(0.02, 80.0))
+    bound = [model, model.given(), model + 0.5 * model.given()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = [sg.sample(score, 400, 12, seed=0, dtype=F64) for score in bound]
+    assert min(asked) == pytest.approx(0.02)
+    assert ((drawn[0].mean(0) - MEAN).abs() < 5 * STD / 20).all()
+    narrow = from_denoiser(net, sg.EDM(), facts=KNOWN, span=(0.1, 80.0))
+    assert (model + narrow).end == 0.1
+
+
+def test_what_is_elsewhere_is_saved_elsewhere(tmp_path) -> None:
+    model = from_noise(Rough(), sg.VP(), facts=KNOWN)
+    with pytest.raises(TypeError, match="saved by the library that it is from"):
+        save(model, tmp_path / "m")
+    with pytest.raises(TypeError, match="wrap it as it was wrapped"):
+        sg.train(model, X.float(), recipe=sg.Recipe(steps=1), folder=tmp_path / "m", device="cpu")
+    assert not (tmp_path / "m").exists()
 
 
 def test_clamping_is_continuous_at_the_ends() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import lognorm, multivariate_normal, norm
+from scipy.stats import johnsonsu, lognorm, multivariate_normal, norm
 from sklearn.datasets import load_diabetes
 from sklearn.mixture import GaussianMixture
 
@@ -21,7 +22,7 @@ from sde_gen.data.tables import CLOUD
 from sde_gen.likelihood import log_prob_of_rows
 from sde_gen.networks import MLP, PrincipalMLP
 from sde_gen.noise import Streams
-from sde_gen.training import load, save
+from sde_gen.training import load, save, validation
 
 ROWS = {
     "height": ["1.75", "1.5", "-2e3"],
@@ -97,7 +98,8 @@ def test_columns_are_kept_as_json(tmp_path):
     table = Table.of(ROWS, {"code": "category"})
     table.save(tmp_path / "table.json")
     assert Table.load(tmp_path / "table.json") == table
-    for wrong in ("{}x", "[{}]", '[{"name": "a", "kind": "colour"}]', "3", "[1]"):
+    endless = '[{"name": "a", "kind": "skewed", "scale": 2.0}]'  # from what to what?
+    for wrong in ("{}x", "[{}]", '[{"name": "a", "kind": "colour"}]', "3", "[1]", endless):
         with pytest.raises(ValueError, match="holds no columns"):
             Table.load(written(tmp_path, wrong, "wrong.json"))
 
@@ -127,24 +129,79 @@ def test_integers_fill_their_cells_and_categories_their_clouds():
 
 def test_positive_numbers_are_their_logarithms():
     z = np.random.default_rng(0).standard_normal(200)
-    rows = {"skew": np.exp(z), "even": 5 + z.clip(-4, 4), "some": [-1.5, *np.exp(z[1:])]}
-    table = Table.of(rows)
-    assert [c.kind for c in table.columns] == ["positive", "continuous", "continuous"]
+    rows = {"skew": np.exp(z), "some": [-1.5, *np.exp(z[1:])]}
+    table = Table.of(rows, {"skew": "positive"})
     x = table.encode(rows)
     np.testing.assert_allclose(x[:, 0], z, atol=1e-6)
     np.testing.assert_allclose(table.decode(x)["skew"], rows["skew"], rtol=1e-6)
     with pytest.raises(ValueError, match=r"row 1, column 'some': '-1.5' is not positive"):
         Table.of(rows, {"some": "positive"})
-    law = sg.CorrelatedMixture(
-        sg.VP(), torch.ones(1).double(), torch.zeros(1, 1).double(), torch.ones(1, 1, 1).double()
-    )
-    alone = Table.of({"skew": rows["skew"]})
-    found = log_prob_of_rows(law, alone, x[:9, :1].double())
+    alone = Table.of({"skew": rows["skew"]}, {"skew": "positive"})
+    found = log_prob_of_rows(normal(), alone, x[:9, :1].double())
     exact = lognorm(1).logpdf(rows["skew"][:9])
     np.testing.assert_allclose(found, exact, atol=1e-4)
     # Compared in their own units.
     said = compare(alone, x[:, :1] + math.log(2), x[:, :1])[1].split()
     assert float(said[1]) == pytest.approx(2 * float(said[2]), rel=1e-4)
+
+
+def normal() -> sg.CorrelatedMixture:
+    """The score of N(0, 1), of vectors of one coordinate."""
+    return sg.CorrelatedMixture(
+        sg.VP(), torch.ones(1).double(), torch.zeros(1, 1).double(), torch.ones(1, 1, 1).double()
+    )
+
+
+def test_skewed_numbers_lose_their_skewness(tmp_path):
+    z = np.random.default_rng(0).standard_normal(200)
+    rows = {"right": np.exp(z), "left": 5 - np.exp(z), "even": 5 + z.clip(-3, 3)}
+    table = Table.of(rows)
+    assert [c.kind for c in table.columns] == ["skewed", "skewed", "continuous"]
+    x = table.encode(rows).double().numpy()
+    assert np.abs(skew(x[:, :2])).max() < 1e-5
+    np.testing.assert_allclose(x[:, 0], x[:, 1], atol=1e-4)  # a mirror image, and the same map
+    back = table.decode(table.encode(rows))
+    for name, column in rows.items():
+        np.testing.assert_allclose(back[name], column, rtol=1e-5)
+    right, left, _ = table.columns
+    np.testing.assert_allclose(x[:, 0], np.arcsinh((np.exp(z) - right.low) / right.scale), 1e-5)
+    assert right.low == min(rows["right"])
+    assert left.high == max(rows["left"])
+    # Beyond the smallest value: it is read as any other, and not drawn.
+    beyond = {"right": [right.low - 1.0], "left": [left.high + 1.0], "even": [0.0]}
+    z = table.encode(beyond)
+    np.testing.assert_allclose(table.numbers(z)[0], [right.low - 1.0, left.high + 1.0, 0], 1e-5)
+    assert table.decode(z)["right"] == right.low
+    assert table.decode(z)["left"] == left.high
+    table.save(tmp_path / "t.json")
+    assert Table.load(tmp_path / "t.json") == table
+
+
+def skew(x: np.ndarray) -> np.ndarray:
+    """Of each column."""
+    z = (x - x.mean(0)) / x.std(0)
+    return (z**3).mean(0)
+
+
+def test_skewness_must_stand_out_of_its_error():
+    # Of eleven rows a skewness of 1.2 is within two standard errors, of 110 it is not.
+    x = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.6, 0.35]
+    assert 1.0 < skew(np.array(x)[:, None]) < 2 * math.sqrt(6 / 11)
+    assert Table.of({"a": x}).columns[0].kind == "continuous"
+    assert Table.of({"a": x * 10}).columns[0].kind == "skewed"
+    assert Table.of({"a": x}, {"a": "skewed"}).columns[0].kind == "skewed"
+
+
+def test_density_of_skewed_numbers_counts_the_volume():
+    z = np.random.default_rng(0).standard_normal(200)
+    table = Table.of({"a": 3 - np.exp(z)})  # a tail to the left
+    column = table.columns[0]
+    y = np.array([2.5, 1.0, -4.0])
+    # asinh((y - a) / s) ~ N(0, 1) is Johnson's S_U with these parameters.
+    exact = johnsonsu(0, 1, loc=column.high, scale=-column.scale)
+    mirrored = exact.logpdf(2 * column.high - y)
+    found = log_prob_of_rows(normal(), table, table.encode({"a": y}).double())
+    np.testing.assert_allclose(found, mirrored, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +432,45 @@ def test_evaluate_prints_columns_and_densities(people, capsys):
     assert "the run of this model held these 6 real ones out" in said
 
 
+def test_a_table_is_fitted_again_to_all_of_it(people, tmp_path, monkeypatch, capsys):
+    """Nine tenths find how long to train; a run of its own then sees all."""
+    monkeypatch.setattr(validation, "SAMPLES", 256)
+    monkeypatch.setattr(validation, "LEAST", 20)
+    file, out = people / "people.csv", tmp_path / "m"
+    options = ("--device", "cpu", "--channels", 8, "--batch", 32, "--lr", 0.03)
+    assert run("train", file, "--out", out, *options) == 0
+    said = capsys.readouterr().out
+    states = [torch.load(f / "training.pt", weights_only=True) for f in (out, out / "first")]
+    step, loss = min(states[1]["validation"], key=lambda look: look[1])
+    assert loss < states[1]["validation"][-1][1]
+    assert step < states[1]["step"] < 500
+    # The rate rises over 500 of 10,000 steps: step^2 / 1000 of its peak, in sum; its mean over a
+    # run is a half.
+    assert states[0]["step"] == max(1, round(step**2 / 500))
+    assert f"least after {step} steps" in said
+    table = table_of(out)
+    rows = table.read(file)
+    for folder, kept in ((out, torch.arange(60)), (out / "first", data.Order(60, 0, 0.1).kept)):
+        units = load(folder).facts.units
+        heights = rows[kept, 0].double()
+        assert float(units.shift[0]) == pytest.approx(float(heights.mean()), rel=1e-6)
+    for folder, words in ((out, "are training data"), (out / "first", "held these 6 real")):
+        assert run("evaluate", folder, file, "--n", 8, "--steps", 2, "--device", "cpu") == 0
+        assert words in capsys.readouterr().out
+    # Stopped between the two and taken up again it is the same.
+    shutil.copytree(out / "first", tmp_path / "n" / "first")
+    assert run("train", file, "--out", tmp_path / "n", *options, "--resume") == 0
+    pairs = zip(load(out).parameters(), load(tmp_path / "n").parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert run("train", file, "--out", out, *options) == 2  # there is a run already
+    capsys.readouterr()
+    assert run("train", file, "--out", tmp_path / "o", *options, "--no-refit") == 0
+    assert not (tmp_path / "o" / "first").exists()
+    nothing = ("--refit", "--holdout", 0, "--patience", 0, "--steps", 1)
+    assert run("train", file, "--out", tmp_path / "p", *nothing) == 2
+    assert "--refit trains on what is held out" in capsys.readouterr().err
+
+
 def test_columns_are_compared_exactly():
     table = Table.of({"a": ["0.5", "1.5", "2.5"], "k": ["u", "v", "v"]})
     real = table.encode({"a": ["0.5", "1.5", "2.5"], "k": ["u", "v", "v"]})
@@ -397,6 +493,8 @@ def test_the_command_line_refuses(people, tmp_path, capsys):
     file, model = people / "people.csv", people / "model"
     new = ("--out", tmp_path / "m", "--steps", 1, "--device", "cpu")
     assert "NAME=KIND" in refused("train", file, *new, "--kinds", "grade")
+    assert "--labels is of arrays" in refused("train", file, *new, "--labels", "city")
+    assert "--levels is of arrays" in refused("evaluate", model, file, "--levels", 256)
     assert "no column 'age'" in refused("train", file, *new, "--kinds", "age=integer")
     semi = written(tmp_path, file.read_text().replace(",", ";"), "semi.csv")
     assert "is the delimiter ';'" in refused("train", semi, *new)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
+from .refit import FIRST, again, is_refitted
 from .tables import evaluate_table, keep_table, spread_rows, table_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..scores import Learned, ScoreNetwork
     from ..sdes import LinearSDE
     from ..training import Recipe, Transform
+    from ..training.validation import Validation
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -31,58 +33,76 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..data import check_writable
-    from ..training import LossPlot, pick_device, train
+    from ..training import pick_device
+    from ..training.folder import check_free
 
-    check_writable(Path(options.out) / "config.json")
+    folder = Path(options.out)
+    check_writable(folder / "config.json")
     data = read_data(options, options.seed, "train")
     if bool((data.x == data.x[0]).all()):
         raise ValueError(f"{options.data} holds one value alone: there is nothing to learn")
-    device = pick_device(options.device).type
-    choose_size(options, data.x.shape[1:], device)
-    recipe, transforms = _recipe(options, len(data.items)), _transforms(options, data)
+    choose_size(options, data.x.shape[1:], pick_device(options.device).type)
+    recipe = _recipe(options, len(data.items))
     if options.latent is not None:
         from .latent import train_latent
 
-        _begin(options, data, recipe)
+        _begin(options, data, recipe, folder)
         train_latent(options, data, recipe)
-        _end(options, data)
-        return
+        _end(options, data, folder)
+    else:
+        if not (options.resume or options.overwrite):
+            check_free(folder)
+        if is_refitted(options, recipe, data):
+            found = _run(options, data, recipe, folder / FIRST)
+            recipe = again(options, recipe, found, len(data.items))
+        _run(options, data, recipe, folder)
+    file = "x.npz" if data.table is None else "x.csv"
+    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
+
+
+def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) -> Validation:
+    """One run in a folder; returns its looks at the loss on what is held out."""
+    from ..training import LossPlot, Trainer, pick_device
+    from ..training.folder import holds_run
+
+    transforms = _transforms(options, data)
     x = data.x if data.table is None else spread_rows(data.table, data.x, recipe)
     model = _untrained(options, data, x)
-    say(chosen(model.net, options.batch, device))
-    _begin(options, data, recipe)
-    train(
+    say(chosen(model.net, options.batch, pick_device(options.device).type))
+    _begin(options, data, recipe, folder)
+    trainer = Trainer(
         model,
         data.items,
         recipe=recipe,
         transform=transforms,
         callbacks=[LossPlot()],
         device=options.device,
-        folder=options.out,
-        resume=options.resume,
+        folder=folder,
         overwrite=options.overwrite,
         workers=options.workers,
     )
-    _end(options, data)
+    if options.resume and holds_run(folder):
+        trainer.resume()
+    trainer.run()
+    _end(options, data, folder)
+    return trainer.validation
 
 
-def _begin(options: argparse.Namespace, data: Data, recipe: Recipe) -> None:
+def _begin(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) -> None:
     """Say what is held out; keep the options of a new run."""
     from ..training.folder import check_free
 
     _tell_held(recipe, len(data.items))
     if not options.resume:
         if not options.overwrite:
-            check_free(Path(options.out))
-        _keep(options, Path(options.out), data.table)
+            check_free(folder)
+        _keep(options, folder, data.table)
 
 
-def _end(options: argparse.Namespace, data: Data) -> None:
-    """Keep the options of a run that was taken up; say where the model is."""
+def _end(options: argparse.Namespace, data: Data, folder: Path) -> None:
+    """Keep the options of a run that was taken up."""
     if options.resume:
-        _keep(options, Path(options.out), data.table)
-    file = "x.npz" if data.table is None else "x.csv"
-    print(f"{options.out}: the model; draw from it with sde-gen sample {options.out} --out {file}")
+        _keep(options, folder, data.table)
 
 
 def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwork:

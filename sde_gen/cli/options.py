@@ -135,8 +135,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME=KIND",
         nargs="+",
         default=[],
-        help="what columns of a table are: continuous, positive, integer or category (default:"
-        " said)",
+        help="what columns of a table are: continuous, positive, skewed, integer or category"
+        " (default: said)",
     )
     add.add_argument("--out", metavar="DIR", required=True, help="where the model goes")
     add.add_argument("--steps", type=int, help="most steps (default: 10000 without --minutes)")
@@ -168,6 +168,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=float,
         help="end when the loss on these has not fallen for so many times the steps that it took"
         " to fall (default: 1 of 10 to 9999 data, else 0: never)",
+    )
+    add.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        help="train anew on all data, what was held out too, as far as had the least loss on it"
+        " (default: a table whose run has no --steps, --minutes or --epochs)",
     )
     add.add_argument("--workers", type=int, help="processes that read images (default: by them)")
     held = add.add_mutually_exclusive_group()

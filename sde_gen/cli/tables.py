@@ -46,6 +46,11 @@ def read_table(options: argparse.Namespace) -> tuple[Table, Tensor]:
     from .reading import say
 
     path = Path(options.data)
+    for name in ("labels", "key", "levels"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} is of arrays: {path} is a table, whose columns are all learned"
+            )
     if not hasattr(options, "model"):
         table, x = read_csv(path, kinds_of(options.kinds), options.delimiter)
         say(f"{path}: {len(x)} rows (--kinds NAME=KIND changes what a column is)\n{table}")
@@ -97,10 +102,7 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
     largest: 0.000 of a mean (a), 0.000 of a deviation (a), 1.000 of a correlation (a, b)
     """
     # Samples as whole integers and categories, as a file has them.
-    x, y = (v.double() for v in (table.encode(table.decode(drawn)), real))
-    logs = table.places("positive")
-    for v in (x, y):
-        v[:, logs] = v[:, logs].exp()
+    x, y = (table.numbers(v) for v in (table.encode(table.decode(drawn)), real))
     names = [
         f"{c.name} = {v}" if c.kind == "category" else c.name
         for c in table.columns

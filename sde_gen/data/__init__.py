@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from ..levels import Dequantise, centre, dequantise, quantise
 from .augment import Flip
+from .columns import Column
 from .files import (
     check_writable,
     load_array,
@@ -43,7 +44,7 @@ from .sets import (
     two_moons,
 )
 from .sources import Mapped, Memory, as_source, glance
-from .tables import Column, Table, read_csv, write_csv
+from .tables import Table, read_csv, write_csv
 
 __all__ = [
     "TOYS",

@@ -1,7 +1,14 @@
 """Tables: columns of numbers, integers and categories as vectors, and back; CSV files in and out.
 
-A *continuous* column is a coordinate as it is; of a *positive* one its logarithm is, which tames
-long tails. An *integer* k is a coordinate that ``spread`` puts into the cell around it,
+A *continuous* column is a coordinate as it is, of a *positive* one its logarithm is, of a *skewed*
+one
+
+    z = asinh((x - a) / s),
+
+a its smallest value and s such that z has no skewness: a line near a and a logarithm far from it,
+which tames a long tail and takes any number (with s < 0 and a the largest value, a tail to the
+left). With normal z that is Johnson's (1949) unbounded law with one parameter fixed. Samples are
+not let beyond a. An *integer* k is a coordinate that ``spread`` puts into the cell around it,
 k + u - 1/2 with u uniform on [0, 1) (Theis et al. 2016). A *category* of K values is a coordinate
 for each, 1 for the one that it is and 0 for the others, to which ``spread`` adds normal noise of
 deviation 0.2: a vertex of a simplex, with a cloud around it.
@@ -18,10 +25,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,87 +36,13 @@ from torch import Tensor
 
 from ..noise import Streams
 from ..ops import as_path
+from .columns import Column, Kind, column_of, is_number
 
-Kind = Literal["continuous", "positive", "integer", "category"]
 Texts = Mapping[str, Any]
 """Columns by their names, each a sequence of texts or of what ``str`` turns into them."""
 
 CLOUD = 0.2
 """Deviation of the noise around the vertex of a category."""
-MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
-FINITE = float(np.finfo(np.float32).max)
-LARGEST = 2**20
-"""The largest integers that float32 holds with three binary digits for the place in a cell."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its name and kind, the values of a category, the range of the numbers seen.
-
-    >>> sg.data.Column("city", "category", ("Bern", "Oslo")).kind
-    'category'
-    """
-
-    name: str
-    kind: Kind
-    values: tuple[str, ...] = ()
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def width(self) -> int:
-        """How many coordinates it has."""
-        return len(self.values) if self.kind == "category" else 1
-
-    def encode(self, texts: Sequence[Any]) -> np.ndarray:
-        """Its coordinates, float64 (N, width).
-
-        Raises:
-            ValueError: a missing value, a word among numbers, infinity, a part of an integer, or a
-                category that was not there; row and column are named.
-        """
-        if self.kind == "category":
-            found = [self._check(str(v).strip(), i) for i, v in enumerate(texts)]
-            place = {value: k for k, value in enumerate(self.values)}
-            for i, text in enumerate(found):
-                if text not in place:
-                    known = ", ".join(self.values[:10]) + (", ..." if self.width > 10 else "")
-                    raise _at(i, self.name, f"{text!r} is none of the categories {known}")
-            return np.eye(self.width)[[place[text] for text in found]]
-        numbers = np.array([self._number(str(v).strip(), i) for i, v in enumerate(texts)])
-        numbers = np.log(numbers) if self.kind == "positive" else numbers
-        return numbers.reshape(-1, 1)
-
-    def _check(self, text: str, i: int) -> str:
-        if text.lower() in MISSING:
-            raise _at(i, self.name, f"the value is missing ({text!r}): fill it or drop the row")
-        return text
-
-    def _number(self, text: str, i: int) -> float:
-        try:
-            number = float(self._check(text, i))
-        except OverflowError:
-            number = math.inf
-        except ValueError as error:
-            if str(error).startswith("row"):
-                raise
-            raise _at(i, self.name, f"{text!r} is no number, as a category need not be") from None
-        if not math.isfinite(number) or abs(number) > FINITE:
-            raise _at(i, self.name, f"{text!r} is not finite in float32")
-        if self.kind == "positive" and number <= 0:
-            raise _at(i, self.name, f"{text!r} is not positive: declare the column continuous")
-        if self.kind == "integer" and (number != int(number) or abs(number) > LARGEST):
-            what = "is no integer" if number != int(number) else f"is beyond {LARGEST}"
-            raise _at(i, self.name, f"{text!r} {what}: declare the column continuous")
-        return number
-
-    def decode(self, x: np.ndarray) -> np.ndarray:
-        """Its values (N,) of coordinates (N, width): floats, int64 or texts."""
-        if self.kind == "category":
-            return np.array(self.values)[x.argmax(1)]
-        if self.kind == "integer":
-            return np.rint(x[:, 0]).clip(self.low, self.high).astype(np.int64)
-        return np.exp(x[:, 0]) if self.kind == "positive" else x[:, 0]
 
 
 @dataclass(frozen=True)
@@ -132,8 +65,8 @@ class Table:
         Args:
             texts: the columns. kinds: of some of them; the others are guessed: words and integers
                 of two values are categories, other integers integers, other numbers continuous, or
-                positive where all are and their logarithms are much less skew. A number that is
-                written with a point, 3.0, is no integer.
+                skewed where their skewness is beyond 1 and beyond two standard errors of it,
+                (6 / N)^(1/2). A number that is written with a point, 3.0, is no integer.
 
         Raises:
             ValueError: no rows or columns, columns of several lengths, an unknown column or kind,
@@ -148,7 +81,7 @@ class Table:
         lengths = {name: len(column) for name, column in texts.items()}
         if not lengths or 0 in lengths.values() or len(set(lengths.values())) > 1:
             raise ValueError(f"a table needs columns of one length, and rows; got {lengths}")
-        return cls(tuple(_column(n, list(c), kinds.get(n)) for n, c in texts.items()))
+        return cls(tuple(column_of(n, list(c), kinds.get(n)) for n, c in texts.items()))
 
     @property
     def width(self) -> int:
@@ -211,10 +144,26 @@ class Table:
         """
         return _named(path, self.encode, read_columns(path, delimiter))
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """Vectors (N, D) in the units of the columns, float64: the coordinates of categories and
+        integers as they are, logarithms and the like undone."""
+        return self._each(x, Column.numbers)
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        """log |det d numbers / d x| at vectors x (N, D), float64 (N,): what the log density of x
+        is above that of the numbers."""
+        return self._each(x, lambda c, part: c.log_volume(part)[:, None]).sum(1)
+
+    def _each(self, x: Tensor, f: Callable[[Column, np.ndarray], np.ndarray]) -> Tensor:
+        parts = x.detach().cpu().double().split([column.width for column in self.columns], 1)
+        found = [f(c, p.numpy()) for c, p in zip(self.columns, parts, strict=True)]
+        return torch.from_numpy(np.concatenate(found, 1))
+
     def save(self, path: str | Path) -> None:
         """Write the columns as JSON."""
+        left_out = ((), math.inf, -math.inf)
         columns = [
-            {k: v for k, v in asdict(c).items() if v not in ((), math.inf, -math.inf)}
+            {k: v for k, v in asdict(c).items() if v not in left_out and (k, v) != ("scale", 1.0)}
             for c in self.columns
         ]
         as_path(path).write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
@@ -226,8 +175,6 @@ class Table:
         try:
             found = [{**c, "values": tuple(c.get("values", ()))} for c in json.loads(text)]
             table = cls(tuple(Column(**c) for c in found))
-            if not all(c.kind in get_args(Kind) and c.width for c in table.columns):
-                raise TypeError("a column of an unknown kind")
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} holds no columns of a table: {error}") from error
         return table
@@ -236,7 +183,9 @@ class Table:
         """What the columns are, in words."""
         said = []
         for kind, many in zip(
-            get_args(Kind), ("continuous", "positive", "integers", "categories"), strict=True
+            get_args(Kind),
+            ("continuous", "positive", "skewed", "integers", "categories"),
+            strict=True,
         ):
             names = [
                 c.name + (f" ({c.width})" if kind == "category" else "")
@@ -319,68 +268,8 @@ def _check_names(path: Path, names: Sequence[str], delimiter: str) -> None:
         raise ValueError(f"{path}: column {names.index('') + 1} has no name")
     if twice := [n for i, n in enumerate(names) if n in names[:i]]:
         raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
-    if all(_is_number(name) for name in names):
+    if all(is_number(name) for name in names):
         raise ValueError(f"{path} has no header: its first line must name the columns")
-
-
-def _column(name: str, texts: Sequence[Any], kind: str | None) -> Column:
-    """The column that these texts make, of the kind or of a guessed one."""
-    found = [str(text).strip() for text in texts]
-    values = sorted(
-        set(found), key=lambda v: (not _is_number(v), float(v) if _is_number(v) else v)
-    )
-    kind = kind or _guess(values, found)
-    if kind == "category":
-        column = Column(name, "category", tuple(values))
-    else:
-        column = Column(name, kind)  # type: ignore[arg-type]
-    x = column.encode(found)
-    if (x == x[0]).all():
-        raise ValueError(f"column {name!r} is {found[0]!r} in every row: leave it out")
-    if kind == "integer":
-        return Column(name, "integer", (), int(x.min()), int(x.max()))
-    return column
-
-
-def _guess(values: Iterable[str], texts: Sequence[str]) -> Kind:
-    """From the values that there are, and all of them."""
-    present = [v for v in values if v.lower() not in MISSING]
-    numbers = [v for v in present if _is_number(v)]
-    if not numbers:
-        return "category"
-    # One word among many numbers is a fault of the file, and named as such.
-    if len(numbers) < len(present) and len(numbers) < 10:
-        return "category"
-    integers = len(numbers) == len(present) and all(_is_integer(v) for v in numbers)
-    if integers and len(present) == 2:
-        return "category"
-    if integers or len(numbers) < len(present):
-        return "integer" if integers else "continuous"
-    x = np.array([float(v) for v in texts if _is_number(v)])
-    if not (np.isfinite(x).all() and x.min() > 0 and len(x) >= 10):
-        return "continuous"
-    return "positive" if _skew(x) > max(1.0, 2 * abs(_skew(np.log(x)))) else "continuous"
-
-
-def _skew(x: np.ndarray) -> float:
-    """Mean cube of (x - mean) / deviation."""
-    z = (x - x.mean()) / max(x.std(), 1e-300)
-    return float((z**3).mean())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_integer(text: str) -> bool:
-    try:
-        return abs(int(text)) <= LARGEST
-    except ValueError:
-        return False
 
 
 def _named(path: str | Path, f: Any, *arguments: Any) -> Any:
@@ -389,10 +278,6 @@ def _named(path: str | Path, f: Any, *arguments: Any) -> Any:
         return f(*arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _at(i: int, name: str, text: str) -> ValueError:
-    return ValueError(f"row {i + 1}, column {name!r}: {text}")
 
 
 def _listed(names: Iterable[str]) -> str:

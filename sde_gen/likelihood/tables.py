@@ -54,14 +54,13 @@ def log_prob_of_rows(
     if x.ndim != 2 or x.shape[1] != table.width:
         raise ValueError(f"x must be (N, {table.width}), got {tuple(x.shape)}")
     at = table.places("category").to(x.device)
-    logs = table.places("positive").to(x.device)
     noise = Streams(seed, first)
 
     def of(rows: Tensor) -> Tensor:
         v = table.spread(rows, noise)
         z = (v[:, at] - rows[:, at]) / CLOUD
         log_q = -(0.5 * z**2 + 0.5 * math.log(2 * math.pi) + math.log(CLOUD)).sum(1)
-        volume = rows[:, logs].sum(1)  # d(x) / d(log x) = x
+        volume = table.log_volume(rows).to(rows)
         return log_prob(model, v, steps=steps).value - log_q - volume
 
     if not (numbers and len(at)):

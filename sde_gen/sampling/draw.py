@@ -88,7 +88,8 @@ def sample(
         solver = default_solver(model, eta) if tuned is None else tuned
     check_solver(solver)
     if times is None:
-        grid = solver.grid or partial(grids.default, data_std=model.facts.std, end=model.end)
+        end = None if model.end is None else max(model.end, grids.default_end(sde))
+        grid = solver.grid or partial(grids.default, data_std=model.facts.std, end=end)
         to_zero = not solver.evaluates_end
         times = grid(sde, 1 if solver.own_steps else steps, to_zero=to_zero)
     times = grids.as_times(times)

@@ -135,6 +135,7 @@ class Foreign(ScoreNetwork):
         module = net if isinstance(net, nn.Module) else _Function(net)
         super().__init__(module, sde, prediction, told(net, facts))
         self.index, self.span, self.relative = index, (near, min(far, sde.T)), relative
+        self.end = near or None
         self._native, self._warned = sde, False
 
     def under(self, sde: KernelSDE) -> Foreign:
@@ -144,6 +145,7 @@ class Foreign(ScoreNetwork):
         assert isinstance(other, Foreign)
         near, far = (matched(self.sde, t, other.sde) for t in torch.tensor(self.span).double())
         other.span = (float(near) if self.span[0] else 0.0), float(far)
+        other.end = other.span[0] or None
         return other
 
     def _evaluate(self, x: Tensor, t: Time, context: dict[str, Any]) -> Evaluation:

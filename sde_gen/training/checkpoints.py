@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..ops import as_path
 from ..sampling import Pace
 from ..sampling.pace import network_in
-from ..scores import Learned
+from ..scores import Foreign, Learned
 from .devices import pick_device
 from .packing import CheckpointError as CheckpointError
 from .packing import M, Reader, bare, own_network, pack, short, tensors_of
@@ -42,7 +42,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
     Raises:
         TypeError: a part of the model is of no class that can be built from a file, or is
-            nothing that JSON can hold, or does not fit the rest.
+            nothing that JSON can hold, or does not fit the rest; a ``Foreign`` score.
     """
     return _describe(model)[0]
 
@@ -50,6 +50,11 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors, after a look at whether ``load`` would take them."""
     model = bare(model)
+    if isinstance(model, Foreign):
+        raise TypeError(
+            "a network from elsewhere is saved by the library that it is from: save it there"
+            " (model.net holds it), load it there, and wrap it as it was wrapped"
+        )
     if known(model) is None:
         raise TypeError(
             f"model must be a score, or of a class that register was told of,"

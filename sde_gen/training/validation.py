@@ -90,8 +90,12 @@ class Validation:
         """Whether the patience with the loss is at its end."""
         if self._recipe.patience is None or not self.losses:
             return False
-        step, _ = min(self.losses, key=lambda look: look[1])
-        return self.losses[-1][0] >= step + max(LEAST, self._recipe.patience * step)
+        return self.losses[-1][0] >= self.step + max(LEAST, self._recipe.patience * self.step)
+
+    @property
+    def step(self) -> int:
+        """After how many steps the loss was least; looks there must be."""
+        return min(self.losses, key=lambda look: look[1])[0]
 
     @property
     def note(self) -> str:
