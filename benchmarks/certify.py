@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 import sde_gen as sg
 from sde_gen import grids, solvers
-from sde_gen.solvers import Exponential, Spectral
+from sde_gen.solvers import Exponential, Leap, Spectral
 
 PAGE = Path(__file__).parents[1] / "docs" / "solvers.md"
 F64 = torch.float64
@@ -95,6 +95,7 @@ ENTRIES = [
         DESIGN,
         ode=1280,
     ),
+    Entry("Leap(2, C, corrector=True)", Leap(2, 0.4, corrector=True), "docs/design.md"),
     Entry(
         "Propagator(2, C)",
         sg.Propagator(2, 0.4),

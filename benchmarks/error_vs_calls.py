@@ -8,6 +8,7 @@ among all of ``_peers.table()``, so a ratio of 1 is what picking the best peer b
 
     python benchmarks/error_vs_calls.py                 everything (about half an hour)
     python benchmarks/error_vs_calls.py --only sde_gen  sde_gen again, beside the stored peers
+    python benchmarks/error_vs_calls.py --ours covariance  ... one configuration, the others stored
     python benchmarks/error_vs_calls.py --quick         a minute: three call counts, small problems
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 import _peers
 import _report
+import numpy as np
 import torch
 from _problems import HERE, PROBLEMS, RANGES, Case, Model, errors
 from torch import Tensor
@@ -36,6 +38,7 @@ from sde_gen.tuning import Tuned
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 LEAST = 0.01
 """A cell counts for no less in a mean: a solver that is exact would decide it alone."""
+GROUPS = {"problems": "main", "held-out problems": "held out", "new problems": "new"}
 RAW = HERE / "results" / "error_vs_calls"
 Cell = tuple[float, float]
 Row = dict[str, Cell]
@@ -152,7 +155,7 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
     if args.only != "sde_gen" and (args.again or not known["peers"]):
         known["peers"] = rounded(run_peers(case, args.calls))
     if args.only != "peers":
-        known["sde_gen"] = rounded(run_ours(case, args.calls, args.ours))
+        known["sde_gen"] |= rounded(run_ours(case, args.calls, args.ours))
     folder.mkdir(parents=True, exist_ok=True)
     compact = partial(json.dumps, separators=(",", ":"))
     lines = [f'"key": {json.dumps(known["key"])}']
@@ -216,6 +219,39 @@ def ranking(results: dict[str, Any], calls: tuple[int, ...]) -> list[dict[str, A
             }
         )
     return sorted(rows, key=lambda row: row["ratio"])
+
+
+PAIRS = (
+    ("covariance", "default (std)"),
+    ("tuned solver (std)", "tuned grid (std)"),
+    ("tuned solver (covariance)", "tuned grid (covariance)"),
+)
+
+
+def paired(
+    results: dict[str, Any], a: str, b: str, calls: tuple[int, ...], kind: int
+) -> list[float] | None:
+    """error of a / error of b, geometric mean over cells, and the ends of its 95 % interval: by
+    drawing cells anew (bootstrap), 2,000 times."""
+    first, second = (ratios(results, f"sde_gen {name}", calls, kind) for name in (a, b))
+    if first is None or second is None:
+        return None
+    gain = np.log(first) - np.log(second)
+    draws = np.random.default_rng(0).choice(gain, (2000, len(gain))).mean(1)
+    return [float(np.exp(v)) for v in (gain.mean(), *np.quantile(draws, (0.025, 0.975)))]
+
+
+def print_pairs(results: dict[str, Any], calls: tuple[int, ...]) -> dict[str, Any]:
+    """Whether knowing or fitting more ever costs."""
+    found = {}
+    for a, b in PAIRS:
+        for kind, what in enumerate(("all", "best 95 %")):
+            if value := paired(results, a, b, calls, kind):
+                found[f"{a} / {b}, {what}"] = value
+    rows = [[name, "{:.2f} ({:.2f} to {:.2f})".format(*v)] for name, v in found.items()]
+    if rows:
+        _report.table(["pair", "ratio (95 % of bootstraps over cells)"], rows)
+    return found
 
 
 def print_case(name: str, known: dict[str, Any], calls: tuple[int, ...]) -> None:
@@ -285,7 +321,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="three call counts, small problems")
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--ranges", nargs="+", choices=list(RANGES), default=list(RANGES))
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS))
+    parser.add_argument("--ours", nargs="*", choices=list(OURS), default=list(OURS))
     parser.add_argument("--exclude", help="leave out the peers whose name matches this pattern")
     parser.add_argument("--seed", type=int, default=0, help="of the starting points")
     args = parser.parse_args()
@@ -309,15 +345,16 @@ def main() -> None:
     summary: dict[str, Any] = {"calls": args.calls, "versions": _report.versions()}
     for case, known in results.items():
         print_case(case, known, args.calls)
-    for title, held_out in (("problems", False), ("held-out problems", True)):
-        part = {c.name: results[c.name] for c in cases if PROBLEMS[c.problem].held_out == held_out}
+    for title, group in GROUPS.items():
+        part = {c.name: results[c.name] for c in cases if PROBLEMS[c.problem].group == group}
         if part:
             rank = ranking(part, args.calls)
             print_ranking(title, rank)
+            summary[f"pairs, {title}"] = print_pairs(part, args.calls)
             summary[title] = [r for r in rank if r["name"].startswith("sde_gen")] + [
                 r for r in rank if not r["name"].startswith("sde_gen")
             ][:20]
-            tag = "_held_out" if held_out else ""
+            tag = "" if group == "main" else f"_{group.replace(' ', '_')}"
             draw(part, args.calls, rank, folder.with_name(f"{name}{tag}.png"))
     summary["best peers"] = {
         case: {n: best_peer(known, n, 0) for n in args.calls} for case, known in results.items()

@@ -58,7 +58,8 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type"]
+# "seed, first: ..." in a docstring is taken for a type and a name, and the type for a link.
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]
 
 # Pages with code run when the documentation is built; notebooks keep the outputs they came with.
 nb_execution_mode = "auto"

@@ -74,9 +74,11 @@ def test_spacings_are_even_in_their_own_measure(sde: LinearSDE) -> None:
     assert even(sde.log_snr(grids.log_snr(sde, 10)))
     for rho in (1.0, 3.0, 7.0):
         assert even(ratio(sde, grids.karras(sde, 10, rho=rho)) ** (1 / rho))
-    for steps, p in ((5, 1.8), (20, 2.3), (80, 2.8)):
-        r = ratio(sde, grids.default(sde, steps, data_std=0.3)) * math.sqrt(0.7 / 0.3)
-        assert even(VP().time_at(-2 * torch.log(r)) ** (1 / p))
+    exact = {3: (2.8, 0.35), 8: (2.1222, 0.35), 10: (2.1125, 0.55664), 20: (2.3039, 0.69104)}
+    for steps, (p, c) in exact.items():
+        r = ratio(sde, grids.default(sde, steps, data_std=0.3)) * math.sqrt(c / 0.3)
+        gaps = (VP().time_at(-2 * torch.log(r)) ** (1 / p)).diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-3, atol=0)
     # The same ratio under standard VP is reached at a time whose root is even.
     vp_times = VP().time_at(-2 * torch.log(ratio(sde, grids.quadratic(sde, 10))))
     assert even(torch.sqrt(vp_times))

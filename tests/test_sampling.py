@@ -46,7 +46,7 @@ from sde_gen import (
 from sde_gen.moments import isotropic
 from sde_gen.ops import Time, as_time
 from sde_gen.schedules import Cosine, Linear, Tabulated
-from sde_gen.solvers import Spectral
+from sde_gen.solvers import Leap, Spectral
 
 STOCHASTIC: list[Solver] = [
     EulerMaruyama(),
@@ -406,7 +406,7 @@ def test_sample_makes_as_many_calls_as_steps() -> None:
         calls.clear()
         sample(Counting(), 2, steps=steps, seed=0, solver=solver)
         assert len(calls) == steps
-        assert calls[0] == 1.0
+        assert calls[0] == 1.0 or (solver is None and calls[0] < 1.0)
         assert min(calls) > 0
     calls.clear()
     sample(Counting(), 2, seed=0, times=torch.tensor([0.9, 0.5, 0.1]), solver=Heun())
@@ -428,7 +428,8 @@ def test_sample_is_the_solver_and_the_grid_that_its_docstring_says(
     score = score.with_facts(replace(score.facts, moments=kept, std=0.7))
     reference = moments if known else isotropic(0.49)
     weights = Spectral(moments.variance if known else 0.49, 2) if eta == 0 else None
-    solver = Exponential(2 if eta else 4, reference, corrector=True, weights=weights)
+    kind, order = (Exponential, 2) if eta else (Leap, 4)
+    solver = kind(order, reference, corrector=True, weights=weights)
     times = grids.default(sde, 9, data_std=0.7, to_zero=True)
     z = Streams(5).start(torch.empty(6, 2, dtype=F64))
     alpha, sigma = float(sde.alpha(1.0)), float(sde.sigma(1.0))

@@ -24,7 +24,13 @@ from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import CONFIG, CheckpointError
 from sde_gen.tuning import Choice, Tuned, Warped
 from sde_gen.tuning.solver import _least_squares
-from sde_gen.tuning.trials import checked, sign_test, typical_error
+from sde_gen.tuning.trials import (
+    affordable,
+    checked,
+    evaluations,
+    sign_test,
+    typical_error,
+)
 from sde_gen.tuning.tuned import combination, correct, directions
 
 SDE = VP()
@@ -207,10 +213,37 @@ def test_the_score_is_asked_as_often_as_the_docstring_says() -> None:
     known = mixture(SDE)
     model = Counted(SDE, known.log_weights.exp(), known.means, known.variance.sqrt())
     n, steps = 16, (4, 6)
-    tune_grid(model, steps=steps, n=n, end=END)
-    search = 60 * 4 + 30 * 6
-    # The simplex may end a trial or two past its number (it finishes the move that it makes).
-    assert n * 3 * 128 < rows <= n * (3 * 128 + search + 2 * sum(steps) + 4 * sum(steps))
+    for tune, numbers in ((tune_grid, False), (tune_solver, True)):
+        rows = 0
+        tune(model, steps=steps, n=n, end=END)
+        each = evaluations(steps, numbers)
+        # The simplex may end a trial or two past its number (it finishes the move that it makes),
+        # or sooner; a target's steps are an equal number in each interval.
+        assert n * (each - 30 * sum(steps)) < rows <= n * (each + 4 * sum(steps))
+
+
+@pytest.mark.parametrize(("minutes", "n"), [(1.0, 60), (100.0, 256), (1e-3, 8)])
+def test_minutes_pay_for_trajectories(
+    monkeypatch: pytest.MonkeyPatch, minutes: float, n: int
+) -> None:
+    """A clock by which a call on 16 rows takes 16 hundredths of a second: 6,000 a minute."""
+    clock = iter(0.16 * k for k in range(6))
+    monkeypatch.setattr("sde_gen.tuning.trials.perf_counter", lambda: next(clock))
+    assert affordable(ring(SDE), 256, minutes, 100) == n
+
+
+def test_tuning_within_minutes_takes_the_rows_that_are_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that stands for a slow network: 8 trajectories of 32, and the first 24 rows."""
+    monkeypatch.setattr("sde_gen.tuning.trials.perf_counter", iter(range(9)).__next__)
+    torch.manual_seed(0)
+    net = MLP((3,), width=16, depth=1, classes=3)
+    bound = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).given(y=torch.arange(96) % 3)
+    found = tune_grid(bound, steps=4, n=32, minutes=1.0)
+    expected = tune_grid(bound.rows(slice(0, 24)), steps=4, n=8)
+    assert found.choices[0].bend == expected.choices[0].bend
+    assert found.choices[0].p_value == expected.choices[0].p_value
 
 
 # --- how it is used -----------------------------------------------------------------------------
@@ -384,7 +417,12 @@ def network() -> sg.ScoreNetwork:
 def trained() -> sg.ScoreNetwork:
     torch.manual_seed(0)
     model = network()
-    model.tuned = tune_solver(model, steps=(5, 8), n=16)
+    found = tune_solver(model, steps=(5, 8), n=24)
+    first, second = found.choices
+    assert first.numbers is not None
+    # Whatever was taken for the second: a covariance that both share.
+    second = replace(second, solver=first.solver, bend=(0.1, -0.2))
+    model.tuned = Tuned([first, second], found.data_std, found.end, found.weights)
     return model
 
 
@@ -409,7 +447,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "solver.corrector": (1, r"solver.corrector must be true or false"),
     "solver.weights.class": ("Trapezoid", r"solver.weights must be .*Spectral.*'Trapezoid'"),
     "solver.weights.dimensions": (0, r"solver.weights is no Spectral: dimensions"),
-    "solver.class": ("Heun", r"solver must be Exponential, got .*'Heun'"),
+    "solver.class": ("Heun", r"solver must be Exponential or Leap, got .*'Heun'"),
     "solver.reference.values.tensor": ("x", r"solver.reference.values names 'x'"),
     "steps": (0, r"is no Choice: need steps >= 1"),
     "ratio": (-1.0, r"is no Choice: need .*ratio > 0"),

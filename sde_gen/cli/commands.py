@@ -195,7 +195,9 @@ def _tune(options: argparse.Namespace) -> None:
     check_writable(Path(options.model) / "config.json")
     y = _labels(model, 3 * options.n, None)
     score = model if y is None else model.given(y=y.to(model.device))
-    model.tuned = tune_solver(score, steps=options.steps, n=options.n, seed=options.seed)
+    model.tuned = tune_solver(
+        score, steps=options.steps, n=options.n, seed=options.seed, minutes=options.minutes
+    )
     save(model, options.model)
     print(f"{options.model}: sde-gen sample takes from now on\n{model.tuned}")
 

@@ -193,6 +193,7 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the numbers of network calls that samples will cost (default: 5 10 20)",
     )
     add.add_argument("--n", type=int, default=256, help="trajectories in a set (default: 256)")
+    add.add_argument("--minutes", type=float, help="take fewer, as many as so much time pays for")
     _add_common(add)
 
 

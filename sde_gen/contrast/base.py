@@ -36,6 +36,9 @@ class Rival(nn.Module, ABC):
         calls: calls of a network that a sample takes.
 
     A subclass defines ``draw`` and ``loss``. Data are of order one: images in [-1, 1].
+
+    >>> from sde_gen import contrast
+    >>> rival: contrast.Rival = contrast.GAN((2,), width=8)
     """
 
     calls = 1

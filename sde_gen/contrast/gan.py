@@ -47,6 +47,10 @@ class GAN(Rival):
 
     Raises:
         TypeError, ValueError: sizes that are no counts; gamma or ratio below 0.
+
+    >>> from sde_gen import contrast
+    >>> contrast.GAN((2,), latent=4, width=8).sample(3, seed=0).shape
+    torch.Size([3, 2])
     """
 
     def __init__(

@@ -29,6 +29,10 @@ class MinimaxGAN(GAN):
 
     Args:
         shape, latent, width, depth, classes, ratio: as in ``GAN``.
+
+    >>> from sde_gen import contrast
+    >>> contrast.MinimaxGAN((2,), latent=4, width=8).sample(3, seed=0).shape
+    torch.Size([3, 2])
     """
 
     def __init__(
@@ -49,7 +53,12 @@ class MinimaxGAN(GAN):
 
 
 def game_value(real: Tensor, fake: Tensor) -> Tensor:
-    """V = E log D(x) + E log(1 - D(G(z))) of logits at data and at generated samples, ()."""
+    """V = E log D(x) + E log(1 - D(G(z))) of logits at data and at generated samples, ().
+
+    >>> from sde_gen import contrast
+    >>> bool(contrast.game_value(torch.zeros(8), torch.zeros(8)) == -2 * torch.tensor(2.0).log())
+    True
+    """
     real, fake = as_numbers(real, "real"), as_numbers(fake, "fake")
     return -softplus(-real).mean() - softplus(fake).mean()
 

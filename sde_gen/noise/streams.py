@@ -169,7 +169,12 @@ class Streams(Numbered):
 
 
 class Scaled(Noise):
-    """Another noise times a number: what drives a reversal at another temperature."""
+    """Another noise times a number: what drives a reversal at another temperature.
+
+    >>> x, noise = torch.zeros(8, 2), sg.Streams(0)
+    >>> torch.equal(sg.noise.Scaled(noise, 2.0)(x, 1.0, 0.5), 2 * noise(x, 1.0, 0.5))
+    True
+    """
 
     def __init__(self, noise: Noise, factor: float) -> None:
         self.noise, self.factor, self.batch = noise, factor, noise.batch

@@ -16,7 +16,7 @@ from ..moments import Moments, isotropic
 from ..ops import act, as_device, check_count, check_finite, check_kind, check_number, check_state
 from ..scores import Score
 from ..sdes import KernelSDE, MatrixSDE
-from ..solvers import Exponential, Propagator, Solver, Spectral
+from ..solvers import Exponential, Leap, Propagator, Solver, Spectral
 from .pace import Pace, kept, pace_for
 from .run import Callback, as_noise, check_solver, solve
 
@@ -187,8 +187,8 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
 
     An exponential integrator that is exact for Gaussian data of the covariance that the model
     knows (``moments``), or of its standard deviation in every direction, with corrector: on the
-    probability flow of order 4 with ``Spectral`` weights, on an SDE (eta > 0) of order 2. On a
-    matrix process ``Propagator``, of order 3 or 2.
+    probability flow of order 4 with ``Spectral`` weights, from noise on as ``Leap`` starts, on an
+    SDE (eta > 0) of order 2. On a matrix process ``Propagator``, of order 3 or 2.
 
     >>> sg.default_solver(sg.Gaussian(sg.VP(), torch.zeros(2))).corrector
     True
@@ -202,7 +202,7 @@ def default_solver(model: Score, eta: float = 0.0) -> Solver:
         return Exponential(2, reference, corrector=True)
     v = facts.variance
     weights = Spectral(v, math.prod(model.inside or (1,))) if v > 0 else None
-    return Exponential(4, reference, corrector=True, weights=weights)
+    return Leap(4, reference, corrector=True, weights=weights)
 
 
 def starting(sde: KernelSDE, moments: Moments | None, t: float, z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from .base import Solver, Step
 from .corrector import Churn, PredictorCorrector
 from .euler import EulerMaruyama
 from .exponential import Exponential
+from .leap import Leap
 from .propagator import Propagator
 from .published import ddim, ddpm, deis, dpm_solver, dpm_solver_pp, sa_solver, unipc
 from .runge_kutta import Heun, RungeKutta
@@ -20,6 +21,7 @@ __all__ = [
     "EulerMaruyama",
     "Exponential",
     "Heun",
+    "Leap",
     "Midpoint",
     "Polynomial",
     "PredictorCorrector",

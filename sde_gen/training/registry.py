@@ -21,7 +21,7 @@ from ..moments import Moments
 from ..scores import ScoreNetwork
 from ..scores.network import Prediction
 from ..sdes import KernelSDE
-from ..solvers import Exponential, Midpoint, Polynomial, Spectral
+from ..solvers import Exponential, Leap, Midpoint, Polynomial, Spectral
 from ..tuning import Tuned
 from ..tuning.tuned import Choice
 
@@ -159,7 +159,8 @@ for _kind in (
 _add(networks.Pair, _named("encoder", "decoder", "shape", "latent", "std", "levels"))
 _add(Facts, _given, all_of=True)
 _add(Tuned, _named("choices", "data_std", "end", "weights"))
-_add(Exponential, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
+for _kind in (Exponential, Leap):
+    _add(_kind, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))
 _add(Midpoint, _named())
 _add(Spectral, _named("variance", "dimensions"))

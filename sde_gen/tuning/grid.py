@@ -27,9 +27,13 @@ from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
 from .trials import (
+    FIRST,
+    NEXT,
     Trial,
+    affordable,
     base_solver,
     checked,
+    evaluations,
     informed,
     sign_test,
     states,
@@ -39,8 +43,6 @@ from .trials import (
 from .tuned import Choice, Tuned, Warped
 
 BENDS = 4
-FIRST, NEXT = 60, 30
-"""Trials of a simplex, for the first number of steps and for each other."""
 LEVEL = 0.05
 
 Made = Callable[[np.ndarray], tuple[Choice, Tensor]]
@@ -57,6 +59,7 @@ def tune_grid(
     end: float | None = None,
     data: Tensor | None = None,
     seed: int = 0,
+    minutes: float | None = None,
 ) -> Tuned:
     """Fit time grids to a score, for the probability flow.
 
@@ -68,8 +71,8 @@ def tune_grid(
     The default solver is made to know the data's covariance, from whatever tells it: ``data``,
     ``model.facts.moments``, or else the ends of the trajectories of the first set.
 
-    Costs 3 n max(128, 4 max(steps)) evaluations of the score, n (60 steps[0] + 30 sum(steps[1:]))
-    to fit and 4 n sum(steps) to choose and judge: 0.2 million by default, half a minute for the
+    Costs 3 n max(64, 4 max(steps)) evaluations of the score, n (60 steps[0] + 30 sum(steps[1:]))
+    to fit and 5 n sum(steps) to choose and judge: 0.2 million by default, half a minute for the
     U-Net of the demo on one CPU core.
 
     Args:
@@ -82,6 +85,7 @@ def tune_grid(
             there to t = 0.
         data: samples (N, *D) to take mean and covariance from.
         seed: of the trajectories.
+        minutes: take as many trajectories as this time pays for, 8 to n, by the time of a call.
 
     Returns:
         A solver with grids: ``sample(model, n, 10, solver=tuned)``.
@@ -89,13 +93,13 @@ def tune_grid(
     Raises:
         TypeError: the model does not know its process or shape, or the solver is not an
             ``Exponential``.
-        ValueError: steps that are no integers >= 2, or n < 8.
+        ValueError: steps that are no integers >= 2, n < 8, minutes that are not positive.
 
     >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
     >>> sg.sample(law, 8, 5, seed=0, solver=sg.tune_grid(law, steps=5, n=8)).shape
     torch.Size([8, 2])
     """
-    return tune(model, solver, steps, n, end, data, seed, lambda *_: [])
+    return tune(model, solver, steps, n, end, data, seed, minutes, None)
 
 
 def tune(
@@ -106,7 +110,8 @@ def tune(
     end: float | None,
     data: Tensor | None,
     seed: int,
-    extend: Extend,
+    minutes: float | None,
+    extend: Extend | None,
 ) -> Tuned:
     """Fit, choose and judge for each number of steps."""
     calls = checked(model, solver, steps, n)
@@ -123,6 +128,10 @@ def tune(
     # The last of ``sample``'s calls leads from the end of the grid to t = 0.
     counts = [k - (end is None) for k in calls]
     with torch.no_grad():
+        if minutes is not None:
+            minutes = check_number(minutes, "minutes", above=0)
+            n = affordable(model, n, minutes, evaluations(counts, extend is not None))
+            model = model if getattr(model, "batch", None) is None else model.rows(slice(0, 3 * n))
         sets = trials(model, last, n, seed, counts[-1])
         if solver is None:
             ends = sets[0].exact / float(sde.alpha(last)) if data is None else data
@@ -131,7 +140,7 @@ def tune(
         plain = partial(grids.default, data_std=model.facts.std)
         choices = []
         for choice, times in _searched(sets[0], sde, solver, counts, last):
-            rivals = [choice, *extend(sets[0], choice, times)]
+            rivals = [choice, *(extend(sets[0], choice, times) if extend else [])]
             usual = plain(sde, choice.steps, end=last)
             choices.append(_judged(sets, Choice(choice.steps, default), usual, rivals, times))
     ratio = float(sde.sigma(last) / sde.alpha(last))

@@ -43,6 +43,7 @@ def tune_solver(
     end: float | None = None,
     data: Tensor | None = None,
     seed: int = 0,
+    minutes: float | None = None,
 ) -> Tuned:
     """Fit grids and solvers to a score, for the probability flow.
 
@@ -54,8 +55,8 @@ def tune_solver(
     serve the number of calls and the grid that they were fitted on: for others the nearest grid
     is taken, and the solver without numbers.
 
-    Costs the evaluations of ``tune_grid`` and n max(128, 4 steps) + 9 n steps for each number of
-    steps: 0.6 million by default, a minute and a half for the U-Net of the demo on one CPU core.
+    Costs the evaluations of ``tune_grid`` and n max(64, 4 steps) + 6 n steps for each number of
+    steps: 0.5 million by default, a minute for the U-Net of the demo on one CPU core.
     Memory: n (max(steps) + 8) states.
 
     Args:
@@ -65,7 +66,7 @@ def tune_solver(
             default the default one.
         steps: the numbers of calls that will be made.
         n: trajectories in each set; fewer than 256 fit the few that are rare.
-        end, data, seed: as in ``tune_grid``.
+        end, data, seed, minutes: as in ``tune_grid``.
 
     Returns:
         A solver with grids: ``sample(model, n, 10, solver=tuned)``.
@@ -73,7 +74,7 @@ def tune_solver(
     Raises:
         TypeError: the model does not know its process or shape, or the solver is not an
             ``Exponential``.
-        ValueError: steps that are no integers >= 2, n < 8, or a solver of order 1 without
+        ValueError: steps that are no integers >= 2, n < 8, minutes, or a solver of order 1 without
             corrector or with an infinite reference.
 
     >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
@@ -92,7 +93,7 @@ def tune_solver(
             for ridge in RIDGES
         ]
 
-    return tune(model, solver, steps, n, end, data, seed, extend)
+    return tune(model, solver, steps, n, end, data, seed, minutes, extend)
 
 
 def _targets(model: Score, trial: Trial, times: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from ..sdes import LinearSDE, Reverse
 from ..solvers import Exponential, Solver
 from ..solvers.base import Memory
 
-FINE = 128
+FINE = 64
 """Steps of a reference, at least: four times the largest number that is tuned for."""
+FIRST, NEXT = 60, 30
+"""Trials of a simplex, for the first number of steps and for each other."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,43 @@ def _each(steps: object) -> tuple[object, ...]:
     return tuple(steps) if many else (steps,)  # type: ignore[arg-type]
 
 
+def evaluations(counts: Sequence[int], numbers: bool) -> int:
+    """How often the score is evaluated for each trajectory of a set: three references, the
+    simplex, choosing and judging; with ``numbers`` targets, fits, and three more candidates."""
+    first, *others = counts
+    total = 3 * max(FINE, 4 * max(counts)) + FIRST * first + NEXT * sum(others)
+    total += 5 * sum(counts)
+    return total + (sum(max(FINE, 4 * k) + 6 * k for k in counts) if numbers else 0)
+
+
+def affordable(model: Score, n: int, minutes: float, each: int) -> int:
+    """n, or as many trajectories (8 or more) as ``minutes`` pay for, each of so many
+    evaluations: by the time of a call on 16 rows."""
+    sde, rows = model.sde, min(16, 3 * n)
+    assert isinstance(sde, LinearSDE)
+    assert model.shape is not None
+    blank = torch.empty(rows, *model.shape, dtype=as_trial(model), device=model.device)
+    flow = sde.probability_flow(model.rows(slice(0, rows)))
+    x, t = Streams(0).start(blank), torch.as_tensor(sde.T / 2)
+    seconds = []
+    for _ in range(3):  # the first warms up
+        began = perf_counter()
+        float(flow.evaluate(x, t).score.sum())  # which waits for a device
+        seconds.append(perf_counter() - began)
+    return max(8, min(n, int(60 * minutes / (min(seconds) / rows * each))))
+
+
+def as_trial(model: Score) -> torch.dtype:
+    """What trajectories are kept in."""
+    return torch.float32 if model.device.type == "mps" else torch.float64
+
+
 def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial]:
     """Three disjoint sets of n trajectories from T to ``end``."""
     sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
-    dtype = torch.float32 if model.device.type == "mps" else torch.float64
-    blank = torch.empty(3 * n, *shape, dtype=dtype, device=model.device)
+    blank = torch.empty(3 * n, *shape, dtype=as_trial(model), device=model.device)
     x = float(sde.sigma(sde.T)) * Streams(seed).start(blank)
     times = grids.default(sde, max(FINE, 4 * most), end=end, data_std=model.facts.std)
     made = []
