@@ -124,9 +124,13 @@ for h in sizes:
         # MALA adapts its step in a warm-up; without one it keeps the step it was given.
         chains = sg.langevin(normal, x_0, steps=400, h=h, method=method, thin=20, noise=2)
         variance[name].append(float(chains.samples[5:].var()))
+fine = torch.linspace(0.02, 1.45, 100)
+for name in ("MALA", "BAOAB"):
+    assert max(abs(x - 1) for x in variance[name]) < 0.05, name
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(8, 3.4), layout="constrained", dpi=120)
 ax = figure.subplots()
-fine = torch.linspace(0.02, 1.45, 100)
 ax.plot(fine, 1 / (1 - fine / 2), color=plots.QUIET, lw=1, label="$v/(1-h/2v)$")
 for (name, values), colour, marker in zip(variance.items(), plots.COLOURS, "osD", strict=False):
     size, fill = (11, "none") if name == "MALA" else (6, "full")
@@ -138,8 +142,6 @@ ax.set(
     title="the law of the chain, target $N(0,1)$",
 )
 ax.legend(frameon=False)
-for name in ("MALA", "BAOAB"):
-    assert max(abs(x - 1) for x in variance[name]) < 0.05, name
 figure
 
 # %% [markdown]

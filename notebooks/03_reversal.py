@@ -83,8 +83,10 @@ assert abs(float(runaway.std() / start.std()) / widening - 1) < 0.02
 # $\eta=1$: Anderson's reverse-time SDE. In the library: `sde.reverse(law, eta)`.
 
 # %%
-figure = Figure(figsize=(10, 6), layout="constrained", dpi=110)
 ends = {}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+figure = Figure(figsize=(10, 6), layout="constrained", dpi=110)
 for ax, eta in zip(
     figure.subplots(2, 2, sharex=True, sharey=True).flat, (0.0, 0.5, 1.0, 2.0), strict=True
 ):
