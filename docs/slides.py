@@ -1,4 +1,4 @@
-"""Slides from the notebooks: `make slides`, or `python docs/slides.py [name ...] [--reveal PLACE]`.
+"""Slides of the notebooks: `make slides`, or `python docs/slides.py [name] [--reveal PLACE]`.
 
 A heading begins a slide, a picture is one of its own below it. Code that only draws and solutions
 of exercises are left out, and so is code that no slide can hold; formulas are MathML, as on the
