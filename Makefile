@@ -6,6 +6,7 @@ JOBS ?= 2
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SLIDES_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(P
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test pytest lint format docs notebooks bench clean
+.PHONY: help demo test pytest lint format docs slides notebooks bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +39,9 @@ format: $(VENV)/dev.stamp ## ruff, which mends what it can
 
 docs: $(VENV)/docs.stamp ## the documentation, in docs/_build/html
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
+
+slides: $(VENV)/docs.stamp ## slides of the notebooks, in docs/_build/slides
+	$(BIN)/python docs/slides.py $(SLIDES_ARGS)
 
 notebooks: $(VENV)/notebooks.stamp $(VENV)/dev.stamp ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --numprocesses $(JOBS) notebooks/*.ipynb

@@ -26,6 +26,7 @@ PICTURES = {
     "07_posterior": 2,
     "08_chain": 2,
     "09_likelihood": 7,
+    "10_one_process": 1,
 }
 
 
@@ -77,7 +78,7 @@ html_theme = "furo"
 html_title = "sde_gen"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-exclude_patterns = ["_build", "README.md", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "slides", "README.md", "**/.ipynb_checkpoints"]
 
 
 def point_at_copies(app, name: str, source: list[str]) -> None:

@@ -46,7 +46,7 @@ ROOMS = {
     "contrast": ("The rivals", "VAE, hierarchical VAE and GAN, to be compared with."),
     "chain": ("The discrete chain", "A process seen at N times, and the bound of its likelihood."),
     "inverse": ("Inverse problems", "What was observed, y = A(x) + noise, and posteriors of x."),
-    "mcmc": ("Langevin dynamics", "Chains that settle at a law."),
+    "mcmc": ("Langevin dynamics", "Chains that settle at a law, and ascent to its modes."),
     "metrics": ("Distances", "How far samples are from samples."),
     "budget": ("Budget", "The error of a sampler, by its causes."),
     "plots": ("Pictures", "Paths, fields, images and movies."),

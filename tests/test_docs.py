@@ -37,6 +37,7 @@ def code(page: Path) -> str:
         "chain",
         "coming",
         "conditions",
+        "course",
         "contrast",
         "devices",
         "extending",

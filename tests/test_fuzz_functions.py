@@ -417,6 +417,7 @@ ROOMS: dict[str, dict[str, Entry]] = {
         "annealed_langevin": entry(
             sg.annealed_langevin, score=GAUSS, x=X, times=TIMES, steps=2, eps=0.1, noise=0
         ),
+        "modes": entry(sg.mcmc.modes, score=GAUSS, x=X, times=TIMES, steps=2),
         "MALA": entry(sg.MALA, acceptance=0.5),
         "BAOAB": entry(sg.BAOAB, friction=1.0),
         "OBABO": entry(sg.OBABO, friction=1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 # What runs in a few seconds is tested each time; the others with `-m slow`.
-FAST = {"01_processes", "02_langevin", "03_reversal", "05_samplers"}
+FAST = {"01_processes", "02_langevin", "03_reversal", "05_samplers", "10_one_process"}
 LARGEST = 4_000_000
 BY_NAME = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
@@ -23,8 +24,11 @@ def cells(script: Path) -> list[dict[str, Any]]:
     return json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
 
 
-def test_there_are_nine() -> None:
-    assert [script.stem[:2] for script in SCRIPTS] == [f"0{i}" for i in range(1, 10)]
+def test_they_are_numbered() -> None:
+    assert len(SCRIPTS) >= 10
+    assert [script.stem[:2] for script in SCRIPTS] == [
+        f"{i:02d}" for i in range(1, len(SCRIPTS) + 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,19 @@ def test_outputs_are_committed(script: Path) -> None:
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
     assert script.with_suffix(".ipynb").stat().st_size < LARGEST
+
+
+@BY_NAME
+def test_begins_with_what_it_needs(script: Path) -> None:
+    title, needs, *rest = cells(script)
+    assert re.search(r"^\*Needs `.+`.*; runs in .+\*$", "".join(title["source"]), re.MULTILINE)
+    assert 'find_spec("sde_gen") is None' in "".join(needs["source"])
+    assert not needs["outputs"]
+    folded = [c for c in rest if "hide-input" in c["metadata"].get("tags", [])]
+    assert folded
+    assert all(c["metadata"]["jupyter"]["source_hidden"] for c in folded)
+    claims = re.compile(r"^\s*(assert|print)\b", re.MULTILINE)
+    assert not [c for c in folded if claims.search("".join(c["source"]))]
 
 
 @BY_NAME

@@ -152,14 +152,10 @@ def annealed_langevin(
     """
     check_state(x)
     check_finite(x)
-    sde = score.sde if isinstance(score, Score) else None
-    if not isinstance(sde, LinearSDE):
-        raise TypeError(
-            f"score must be a Score that knows its linear process (.sde), got {score!r}"
-        )
+    sde = linear_process(score)
     steps = check_count(steps, "steps")
     _check_size("eps", eps)
-    levels = _check_levels(times, sde.T)
+    levels = check_levels(times, sde.T)
     source = as_noise(noise)
     alpha, sigma = sde.alpha(levels), sde.sigma(levels)
     sizes = eps / 2 * (sigma / sigma[-1]) ** 2
@@ -328,7 +324,22 @@ def _check_score(state: State) -> None:
         )
 
 
-def _check_levels(times: Tensor | Sequence[float], T: float) -> Tensor:
+def linear_process(score: object) -> LinearSDE:
+    """The process of a score, which has noise levels.
+
+    Raises:
+        TypeError: it is no Score, or knows no linear process.
+    """
+    sde = score.sde if isinstance(score, Score) else None
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(
+            f"score must be a Score that knows its linear process (.sde), got {score!r}"
+        )
+    return sde
+
+
+def check_levels(times: Tensor | Sequence[float], T: float) -> Tensor:
+    """Falling times in (0, T], on the host."""
     levels = as_real(times, "times").cpu()
     if levels.ndim != 1 or len(levels) == 0:
         raise ValueError(f"times must be a 1-D grid of levels, got shape {tuple(levels.shape)}")
