@@ -393,6 +393,11 @@ def test_a_new_hierarchy_starts_as_the_vae():
         (lambda: Echo(2).sample(2, y=[0, 2]), ValueError, "must lie in 0 .. 1"),
         (lambda: Echo(2).sample(2, y=[0, 1, 1]), ValueError, r"must be \(\) or \(2,\)"),
         (lambda: Echo(2)(normal(3, 1), None, Streams(0)), ValueError, "labels missing"),
+        (
+            lambda: Echo(2)(normal(2, 1), torch.tensor([0, 2]), Streams(0)),
+            ValueError,
+            "must lie in 0 .. 1",
+        ),
         (lambda: train(nn.Linear(1, 1), normal(3, 1)), TypeError, "rival must be a rival"),
         (lambda: train(GAN((2,)), normal(30, 3)), ValueError, "data must be"),
         (lambda: train(GAN((2,), classes=2), normal(30, 2)), ValueError, "give labels"),

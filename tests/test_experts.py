@@ -224,6 +224,22 @@ def test_products_that_are_no_densities_are_refused() -> None:
             kind([])
         with pytest.raises(ValueError, match="one process"):
             kind([(wide, 1.0), (normal(EDM(), 0.0, 1.0), 1.0)])
+        with pytest.raises(TypeError, match=r"needs \[\(score, number\)"):
+            kind([wide])  # type: ignore[list-item]
+
+
+def test_a_classifier_is_no_law_to_take_powers_of() -> None:
+    """It would start as cold, and ``corrected`` would count it as a law."""
+    term = sg.Classifier(MLP((1,), 8, 1, outputs=2), 1, VP())
+    p = normal(VP(), 0.0, 1.0)
+    assert [w for w, _ in (p + 2.0 * term).factors(ONE[None].float(), 0.5)] == [-1.0, 2.0]
+    for build in (
+        lambda: Tempered(term, 2.0),
+        lambda: Product([(p, 1.0), (2.0 * term, 1.0)]),
+        lambda: Mixture([(p, 1.0), (term, 1.0)]),
+    ):
+        with pytest.raises(ValueError, match="not classifiers alone"):
+            build()
 
 
 # ---- mixtures ----
@@ -299,6 +315,8 @@ def test_weights_by_the_noise_level_are_the_same_on_every_clock() -> None:
             assert float(sde.sigma(time) / sde.alpha(time)) == pytest.approx(edge, rel=1e-6)
         assert Interval(sde).times == (0.0, sde.T)
         assert Interval(sde)(sde.T) == 1.0
+        ramp = AtLevel(sde, lambda level: 2 * level / (1 + level))
+        assert 1.8 < float(ramp(sde.T)) <= 2  # also where alpha = 0
     with pytest.raises(ValueError, match="high must be"):
         Interval(VP(), 1.0, 1.0)
     with pytest.raises(TypeError, match="sde must be"):

@@ -77,7 +77,7 @@ def test_a_tempered_mixture_has_the_weights_of_its_modes() -> None:
     assert off > 4.5 * 0.5 / math.sqrt(4000) + 0.01
 
 
-@pytest.mark.parametrize("sde", [SDE, EDM(80.0)], ids=repr)
+@pytest.mark.parametrize("sde", [SDE, EDM(80.0), sg.RectifiedFlow()], ids=repr)
 def test_a_product_of_mixtures_is_exact(sde: Any) -> None:
     p, q = line(sde), other(sde)
     joint = p.log_prob(GRID.unsqueeze(1)) + q.log_prob(GRID.unsqueeze(1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sde_gen as sg
 from sde_gen import gaussians, inverse, latent, likelihood
+from sde_gen.guidance import Tempered
 from sde_gen.latent import Joint, LatentModel, Through
 from sde_gen.networks import MLP, Autoencoder, Pair
 
@@ -252,7 +253,63 @@ def test_guidance_in_the_latent_is_a_sum_of_scores() -> None:
     assert sg.sample(guided, 3, steps=5, seed=0).shape == (3, 5)
 
 
+def doubled() -> LatentModel:
+    """x = (z, z) for z ~ N(1, 1)."""
+    pair = Pair(lambda x: (x[:, :1], torch.full_like(x[:, :1], 0.01)), lambda z: z.repeat(1, 2),
+                (2,), (1,)).double()  # fmt: skip
+    return LatentModel(pair, sg.Gaussian(sg.VP(), torch.ones(1).double(), 1.0))
+
+
+@pytest.mark.parametrize("eta", [0.5, 3.0])
+def test_a_power_in_the_latent_is_that_of_the_latent(eta: float) -> None:
+    model = doubled()
+    cold = Tempered(model.score, 4.0)
+    x = sg.sample(model.over(cold), 5, 20, seed=0, eta=eta, dtype=torch.float64)
+    z = sg.sample(cold, 5, 20, seed=0, eta=eta, dtype=torch.float64)
+    torch.testing.assert_close(x, z.repeat(1, 2))
+    assert Through(model.over(cold), lambda x: x.sum(1)).at_eta(eta).prior.score.eta == eta  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="eta must be positive"):
+        sg.sample(model.over(cold), 5, eta=0.0)
+
+
+def test_a_product_in_the_latent_is_corrected_as_one() -> None:
+    model, other = doubled(), sg.Gaussian(sg.VP(), torch.zeros(1).double(), 0.5)
+    meant = model.score + other
+    found = inverse.corrected(model.over(meant), 100, 20, seed=0, dtype=torch.float64)
+    inside = inverse.corrected(meant, 100, 20, seed=0, dtype=torch.float64)
+    torch.testing.assert_close(found.log_weights, inside.log_weights)
+    torch.testing.assert_close(found.x, inside.x.repeat(1, 2))
+
+
 # ---- learned ----
+
+
+def test_a_channel_that_says_nothing_is_normalised_as_it_is_drawn() -> None:
+    """Its mean hardly varies and its deviation is 1, as the rate asks for."""
+    quiet = Pair(lambda x: (x * torch.tensor([1.0, 1e-3]), torch.tensor([0.1, 1.0]).expand_as(x)),
+                 lambda z: z, (2,), (2,))  # fmt: skip
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    model = LatentModel.of(quiet, MLP((2,), 8, 1), sg.VP(), x)
+    assert model.normaliser is not None
+    wanted = torch.tensor([math.sqrt(1.01), 1.0]).double()
+    torch.testing.assert_close(model.normaliser.scale, wanted, rtol=0.05, atol=0)
+    torch.testing.assert_close(model.clean(x).std(0), torch.ones(2), rtol=0.05, atol=0)
+
+
+def test_data_of_another_precision_than_the_weights() -> None:
+    x = data(6)
+    for pair in (
+        Pair(nn.Linear(5, 2), nn.Linear(2, 5), (5,), (2,), std=0.1),
+        Autoencoder((5,), (2,), 8),
+    ):
+        model = LatentModel.of(pair, MLP((2,), 8, 1), sg.VP(), x)
+        a, b = (latent.bound(model, v).total.value for v in (x, x.float()))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        double = LatentModel(pair.double(), model.score)
+        torch.testing.assert_close(
+            latent.bound(double, x.float()).total.value, a, rtol=1e-3, atol=1e-3
+        )
+        assert sg.sample(double, 2, 3, seed=0).dtype == torch.float32
 
 
 def labelled() -> tuple[LatentModel, Tensor, Tensor]:
@@ -360,6 +417,9 @@ def test_levels_are_data(tmp_path: Path) -> None:
             ValueError,
             r"\(B, 5\)",
         ),
+        (lambda: latent.bound(LatentModel(pca(), normal()), data(2) / 0), ValueError, "infinite"),
+        (lambda: latent.bound(LatentModel(pca(), normal()), data(2)[:0]), ValueError, "empty"),
+        (lambda: LatentModel(pca(), normal()).codes(data(2)[:0]), ValueError, "empty"),
         (lambda: Joint()(normal(), data(2), None, sg.Streams(0)), TypeError, "LatentModel"),
     ],
 )

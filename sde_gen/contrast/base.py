@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..guidance.classifier import check_range
 from ..networks.base import sizes
 from ..noise import Streams
 from ..ops import as_labels, check_count, check_kind
@@ -88,6 +89,7 @@ class Rival(nn.Module, ABC):
             return parameter.new_zeros(n, 0)
         if y.shape != (n,):
             raise ValueError(f"labels y must be ({n},), got {tuple(y.shape)}")
+        check_range(y, self.classes)
         each = torch.arange(self.classes or 0, device=parameter.device)
         return (y.to(each)[:, None] == each).to(parameter.dtype)
 
@@ -129,8 +131,6 @@ class Rival(nn.Module, ABC):
         labels = as_labels(y)
         if labels.shape not in ((), (n,)):
             raise ValueError(f"labels y must be () or ({n},), got {tuple(labels.shape)}")
-        if self.classes is not None and bool(((labels < 0) | (labels >= self.classes)).any()):
-            raise ValueError(f"labels y must lie in 0 .. {self.classes - 1}, got {y}")
         return labels.expand(n)
 
 

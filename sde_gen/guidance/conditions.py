@@ -210,8 +210,10 @@ class Composed(_Conditional):
     ) -> None:
         check_kind(score, Score, "score", "a Score that takes conditions")
         self.score, self.nothing = score, dict(nothing or {})
-        if not conditions or not all(context for _, context in conditions):
-            raise TypeError("nothing to guide by: Composed(score, [(weight, {'y': label}), ...])")
+        wanted = "nothing to guide by: Composed(score, [(weight, {'y': label}), ...])"
+        check_pairs(conditions, wanted)
+        if not all(isinstance(context, Mapping) and context for _, context in conditions):
+            raise TypeError(wanted)
         self.conditions = [(as_weight(w), self._bind(context)) for w, context in conditions]
         told = {f"weight {i}": w for i, (w, _) in enumerate(self.conditions)}
         for i, (_, context) in enumerate(self.conditions):
@@ -238,3 +240,10 @@ class Composed(_Conditional):
             for w, context in self.conditions
         ]
         return Composed(self.score.rows(index), conditions, nothing=self.nothing)
+
+
+def check_pairs(pairs: object, message: str) -> None:
+    """Raise ``TypeError`` unless it is one pair or more."""
+    given = pairs if isinstance(pairs, Sequence) else ()
+    if not given or not all(isinstance(p, tuple | list) and len(p) == 2 for p in given):
+        raise TypeError(message)

@@ -27,6 +27,7 @@ from ..scores.base import inherit
 from ..scores.bound import check_batch
 from ..scores.weights import Weight, as_weight
 from ..sdes import Evaluation, LinearSDE, evaluate
+from .conditions import check_pairs
 from .levels import level
 
 
@@ -53,7 +54,8 @@ class Tempered(Score):
         a: the power, > 0.
 
     Raises:
-        ValueError: a <= 0; when reversed at eta = 0, where there is no Langevin part to scale.
+        ValueError: a <= 0; a classifier, whose power is a number times it; when reversed at
+            eta = 0, where there is no Langevin part to scale.
 
     >>> from sde_gen import VP, Gaussian, sample
     >>> cold = Tempered(Gaussian(VP(), torch.zeros(1), 1.0), 4.0)
@@ -63,7 +65,7 @@ class Tempered(Score):
     """
 
     def __init__(self, score: Score, a: float) -> None:
-        check_kind(score, Score, "score", "a Score")
+        _check_law(score, "score")
         a = check_number(a, "a", above=0)
         inner, p = score.power_of  # that of a power
         self.score, self.a = p, a * inner
@@ -137,10 +139,9 @@ class _Experts(Score):
     """Scores with a number each."""
 
     def __init__(self, terms: Sequence[tuple[Score, float]]) -> None:
-        if not terms:
-            raise TypeError(f"{type(self).__name__} needs [(score, number), ...]")
+        check_pairs(terms, f"{type(self).__name__} needs [(score, number), ...]")
         for score, _ in terms:
-            check_kind(score, Score, "a term", "a Score")
+            _check_law(score, "a term")
         self.terms = [(score, check_number(a, "a number of a term")) for score, a in terms]
         self.scores = [score for score, _ in self.terms]
         inherit(self, self.scores)
@@ -359,6 +360,15 @@ def autoguidance(score: Score, weak: Score, weight: Weight = 1.0) -> Score:
     if callable(w):
         return Sum([(score, lambda t: 1 + w(t)), (weak, lambda t: -w(t))])
     return Sum([(score, 1 + w), (weak, -w)])
+
+
+def _check_law(score: object, name: str) -> None:
+    """Raise unless it is the score of a law: a classifier alone is of none."""
+    check_kind(score, Score, name, "a Score")
+    if getattr(score, "factor", False):
+        raise ValueError(
+            f"{name} must be the score of a law, not classifiers alone: add them to it"
+        )
 
 
 def _precision(moments: Moments, n: int) -> Tensor:

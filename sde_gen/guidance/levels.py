@@ -24,7 +24,8 @@ class AtLevel:
 
     Args:
         sde: the process whose times are asked for.
-        weight: f, from levels () or (B,) to a number or tensor; infinite where alpha = 0.
+        weight: f, from levels () or (B,) to a number or tensor; where alpha = 0 the level is 1e18,
+            so that a quotient of levels is a number there.
 
     >>> from sde_gen import EDM
     >>> ramp = AtLevel(EDM(), lambda level: 2 * level / (1 + level))
@@ -41,7 +42,7 @@ class AtLevel:
 
     def __call__(self, t: Time) -> Tensor | float:
         """f of the level at t, () or (B,)."""
-        return self.weight(level(self.sde, t))
+        return self.weight(level(self.sde, t).clamp_max(1e18))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ from .cloud import Cloud, Draws
 from .particles import Particles, falling, repeated, warn
 from .whitened import check_prior
 
+_NOISE = 1e3
+"""How much wider than the data the noise is at the start of a process that leaves nothing of
+them."""
+
 
 def corrected(
     score: Score,
@@ -101,7 +105,7 @@ def corrected(
     count, eta = check_count(count, "count", 2), check_number(eta, "eta", above=0)
     probes, systems = check_count(probes, "probes"), score.batch or 1
     assert isinstance(score.sde, LinearSDE)
-    grid = falling(score.sde, score, steps, times)
+    grid = _from_signal(score.sde, falling(score.sde, score, steps, times), score.facts.variance)
     bound = score.batch is not None
     score = repeated(score, systems, count)
     run = _Run(score, probes, chunk)
@@ -202,6 +206,15 @@ class _Run:
 
 def _plain(x: Tensor, t: Tensor) -> Tensor:
     raise NotImplementedError  # a plan asks for no score
+
+
+def _from_signal(sde: LinearSDE, grid: Tensor, v: float) -> Tensor:
+    """The grid, begun where something is left of the data: the weights are an integral over
+    lambda, and a product of powers has one where alpha > 0."""
+    if float(sde.alpha(grid[0])) > 0:
+        return grid
+    least = min(-0.5 * math.log(v) - math.log(_NOISE), float(sde.log_snr(grid[1])) / 2 - 1)
+    return torch.cat([sde.time_at(2 * least).reshape(1).to(grid), grid[1:]])
 
 
 def _trapezoid(sde: LinearSDE, grid: Tensor) -> list[float]:

@@ -77,7 +77,7 @@ class Posterior(Score):
         self.prior, self.seen, self.sde = prior, seen, prior.sde
         self.batch = prior.batch if seen.batch is None else seen.batch
         self.facts, self.singular = prior.facts.of_another_law(), prior.singular
-        self.end = prior.end
+        self.end, self.temperature = prior.end, prior.temperature
 
     def __repr__(self) -> str:
         return f"Posterior({type(self.prior).__name__}, {self.seen.observation})"

@@ -31,7 +31,7 @@ from ..grids import default_end
 from ..likelihood import Estimate
 from ..networks import Cost
 from ..noise import Streams
-from ..ops import check_count, check_kind, sum_rest
+from ..ops import check_count, check_finite, check_kind, sum_rest
 from ..scores.bound import check_batch
 from ..sdes import Evaluation, at_rest
 from ..solvers import Solver
@@ -56,8 +56,8 @@ def bound(
         ``bound(model, x).bits_per_dim.mean()`` has the figures that are reported.
 
     Raises:
-        TypeError, ValueError: no latent model, data of another shape, labels for another number
-            of samples.
+        TypeError, ValueError: no latent model, data of another shape or not finite, labels for
+            another number of samples.
 
     >>> from sde_gen import latent
     >>> half = sg.networks.Pair(lambda x: x[:, :1], lambda z: z.repeat(1, 2), (2,), (1,), std=0.1)
@@ -213,5 +213,7 @@ def log_prob(
 def _checked(model: LatentModel, x: Tensor, draws: int) -> int:
     check_kind(model, LatentModel, "model", "a LatentModel")
     model.autoencoder.check(x)
+    if x.is_floating_point():
+        check_finite(x, "x")
     check_batch(model, x, "what is bound to the score")
     return check_count(draws, "draws")

@@ -85,6 +85,11 @@ class Through(Score):
             raise ValueError(f"log_f must return ({len(denoised)},), got {got}")
         return found.sum()
 
+    def at_eta(self, eta: float) -> Through:
+        """Of the prior at that noise level."""
+        prior = self.prior.at_eta(eta)
+        return self if prior is self.prior else Through(prior, self.log_f, self.weight)
+
     def given(self, **context: Any) -> Through:
         """With context bound to the prior."""
         return Through(self.prior.given(**context), self.log_f, self.weight)

@@ -147,7 +147,7 @@ class LatentModel(Learned):
             raise ValueError(f"the score is of {score.shape}, latents are {autoencoder.latent}")
         self.autoencoder, self.score = autoencoder, score
         self.sde, self.singular = score.sde, score.singular
-        self.batch, self.eta = score.batch, score.eta
+        self.batch, self.eta, self.temperature = score.batch, score.eta, score.temperature
         known = score.facts
         self.facts = Facts(
             autoencoder.shape,
@@ -168,16 +168,26 @@ class LatentModel(Learned):
         rank: int | None = None,
         classes: Any = None,
     ) -> LatentModel:
-        """A model whose normaliser, mean and deviation of each channel, is fitted to data x.
+        """A model whose normaliser is fitted to data x: mean and deviation of each channel of the
+        latents that the score is trained on, so of draws where the encoder learned its noise.
 
         Args:
             autoencoder: trained.
             net: the network of the score, (B, *latent) -> the same; to be trained.
-            x: data (N, *D), of which the codes are taken.
+            x: data (N, *D), of which the latents are taken.
             rank, classes: as in ``Facts.of``.
         """
         check_kind(autoencoder, Codec, "autoencoder", "an Autoencoder or a Pair")
-        facts = Facts.of(Latents(autoencoder, None).encode(x), "channel", rank, classes)
+        autoencoder.check(x)
+        x = x.to(next(autoencoder.parameters(), x).device)
+        if autoencoder.std is None:
+            # A channel that says nothing has means of no spread, and latents of that of the prior.
+            with torch.no_grad(), at_rest(autoencoder):
+                starts = range(0, len(x), CHUNK)
+                z = torch.cat([autoencoder.draw(x[i : i + CHUNK], Streams(0, i)) for i in starts])
+        else:
+            z = Latents(autoencoder, None).encode(x)
+        facts = Facts.of(z, "channel", rank, classes)
         return cls(autoencoder, ScoreNetwork(net, sde, facts=facts))
 
     def over(self, score: Score) -> LatentModel:
@@ -235,6 +245,7 @@ class LatentModel(Learned):
         ``model.over(train(model.score, model.codes(x)))`` is ``train(model, x)`` without an
         encoder in every step. Draws differ where the encoder learned its noise.
         """
+        self.autoencoder.check(x)
         n = check_count(draws, "draws")
         z = torch.cat([self.clean(x, Streams(seed, i * len(x))) for i in range(n)])
         return z if self.normaliser is None else self.normaliser.decode(z)
@@ -253,6 +264,21 @@ class LatentModel(Learned):
     def linearise(self, x: Tensor, t: Time) -> Evaluation:
         """As the score's."""
         return self.score.linearise(x, t)
+
+    def factors(self, x: Tensor, t: Time) -> list[tuple[float, Tensor]]:
+        """Those of the score."""
+        return self.score.factors(x, t)
+
+    def at_eta(self, eta: float) -> LatentModel:
+        """Of the score at that noise level."""
+        score = self.score.at_eta(eta)
+        return self if score is self.score else self.over(score)
+
+    @property
+    def power_of(self) -> tuple[float, Score]:
+        """As the score's."""
+        a, score = self.score.power_of
+        return a, self if score is self.score else self.over(score)
 
     def given(self, **context: Any) -> LatentModel:
         """With labels or conditions of the score bound."""

@@ -144,6 +144,8 @@ class Codec(nn.Module, ABC):
         check_tensor(x, "x")
         if x.is_complex() or not (x.is_floating_point() or self.levels):
             raise TypeError(f"x must be floating, got {x.dtype}: levels need Autoencoder(levels=)")
+        if not len(x):
+            raise ValueError(f"x is an empty batch: its shape is {tuple(x.shape)}")
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must be {batch_of(self.shape)}, got {tuple(x.shape)}")
 
@@ -204,7 +206,7 @@ class Pair(Codec):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """c and s of q(z | x), (B, *latent) each."""
-        found = self._to(self.seen(x))
+        found = self._to(_as_weights(self.encoder, self.seen(x)))
         if hasattr(found, "latent_dist"):
             found = (found.latent_dist.mean, found.latent_dist.std)
         c, s = found if isinstance(found, tuple) else (found, None)
@@ -221,7 +223,7 @@ class Pair(Codec):
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x | z], (B, *shape)."""
-        x = self._back(z)
+        x = self._back(_as_weights(self.encoder if self.decoder is None else self.decoder, z))
         x = getattr(x, "sample", x) if not isinstance(x, Tensor) else x
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
@@ -236,3 +238,9 @@ class Pair(Codec):
         if self.levels is None:
             return gaussians.log_density(x, mean, std)
         return sum_rest(gaussians.discretised(self.level_of(x), mean, std, self.levels))
+
+
+def _as_weights(net: object, x: Tensor) -> Tensor:
+    """In the dtype of the weights of a module; for a function as it is."""
+    weight = next(net.parameters(), x) if isinstance(net, nn.Module) else x
+    return x.to(weight.dtype) if x.is_floating_point() else x
