@@ -156,6 +156,15 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " quarter of the places, in 4 channels), each in half of the time",
     )
     add.add_argument("--flip", action="store_true", help="mirror images at random")
+    _add_holdout(add)
+    add.add_argument("--workers", type=int, help="processes that read images (default: by them)")
+    held = add.add_mutually_exclusive_group()
+    held.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    held.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    _add_common(add)
+
+
+def _add_holdout(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--holdout",
         metavar="SHARE",
@@ -175,11 +184,6 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="train anew on all data, what was held out too, as far as had the least loss on it"
         " (default: a table whose run has no --steps, --minutes or --epochs)",
     )
-    add.add_argument("--workers", type=int, help="processes that read images (default: by them)")
-    held = add.add_mutually_exclusive_group()
-    held.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    held.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
-    _add_common(add)
 
 
 def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -36,6 +36,7 @@ from ..ops import all_finite, check_count, check_number, full_precision, sum_res
 from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
+from ..solvers.exponential import Combination
 from .cloud import Cloud, Draws
 from .particles import Particles, falling, repeated, warn
 from .whitened import check_prior
@@ -161,6 +162,7 @@ class _Run:
             if chosen is not None:
                 x, s, memory = x[chosen], s[chosen], tuple(q[chosen] for q in memory)
             z = streams(x, step.t, step.s) / root
+            assert isinstance(step.numbers, Combination)
             x, memory = step.numbers(x, s / self.total, memory, z)
         return x
 

@@ -77,8 +77,8 @@ class Leap(Exponential):
     with q = (5 / N)^4, or 1 for N < 5, as in ``grids.default``; or where the noise is 4 times as
     wide as the data, if that is earlier. As steps become short t*
     comes to T by the square of their length, so the order is that of ``Exponential``. Everywhere
-    else (a start in the middle of the path, a first step that is no longer than that, eta > 0) it
-    is ``Exponential``. The 0.4 and the 5 were chosen with the default grid.
+    else (a start in the middle of the path, a first step that is no longer than that, eta > 0, a
+    ``reference`` of variance 0, which knows no width of the data) it is ``Exponential``. The 0.4 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
 
@@ -101,15 +101,14 @@ class Leap(Exponential):
         """t* of a grid of falling times, or None where its first call is made at its start."""
         std = math.sqrt(self.reference.variance)
         n = len(times) - 1
-        if n < 4 or not math.isfinite(std):
+        if n < 4 or not 0 < std < math.inf:
             return None
         alpha, sigma = float(sde.alpha(times[0])), float(sde.sigma(times[0]))
         start, one, two = (0.5 * sde.log_snr(times[:3])).tolist()
         if sigma < _NOISE * alpha * std or not start < one < two < math.inf:
             return None
         at = one - (1 - 0.4 * min(1.0, (5 / n) ** 4)) * (two - one)
-        if std > 0:
-            at = min(at, -math.log(_SEEN * std))
+        at = min(at, -math.log(_SEEN * std))
         return float(sde.time_at(2 * at)) if start < at < one else None
 
     def _start(self, sde: LinearSDE, t: float, at: float, then: Combination) -> Landing:

@@ -159,8 +159,8 @@ for _kind in (
 _add(networks.Pair, _named("encoder", "decoder", "shape", "latent", "std", "levels"))
 _add(Facts, _given, all_of=True)
 _add(Tuned, _named("choices", "data_std", "end", "weights"))
-for _kind in (Exponential, Leap):
-    _add(_kind, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
+for _solver in (Exponential, Leap):
+    _add(_solver, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))
 _add(Midpoint, _named())
 _add(Spectral, _named("variance", "dimensions"))
