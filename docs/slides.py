@@ -43,7 +43,8 @@ def written(source: str) -> str:
 def shown(cell: NotebookNode) -> bool:
     """Whether a cell is for the audience: no solutions, and nothing that sets up the machine."""
     tags = cell.metadata.get("tags", [])
-    return "hide-cell" not in tags and bool(cell.get("outputs") or "hide-input" not in tags)
+    setup = cell.source.startswith("%") or ("hide-input" in tags and not cell.outputs)
+    return "hide-cell" not in tags and not setup
 
 
 def has_picture(cell: NotebookNode) -> bool:
@@ -87,17 +88,19 @@ def height_of_picture(output: NotebookNode) -> float:
 
 
 def slides(notebook: NotebookNode) -> NotebookNode:
-    """The notebook as slides: a part that has no room on one begins the next below."""
+    """The notebook as slides: what has no room on one begins the next, code with its picture."""
     cells, room = [], 0.0
-    for cell in (part for whole in filter(shown, notebook.cells) for part in parts(whole)):
-        first = cell.source.startswith("#") and cell.cell_type == "markdown"
-        need = height(cell)
-        kind = "slide" if first else "-" if need <= room else "subslide"
-        room = (room if kind == "-" else ROOM) - need
-        if cell.cell_type == "markdown":
-            cell.source = written(cell.source)
-        cell.metadata["slideshow"] = {"slide_type": kind}
-        cells.append(cell)
+    for whole in filter(shown, notebook.cells):
+        rest = list(map(height, pieces := parts(whole)))
+        for cell in pieces:
+            text = cell.cell_type == "markdown"
+            together = rest[0] if text or sum(rest) > ROOM else sum(rest)
+            first = text and cell.source.startswith("#")
+            kind = "slide" if first else "-" if together <= room else "subslide"
+            room = (room if kind == "-" else ROOM) - rest.pop(0)
+            cell.metadata["slideshow"] = {"slide_type": kind}
+            cell.source = written(cell.source) if text else cell.source
+            cells.append(cell)
     notebook.cells = cells
     return notebook
 

@@ -248,7 +248,8 @@ figure
 # %% [markdown]
 # If the data were one point all paths would be straight, in flow matching *and* in EDM, whose
 # state is $y=x_0+rz$; only on the circle $\alpha^2+\sigma^2=1$ they are arcs. Of any other law no
-# scaling makes them straight: they bend where the modes part, in all three pictures.
+# scaling makes them straight: they bend where the modes part, in all three pictures (in EDM's that
+# is the last twentieth).
 #
 # ## Three losses, one loss
 #

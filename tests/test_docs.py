@@ -183,6 +183,62 @@ def test_words_lead_to_what_exists(homes: dict[str, dict[str, Any]]) -> None:
         assert re.search(rf"^{word}$", text, re.MULTILINE), word
 
 
+# ---- slides ----
+
+
+def cell(source: str, tags: str = "", **outputs: str) -> Any:
+    """A cell of code that printed or drew something."""
+    nbformat = pytest.importorskip("nbformat")
+    made = nbformat.v4.new_code_cell(source)
+    made.metadata["tags"] = [tags] if tags else []
+    for kind, data in outputs.items():
+        mime = {"png": "image/png", "html": "text/html"}
+        made.outputs.append(
+            nbformat.v4.new_output("stream", text=data)
+            if kind == "text"
+            else nbformat.v4.new_output("display_data", {mime[kind]: data})
+        )
+    return made
+
+
+def test_slides_show_what_a_lecture_needs() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("latex2mathml")
+    text = nbformat.v4.new_markdown_cell("# 1. A\n\n*Needs `x`; runs.*\n\n## B\n\n$a$ and `$b`")
+    film, drawing = cell("movie()", html="film"), cell("plot()", "hide-input", html="film")
+    claim, solution = cell("print(1)", text="1"), cell("assert 1", "hide-cell", text="no")
+    long, needs = cell("\n".join(["x = 1"] * 40), text="2"), cell("install()", "hide-input")
+    cells = [text, needs, claim, drawing, film, long, solution]
+    shown = beside("slides").slides(nbformat.v4.new_notebook(cells=cells)).cells
+    kinds = [(c.metadata["slideshow"]["slide_type"], c.source.split("\n")[0]) for c in shown]
+    assert kinds == [
+        ("slide", "# 1. A"),
+        ("slide", "## B"),
+        ("-", "print(1)"),
+        ("-", "plot()"),
+        ("subslide", "movie()"),  # the code keeps together with what it drew
+        ("-", "movie()"),
+        ("-", "x = 1"),
+    ]
+    assert "Needs" not in shown[0].source
+    assert "<mi>a</mi>" in shown[1].source
+    assert "`$b`" in shown[1].source
+    hidden = [c.metadata.get("transient", {}).get("remove_source", False) for c in shown[2:]]
+    assert hidden == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda path: path.stem
+)
+def test_every_slide_has_room(notebook: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("latex2mathml")
+    slides = beside("slides")
+    cells = filter(slides.shown, nbformat.read(notebook, as_version=4).cells)
+    for part in (part for whole in cells for part in slides.parts(whole)):
+        assert slides.height(part) < slides.ROOM * 1.1, part.source
+
+
 # ---- formulas ----
 
 
