@@ -180,6 +180,12 @@ def test_data_as_wide_as_the_noise_are_asked_at_the_start() -> None:
     assert Leap(3, 1.0).asked_at(sde, steep) == pytest.approx(4.0)
 
 
+def test_without_a_width_of_the_data_it_starts_as_exponential() -> None:
+    law = sg.Gaussian(sg.VP(), torch.zeros(2), 0.5)
+    found, plain = (sg.sample(law, 5, 5, seed=0, solver=s) for s in (Leap(3), sg.Exponential(3)))
+    assert torch.equal(found, plain)
+
+
 def test_it_is_the_default_of_a_flow() -> None:
     score = line(VP())
     assert type(default_solver(score)) is Leap

@@ -78,7 +78,8 @@ class Leap(Exponential):
     wide as the data, if that is earlier. As steps become short t*
     comes to T by the square of their length, so the order is that of ``Exponential``. Everywhere
     else (a start in the middle of the path, a first step that is no longer than that, eta > 0, a
-    ``reference`` of variance 0, which knows no width of the data) it is ``Exponential``. The 0.4 and the 5 were chosen with the default grid.
+    ``reference`` of variance 0, which knows no width of the data) it is ``Exponential``.
+    The 0.4 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
 
