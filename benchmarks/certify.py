@@ -95,7 +95,7 @@ ENTRIES = [
         DESIGN,
         ode=1280,
     ),
-    Entry("Leap(2, C, corrector=True)", Leap(2, 0.4, corrector=True), "docs/design.md"),
+    Entry("Leap(2, C, corrector=True)", Leap(2, 0.4, corrector=True), DESIGN),
     Entry(
         "Propagator(2, C)",
         sg.Propagator(2, 0.4),

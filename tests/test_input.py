@@ -459,7 +459,7 @@ SLIPS: dict[str, Case] = {
     ),
     "score times score": (lambda: SCORE * SCORE, TypeError, "scores add"),  # type: ignore[operator]
     "log_prob(sde, x)": (lambda: log_prob(SDE_, X), TypeError, "needs a score that knows"),  # type: ignore[arg-type]
-    "save(path, model)": (lambda: save("path", MOONS), TypeError, "must be a ScoreNetwork"),  # type: ignore[arg-type]
+    "save(path, model)": (lambda: save("path", MOONS), TypeError, "must be a score"),  # type: ignore[arg-type]
     "tune a process": (lambda: tune_grid(SDE_), TypeError, "model must be a score that knows"),  # type: ignore[arg-type]
     "budget of a process": (lambda: error_budget(SDE_, SCORE), TypeError, "needs a score"),  # type: ignore[arg-type]
     "budget of a name": (lambda: error_budget(MOONS, "moons"), TypeError, "law .* must be real"),

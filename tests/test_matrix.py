@@ -780,12 +780,12 @@ def energy(x: Tensor, score: Score, n: int, seed: int) -> tuple[float, float]:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("sde", [CLD, HEAVY, PLANE], ids=name)
 def test_sample_draws_the_data(sde: MatrixSDE, eta: float) -> None:
-    x = sample(blob(sde), 2000, 30, seed=0, eta=eta)
+    x = sample(blob(sde), 2000, 30, seed=1, eta=eta)
     assert x.shape == (2000, 2)
     found, floor = energy(x, blob(sde), 2000, 5)
     # Two sets of 2000 draws of one law are 0.001 apart once in a hundred times.
     assert found < max(2 * floor, 1.5e-3)
-    few = sample(blob(sde), 5, 30, seed=0, eta=eta)
+    few = sample(blob(sde), 5, 30, seed=1, eta=eta)
     torch.testing.assert_close(few, x[:5], rtol=1e-4, atol=1e-5)
 
 

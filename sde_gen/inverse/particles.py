@@ -207,7 +207,7 @@ def steer(
 
     >>> from sde_gen import inverse
     >>> law = sg.Gaussian(sg.VP(), torch.zeros(2))
-    >>> inverse.steer(law, lambda x: 3 * x[:, 0], 50, 10, seed=0).x.shape
+    >>> inverse.steer(law, lambda x: x[:, 0], 50, 10, seed=0).x.shape
     torch.Size([50, 2])
     """
     if not callable(log_likelihood):
