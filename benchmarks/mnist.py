@@ -344,21 +344,26 @@ def described(device: torch.device) -> str:
 class Judge:
     """A support vector machine trained on the real training images, and their statistics."""
 
-    def __init__(self, train: Labelled) -> None:
+    def __init__(self, train: Labelled, levels: int = LEVELS) -> None:
         from sklearn.svm import SVC
 
-        self.x = centre(train.x.long(), LEVELS)
+        self.levels, self.x = levels, centre(train.x.long(), levels)
         self.svc: Any = SVC(C=10).fit(self.x.flatten(1).numpy(), train.y.numpy())
 
     def features(self, x: Tensor) -> Tensor:
         """The ten decision values."""
         return torch.from_numpy(self.svc.decision_function(x.flatten(1).numpy()))
 
+    def taken(self, levels: Tensor) -> Tensor:
+        """The classes (N,) that images are taken for, levels (N, 1, 28, 28)."""
+        x = centre(levels.long(), self.levels)
+        return torch.from_numpy(self.svc.predict(x.flatten(1).numpy()))
+
     def grade(self, levels: Tensor, y: Tensor) -> dict[str, float]:
         """What the table says of images, levels (N, 1, 28, 28)."""
-        x = centre(levels.long(), LEVELS)
+        x = centre(levels.long(), self.levels)
         near = metrics.nearest_neighbour_distance(x, self.x)
-        right = torch.from_numpy(self.svc.predict(x.flatten(1).numpy())) == y
+        right = self.taken(levels) == y
         return {
             "accuracy": float(right.double().mean()),
             "frechet": metrics.frechet_distance(x, self.x, self.features),
@@ -381,13 +386,13 @@ def gaussians(train: Labelled, y: Tensor) -> Tensor:
     return quantise(z.clamp(-1, 1).float().reshape(-1, 1, SIDE, SIDE), LEVELS)
 
 
-def independent(split: Split) -> float:
+def independent(split: Split, levels: int = LEVELS) -> float:
     """Bits a dimension of the test images under independent pixels, each a histogram of the
     training images with one count more, spread over all levels."""
-    counts = torch.zeros(SIDE**2, LEVELS, dtype=torch.float64)
     seen, tested = (part.x.long().flatten(1).T for part in split)
+    counts = torch.zeros(len(seen), levels, dtype=torch.float64)
     counts.scatter_add_(1, seen, torch.ones_like(seen, dtype=torch.float64))
-    law = (counts + 1 / LEVELS) / (seen.shape[1] + 1)
+    law = (counts + 1 / levels) / (seen.shape[1] + 1)
     return -float(law.log2().gather(1, tested).mean())
 
 
