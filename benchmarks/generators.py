@@ -6,16 +6,16 @@ divides it between its autoencoder and its score. The rows:
 
 *VAE, N(0, I)*: all numbers of its bound learned, none weighted; sampled from its prior. *VAE,
 mixture*: the same network, a Gaussian mixture fitted to the codes of each class. *hierarchical
-VAE*: three levels, told the class. *GAN*: convolutional, non-saturating with R1, averaged, told the
-class. *latent score*: a VAE for two thirds of the time, which is also judged with N(0, I) (*its
+VAE*: three levels, told the class. *GAN*: convolutional, non-saturating with R1, averaged, told
+the class. *latent score*: a VAE for two thirds of the time, which is also judged with N(0, I) (*its
 VAE*), and the score of its codes, told the class. *unified*: a deterministic encoder whose noise
 is one number, without a weight anywhere, otherwise the same; its reconstruction is *its floor*.
 *pixel score*: a U-Net. No autoencoder is told a class. Samples of the VAEs are E[x | z].
 
-The judge is that of ``mnist.py``. *Frechet*: in the judge's decision values, over that of real test
-images; *accuracy*: samples that are taken for the digit asked for; *coverage* of the classes as they
-are taken; *nearest*: median distance to a training image; *sharpness*: power of the finer waves over
-that of the data. *rate* and *distortion*: bits a dimension of test images, the distortion minus
+The judge is that of ``mnist.py``. *Frechet*: in the judge's decision values, over that of real
+test images; *accuracy*: samples that are taken for the digit asked for; *coverage* of the classes
+as they are taken; *nearest*: median distance to a training image; *sharpness*: power of the finer
+waves over that of the data. *rate* and *distortion*: bits a dimension of test images, the distortion minus
 the log of probabilities over the levels, the rate of a latent score model the bound in bits that
 its path gives; of the pixel score model the bits by its flow, of the first images alone.
 
@@ -24,8 +24,11 @@ The *curve* trains the unified form for several levels of the encoder's noise: r
 Three stages, each of which needs the files of the one before: ``pack`` (the data), ``train`` (all
 that a model gives, written as soon as it is known), ``judge`` (table, picture).
 
+A fourth, ``keep``, copies the models of digits that the notebooks load to ``notebooks``.
+
     python benchmarks/generators.py [--quick] [--minutes M] [--tasks digits mnist] [--work DIR]
-                                    [--data FILE] [--stage pack train judge] [--only MODEL ...]
+                                    [--data FILE] [--stage pack train judge keep]
+                                    [--only MODEL ...]
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +62,8 @@ STDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 STD = 0.1
 """That of the unified form in the table."""
 CALLS = 25
+KEPT = ("vae", "gan", "latent", "unified")
+"""Models of digits that the notebooks load."""
 
 
 class Task(NamedTuple):
@@ -74,6 +80,10 @@ class Task(NamedTuple):
     """Of the autoencoder at full resolution."""
     channels: int
     """Of the U-Net."""
+    score: int
+    """Width of the network of latents."""
+    rival: int
+    """Width of the GAN."""
     batch: int = 64
 
     @property
@@ -102,6 +112,8 @@ class Row(NamedTuple):
     """Test data -> bits a dimension of rate and distortion; no rate where there is the sum."""
     told: bool = True
     """Whether it knows the classes."""
+    model: Any = None
+    """What is kept."""
 
 
 # --- train ---------------------------------------------------------------------------------------
@@ -154,7 +166,7 @@ def plain(task: Task) -> dict[str, Row]:
             return bits(vae.codec.cost(test.x.long(), sg.Streams(1)))
 
     return {
-        "VAE, N(0, I)": Row(lambda y: vae.sample(len(y), 0), 1, cost, told=False),
+        "VAE, N(0, I)": Row(lambda y: vae.sample(len(y), 0), 1, cost, False, vae),
         "VAE, mixture": Row(lambda y: mixed.sample(len(y), 0, y=y), 1),
         "VAE, reconstruction": Row(rebuilt(vae.codec, task), 2),
     }
@@ -188,18 +200,20 @@ def hierarchical(task: Task) -> dict[str, Row]:
         unit = math.prod(task.shape) * math.log(2)
         return float(rates.sum(1).mean()) / unit, float(distortion.mean()) / unit
 
-    return {"hierarchical VAE": Row(lambda y: model.sample(len(y), 0, y=y), model.calls, cost)}
+    row = Row(lambda y: model.sample(len(y), 0, y=y), model.calls, cost, model=model)
+    return {"hierarchical VAE": row}
 
 
 def gan(task: Task) -> dict[str, Row]:
     """Conditional, with R1."""
-    model = fit(GAN(task.shape, 32, 32, classes=CLASSES), task.x, task.train.y, task, 1, lr=1e-3)
-    return {"GAN": Row(lambda y: model.sample(len(y), 0, y=y), 1)}
+    model = GAN(task.shape, 32, task.rival, classes=CLASSES)
+    model = fit(model, task.x, task.train.y, task, 1, lr=1e-3)
+    return {"GAN": Row(lambda y: model.sample(len(y), 0, y=y), 1, model=model)}
 
 
 def with_score(codec: Autoencoder, task: Task, part: float) -> LatentModel:
     """A score of the latents of a trained autoencoder."""
-    net = MLP((task.latent,), 256, 3, classes=CLASSES, dropout=0.1)
+    net = MLP((task.latent,), task.score, 3, classes=CLASSES, dropout=0.1)
     model = LatentModel.of(codec, net, sg.VP(), task.x)
     draws = 1 if codec.std else 4
     score = fit(model.score, model.codes(task.x, draws), task.train.y.repeat(draws), task, part)
@@ -215,7 +229,7 @@ def latent_row(model: LatentModel) -> Row:
     def cost(test: Labelled) -> tuple[float, float]:
         return bits(latent.bound(model.given(y=test.y), test.x.long(), draws=8))
 
-    return Row(draw, CALLS + 1, cost)
+    return Row(draw, CALLS + 1, cost, model=model)
 
 
 def latent_score(task: Task) -> dict[str, Row]:
@@ -259,7 +273,7 @@ def pixel(task: Task) -> dict[str, Row]:
     def draw(y: Tensor) -> Tensor:
         return sg.sample(model.given(y=y), len(y), CALLS, 0, chunk=250)
 
-    return {"pixel score": Row(draw, CALLS, cost)}
+    return {"pixel score": Row(draw, CALLS, cost, model=model)}
 
 
 MODELS: dict[str, Callable[[Task], dict[str, Row]]] = {
@@ -281,6 +295,8 @@ def learn(name: str, task: Task, folder: Path) -> None:
     record: dict[str, Any] = {"cpu_seconds": time.process_time() - start, "rows": {}}
     y = torch.arange(task.samples) % CLASSES
     for i, (row, about) in enumerate(rows.items()):
+        if about.model is not None:
+            save(about.model, folder / name)
         began = time.process_time()
         x = quantise(about.draw(y), task.levels).to(torch.uint8)
         each = (time.process_time() - began) / len(y)
@@ -438,10 +454,10 @@ def _any(words: tuple[str, ...], name: str) -> bool:
 def task_of(name: str, minutes: float, samples: int, file: Path) -> Task:
     """The data and what suits them."""
     if name == "mnist":
-        return Task(*mnist.unpack(file), 256, 60 * minutes, samples, 32, 8, 16)
+        return Task(*mnist.unpack(file), 256, 60 * minutes, samples, 32, 8, 16, 256, 32)
     parts = [data.digits(split) for split in ("train", "test")]
     levels = [Labelled(quantise(x, 17).to(torch.uint8), y) for x, y in parts]
-    return Task(levels[0], levels[1], 17, 15 * minutes, min(samples, 500), 16, 16, 16)
+    return Task(levels[0], levels[1], 17, 20 * minutes, min(samples, 500), 16, 16, 16, 64, 16)
 
 
 def main() -> None:
@@ -449,10 +465,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="seconds for each model")
     parser.add_argument(
-        "--minutes", type=float, help="CPU time of each model (default 3); digits get a quarter"
+        "--minutes", type=float, help="CPU time of each model (default 3); digits get a third"
     )
     parser.add_argument("--tasks", nargs="+", choices=("digits", "mnist"))
-    parser.add_argument("--stage", nargs="+", choices=("pack", "train", "judge"))
+    parser.add_argument("--stage", nargs="+", choices=("pack", "train", "judge", "keep"))
     parser.add_argument("--only", nargs="*", choices=[*MODELS, "curve"], help="train these")
     parser.add_argument("--work", type=Path, help="where data, samples and figures go")
     parser.add_argument("--data", type=Path, help="MNIST as `pack` wrote it (default: in WORK)")
@@ -472,6 +488,9 @@ def main() -> None:
                 curve(task, work / name)
             else:
                 learn(model, task, work / name)
+    for model in KEPT if "keep" in stages else ():
+        folder = HERE.parent / "notebooks" / "checkpoints" / model
+        shutil.copytree(work / "digits" / model, folder, dirs_exist_ok=True)
     if "judge" in stages:
         found = {name: judged(task, work / name) for name, task in tasks.items()}
         for name, part in found.items():
