@@ -7,17 +7,18 @@ divides it between its autoencoder and its score. The rows:
 *VAE, N(0, I)*: all numbers of its bound learned, none weighted; sampled from its prior. *VAE,
 mixture*: the same network, a Gaussian mixture fitted to the codes of each class. *hierarchical
 VAE*: three levels, told the class. *GAN*: convolutional, non-saturating with R1, averaged, told
-the class. *latent score*: a VAE for two thirds of the time, which is also judged with N(0, I) (*its
-VAE*), and the score of its codes, told the class. *unified*: a deterministic encoder whose noise
-is one number, without a weight anywhere, otherwise the same; its reconstruction is *its floor*.
-*pixel score*: a U-Net. No autoencoder is told a class. Samples of the VAEs are E[x | z].
+the class. *latent score*: a VAE for two thirds of the time, which is also judged with N(0, I)
+(*its VAE*), and the score of its codes, told the class. *unified*: the same with a deterministic
+encoder whose noise is one number. *reconstruction*: decode(encode(x)) of test images, the floor
+of what goes through these latents. *pixel score*: a U-Net. No autoencoder is told a class. Samples of the VAEs are E[x | z].
 
 The judge is that of ``mnist.py``. *Frechet*: in the judge's decision values, over that of real
 test images; *accuracy*: samples that are taken for the digit asked for; *coverage* of the classes
 as they are taken; *nearest*: median distance to a training image; *sharpness*: power of the finer
-waves over that of the data. *rate* and *distortion*: bits a dimension of test images, the distortion minus
-the log of probabilities over the levels, the rate of a latent score model the bound in bits that
-its path gives; of the pixel score model the bits by its flow, of the first images alone.
+waves over that of the data. *rate* and *distortion*: bits a dimension of test images, the
+distortion minus the log of probabilities over the levels, the rate of a latent score model the
+bound in bits that its path gives; of the pixel score model the bits by its flow, of the first
+100 images alone.
 
 The *curve* trains the unified form for several levels of the encoder's noise: rate and distortion.
 

@@ -322,18 +322,15 @@ def colleague(n):
 
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-grades["colleague"] = grade(*colleague(500))
-print(
-    "Fréchet / floor {:.2f}, accuracy {:.2f}, coverage {:.2f}, sharpness {:.2f}, nearest {:.2f}".format(
-        grades["colleague"][0] / floor, *grades["colleague"][1:]
-    )
-)
+frechet, right, cover, sharp, near = grade(*colleague(500))
+print(f"Fréchet / floor {frechet / floor:.2f}, accuracy {right:.2f}, coverage {cover:.2f},")
+print(f"sharpness {sharp:.2f}, nearest {near:.2f}")
 print(
     "It copies. Real images are",
     f"{grades['test images'][4]:.2f} from the nearest training image.",
 )
-assert grades["colleague"][4] == 0 < grades["test images"][4]
-assert grades["colleague"][0] < floor
+assert near == 0 < grades["test images"][4]
+assert frechet < floor
 
 # %% [markdown]
 # **2.** *A class too few.* Take the test images without the digit 8. By how much does each number

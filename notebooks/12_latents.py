@@ -89,12 +89,11 @@ for (name, law), colour in zip(laws.items(), (BLUE, RED, GREEN), strict=True):
     x = law.sample(400, torch.Generator().manual_seed(0))
     for std in asked:
         rate = latent.bound(of_one(law, std), x, draws=4).rate.mean()
-        value, error, exact = float(rate.value), float(rate.standard_error), information(law, std)
-        ax.plot(std, value / BIT, "o", color=colour)
-        print(
-            f"{name:10} noise {std:4}: {value / BIT:.3f} ± {error / BIT:.3f} bits, exact {exact:.3f}"
-        )
-        assert abs(value / BIT - exact) < 4 * error / BIT + 0.01
+        value, error = float(rate.value) / BIT, float(rate.standard_error) / BIT
+        exact = information(law, std)
+        ax.plot(std, value, "o", color=colour)
+        print(f"{name:10} noise {std:4}: {value:.3f} ± {error:.3f} bits, exact {exact:.3f}")
+        assert abs(value - exact) < 4 * error + 0.01
 ax.set(xlabel=r"noise $\sigma$ of the latent", ylabel="bits", ylim=(0, 6))
 ax.legend(frameon=False, title="law of the latents")
 assert abs(information(normal, 0.1) - 0.5 * math.log2(101)) < 1e-3
@@ -248,10 +247,9 @@ for level in grid:
 lost = torch.tensor(lost, dtype=torch.float64) / (2 * grid) / BIT  # bits for each e-fold of w
 steps = grid.log().diff() * (lost[1:] + lost[:-1]) / 2
 above = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
-print(
-    f"bits of an image, by this sum {above[0]:.1f}, by the bound {64 * float(found.rate.value):.1f}"
-)
-assert abs(above[0] - 64 * float(found.rate.value)) < 0.1 * above[0]
+bound = 64 * float(found.rate.value)
+print(f"bits of an image, by this sum {above[0]:.1f}, by the bound {bound:.1f}")
+assert abs(above[0] - bound) < 0.1 * bound
 
 shares = (0.05, 0.2, 0.5, 0.8)
 few = torch.stack([torch.nonzero(test.y == k)[0, 0] for k in range(10)])
@@ -311,20 +309,19 @@ assert abs(bits["latents alone"] - bits["yours"] - math.log2(10)) < 0.1
 cell = 2 / 256
 for std in (0.1, 0.01, 0.001):
     density = math.log2(std * math.sqrt(2 * math.pi))  # -log2 of the density at its mean
+    cells = density - math.log2(cell)  # taken for constant on a cell
     inside = math.erf(cell / 2 / (std * math.sqrt(2)))  # probability of the cell
     print(
-        f"deviation {std}: density {density:6.2f}, density on cells {density - math.log2(cell):6.2f},"
+        f"deviation {std}: density {density:6.2f}, density times cell {cells:6.2f},"
         f" probability {-math.log2(inside):.2f} bits"
     )
-print(
-    "A density has no unit of bits: it falls without end. Probabilities of levels do not go below 0."
-)
-assert density - math.log2(cell) < 0 <= -math.log2(inside)
+print("A density has no bits: it falls without end. Probabilities of levels do not go below 0.")
+assert cells < 0 <= -math.log2(inside)
 
 # %% [markdown]
 # **3.** *A weight on the KL.* With a weight $\beta$ the encoder of the PCA above makes
-# distortion $+\beta\,$rate small. Which deviation does it choose for $\beta=\frac14$ and $4$, and how
-# far from $-\log p(x)$ is rate + distortion there?
+# distortion $+\beta\,$rate small. Which deviation does it choose for $\beta=\frac14$ and $4$, and
+# how far from $-\log p(x)$ is rate + distortion there?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 for beta in (0.25, 1.0, 4.0):
