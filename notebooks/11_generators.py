@@ -15,8 +15,8 @@
 # therefore get wrong, and which number sees it?**
 #
 # First on the line, where every integral can be computed. Then digits: a VAE, a GAN and a latent
-# diffusion model, each trained for the same time of one CPU thread (`benchmarks/generators.py`
-# wrote the files in `checkpoints`), under the same judge.
+# diffusion model, trained for seconds on one CPU thread (`benchmarks/generators.py` wrote the
+# files in `checkpoints`), under the same judge.
 
 # %%
 # %matplotlib inline
@@ -106,13 +106,14 @@ assert abs(best["KL(p, q): VAE"][0] - mean) < 0.1  # the moments of the data
 assert abs(best["KL(p, q): VAE"][1] - spread) < 0.1
 assert abs(best["JS: GAN"][0] - PLACES[0]) < 0.4  # one mode
 assert best["JS: GAN"][1] < 1
+assert best["scores, no noise"] == best["KL(p, q): VAE"]
 figure
 
 # %% [markdown]
 # The likelihood pays without bound where there are data and no model, so the VAE **covers**, what
 # lies between included. JS pays at most $\log 2$, so a GAN may **leave out** a mode, and here
-# that is the best it can do. (The score without noise is that of a law as wide as *each*
-# mode is far from the middle; it is a mean square, and covers.)
+# that is the best it can do. With scores of a normal model, $\mathrm E|\nabla\log p-\nabla\log
+# q|^2$ is, by parts, least at mean and variance of the data, where the likelihood is largest.
 #
 # ## What score matching does not see, and why there is noise
 #
@@ -142,12 +143,13 @@ whole = float(torch.trapezoid(0.5 * errors * 2 * noises**2, noises.log()))
 parts = [normal(wide, m, WIDTH) for m in PLACES]
 step = float(wide[1] - wide[0])
 laws = [sum(w * part for w, part in zip(v, parts, strict=True)) for v in (WEIGHTS, WRONG)]
-truth = float((torch.xlogy(laws[0], laws[0]) - torch.xlogy(laws[0], laws[1])).sum() * step)
+ratio = torch.log(laws[0].clamp_min(1e-300) / laws[1].clamp_min(1e-300))
+truth = float((laws[0] * ratio).sum() * step)
 print(
     f"error of the scores without noise {score_error(0.0):.1e}, at its largest {errors.max():.2f}"
 )
 print(f"KL of the two laws {truth:.4f}; half the errors, summed over the noise added {whole:.4f}")
-assert score_error(0.0) < 0.02 * errors.max()
+assert score_error(0.0) < 0.05 * errors.max()
 assert abs(whole - truth) < 0.03 * truth
 
 figure = Figure(figsize=(9.5, 3.2), layout="constrained", dpi=120)
@@ -211,11 +213,13 @@ figure
 # ## Digits
 #
 # A VAE, sampled from $\mathcal N(0,I)$ and from a Gaussian mixture for each class on its codes; a
-# GAN; a diffusion model on the latents of a VAE. All had the same time.
+# diffusion model of the latents of the same VAE; and a GAN, which had as much time as these two
+# together.
 
 # %%
 train, test = data.digits("train"), data.digits("test")
-vae, gan, diffusion = (load(f"checkpoints/{name}") for name in ("vae", "gan", "latent"))
+gan, diffusion = load("checkpoints/gan"), load("checkpoints/latent")
+vae = contrast.VAE(diffusion.autoencoder)
 mixture = vae.with_mixture(train.x, train.y, components=3)
 y = torch.arange(500) % 10
 samples = {
