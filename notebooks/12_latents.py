@@ -97,8 +97,8 @@ for (name, law), colour in zip(laws.items(), (BLUE, RED, GREEN), strict=True):
 ax.set(xlabel=r"noise $\sigma$ of the latent", ylabel="bits", ylim=(0, 6))
 ax.legend(frameon=False, title="law of the latents")
 assert abs(information(normal, 0.1) - 0.5 * math.log2(101)) < 1e-3
-assert abs(information(peaks(2), 0.15) - 1) < 0.01
-assert abs(information(peaks(4), 0.08) - 2) < 0.03
+assert abs(information(peaks(2), 0.25) - 1) < 0.01
+assert abs(information(peaks(4), 0.15) - 2) < 0.03
 figure
 
 # %% [markdown]
