@@ -52,7 +52,7 @@ from mnist import CLASSES, HERE, Judge, LowTimes
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen import contrast, data, latent, metrics, plots
+from sde_gen import contrast, data, latent, plots
 from sde_gen.contrast import GAN, HVAE, VAE
 from sde_gen.data import Dequantise, Labelled, centre, quantise
 from sde_gen.latent import Elbo, LatentModel
@@ -341,7 +341,7 @@ def judged(task: Task, folder: Path) -> dict[str, Any]:
     rank = torch.stack([(task.test.y == c).cumsum(0) for c in range(CLASSES)])
     order = rank[task.test.y, torch.arange(len(task.test.y))].argsort(stable=True)
     real = Labelled(task.test.x[order][: len(y)], task.test.y[order][: len(y)])
-    rows = {"real test images": {"told": True, **graded(judge, *real)}}
+    rows = {"real test images": {"told": True, **judge.grade(*real)}}
     spent = {}
     for name in MODELS:
         file = folder / f"{name}.json"
@@ -350,7 +350,7 @@ def judged(task: Task, folder: Path) -> dict[str, Any]:
         record = json.loads(file.read_text())
         spent[name] = record["cpu_seconds"]
         for row, about in record["rows"].items():
-            rows[row] = {**about, **graded(judge, images(folder / about["file"]), y)}
+            rows[row] = {**about, **judge.grade(images(folder / about["file"]), y)}
     found = {"cpu_seconds": spent, "floor": rows["real test images"]["frechet"], "rows": rows}
     if (folder / "curve.json").exists():
         found["curve"] = json.loads((folder / "curve.json").read_text())["rows"]
@@ -361,14 +361,6 @@ def images(file: Path) -> Tensor:
     """Levels that were written."""
     with np.load(file) as found:
         return torch.from_numpy(found["x"])
-
-
-def graded(judge: Judge, levels: Tensor, y: Tensor) -> dict[str, float]:
-    """What the judge says, which classes are there, and how sharp they are."""
-    found = judge.grade(levels, y)
-    found["coverage"] = metrics.coverage(judge.taken(levels), torch.arange(CLASSES))
-    found["sharpness"] = metrics.sharpness(centre(levels.long(), judge.levels), judge.x)
-    return found
 
 
 def independent(task: Task) -> float:

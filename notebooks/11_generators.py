@@ -197,7 +197,7 @@ left.axhline(math.log(2), color=plots.QUIET, ls=":")
 left.set(title="JS by the best discriminator", xlabel=r"$\delta$", ylim=(0, 0.75))
 for (name, value), colour in zip(slopes.items(), (RED, BLUE), strict=True):
     right.semilogy(delta, value, color=colour, lw=2, label=name)
-right.set(title="slope of what the generator makes small", xlabel=r"$\delta$", ylim=(1e-9, 1e3))
+right.set(title="slope of what the generator makes small", xlabel=r"$\delta$", ylim=(1e-4, 1e3))
 right.legend(frameon=False)
 far = {name: value[-1] for name, value in slopes.items()}
 print(f"at delta = {delta[-1]:.1f}: slopes {far['log(1 - D)']:.0e} and {far['-log D']:.0f}")
