@@ -64,7 +64,7 @@ STDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 STD = 0.1
 """That of the unified form in the table."""
 CALLS = 25
-KEPT = ("gan", "latent", "unified")
+KEPT = ("gan", "unified")
 """Models of digits that the notebooks load."""
 
 
