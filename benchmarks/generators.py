@@ -248,9 +248,11 @@ def latent_score(task: Task) -> dict[str, Row]:
 def unified(task: Task) -> dict[str, Row]:
     """On an encoder of one noise."""
     codec = fit(task.codec(STD), task.x, None, task, 2 / 3, objective=Elbo())
+    same = VAE(codec)
     return {
         "latent score, unified": latent_row(with_score(codec, task, 1 / 3)),
         "unified, reconstruction": Row(rebuilt(codec, task), 2),
+        "unified, N(0, I)": Row(lambda y: same.sample(len(y), 0), 1, told=False),
     }
 
 

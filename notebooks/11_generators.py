@@ -28,6 +28,7 @@ from sklearn.svm import SVC
 
 import sde_gen as sg
 from sde_gen import contrast, data, metrics, plots
+from sde_gen.latent import LatentModel
 from sde_gen.training import load
 
 BLUE, RED, GREEN, PINK, GOLD = plots.COLOURS[:5]
@@ -218,7 +219,8 @@ figure
 
 # %%
 train, test = data.digits("train"), data.digits("test")
-gan, diffusion = load("checkpoints/gan"), load("checkpoints/unified")
+gan = load("checkpoints/gan", kind=contrast.GAN)
+diffusion = load("checkpoints/unified", kind=LatentModel)
 vae = contrast.VAE(diffusion.autoencoder)
 mixture = vae.with_mixture(train.x, train.y, components=3)
 y = torch.arange(500) % 10

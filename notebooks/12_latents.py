@@ -202,7 +202,7 @@ figure
 # logarithm of probabilities of levels that sum to 1.
 
 # %%
-model = load("checkpoints/unified")
+model = load("checkpoints/unified", kind=LatentModel)
 train, test = data.digits("train"), data.digits("test")
 found = latent.bound(model.given(y=test.y), test.x, draws=8).bits_per_dim.mean()
 with torch.no_grad():
