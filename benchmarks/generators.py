@@ -324,7 +324,8 @@ def curve(task: Task, folder: Path) -> None:
         model = with_score(codec, task, 1 / 3)
         cost = latent.bound(model.given(y=task.test.y), task.test.x.long(), draws=8)
         rate, distortion = bits(cost)
-        rows.append({"std": std, "rate": rate, "distortion": distortion})
+        about = {"std": std, "cpu_seconds": task.seconds}
+        rows.append({**about, "rate": rate, "distortion": distortion})
         print(f"  {rows[-1]}", flush=True)
         note(folder / "curve.json", {"rows": rows})
 
@@ -407,20 +408,20 @@ def tell(name: str, found: dict[str, Any]) -> None:
     print(f"\nindependent pixels: {found['independent pixels']:.3f} bits a dimension\n")
     if "curve" in found:
         lines = [[f"{v:.3f}" for v in row.values()] for row in found["curve"]]
-        _report.table(["encoder's noise", "rate", "distortion"], lines)
+        _report.table(["encoder's noise", "CPU seconds", "rate", "distortion"], lines)
 
 
 def draw(tasks: dict[str, Task], work: Path, found: dict[str, Any], path: Path) -> None:
     """A line for each task: real images and samples of each model, a class a row."""
     from matplotlib.figure import Figure
 
-    skipped = ("reconstruction", "its")
+    skipped = ("reconstruction", "its", "unified, N")
     names = list(
         dict.fromkeys(
             row for part in found.values() for row in part["rows"] if not _any(skipped, row)
         )
     )
-    figure = Figure(figsize=(2.05 * len(names), 2.45 * len(found)), layout="constrained", dpi=150)
+    figure = Figure(figsize=(1.6 * len(names), 2.8 * len(found)), layout="constrained", dpi=150)
     axes = figure.subplots(len(found), len(names), squeeze=False)
     for i, (name, part) in enumerate(found.items()):
         task = tasks[name]
@@ -434,7 +435,8 @@ def draw(tasks: dict[str, Task], work: Path, found: dict[str, Any], path: Path) 
                 ax.axis("off")
                 continue
             shown = torch.cat([x[labels == c][:6] for c in range(CLASSES)])
-            plots.image_grid(centre(shown.long(), task.levels), CLASSES, None, row, ax)
+            plots.image_grid(centre(shown.long(), task.levels), CLASSES, None, "", ax)
+            ax.set_title(f"{name}:\n{row}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     print(f"wrote {path}")

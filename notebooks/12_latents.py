@@ -234,17 +234,19 @@ assert found.rate.value * 64 / 16 < 0.5 * math.log2(1 + 1 / model.level)
 
 # %%
 score = model.score
-c = model.posterior(test.x)[0].detach()
+with torch.no_grad():
+    c, v = model.posterior(test.x)  # v: latents of less deviation have more noise for theirs
 grid = torch.logspace(math.log10(model.level), 4, 60, dtype=torch.float64)
 g = torch.Generator().manual_seed(4)
 lost = []
 for level in grid:
     t = sde.time_at(-torch.log(level)).clamp(model.end, sde.T)
-    alpha = float(sde.alpha(t))
-    y = alpha * (c + math.sqrt(level) * torch.randn(c.shape, generator=g))
+    e = torch.randn(c.shape, generator=g)
+    y = float(sde.alpha(t)) * (c + (v + float(level)).sqrt() * e)
+    wanted = c + v / (v + float(level)).sqrt() * e  # E[latent | y, x]
     with torch.no_grad():
         denoised = score.given(y=test.y).evaluate(y, t).denoised
-    lost.append(float((c - denoised).double().square().sum(1).mean()))
+    lost.append(float((wanted - denoised).double().square().sum(1).mean()))
 lost = torch.tensor(lost, dtype=torch.float64) / (2 * grid) / BIT  # bits for each e-fold of w
 steps = grid.log().diff() * (lost[1:] + lost[:-1]) / 2
 above = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
