@@ -230,7 +230,8 @@ assert found.rate.value * 64 / 16 < 0.5 * math.log2(1 + 1 / model.level)
 # The rate is an integral over the noise, from much to little: the first bits are those that are
 # still seen through much noise. Send only the part above a level $w$, and let the receiver draw
 # the rest from the model: with few bits there comes some digit, with more the right one, with all
-# of them its strokes.
+# of them its strokes. (Bits are counted beyond the class, which the score is told; what is drawn
+# is drawn without it.)
 
 # %%
 score = model.score
@@ -287,7 +288,7 @@ figure
 def of_scaled(factor, std):
     """Latents factor * x + std e of normal data, and their true prior."""
     pair = Pair(lambda x: factor * x, lambda z: z / factor, (1,), (1,), std=std).double()
-    facts = sg.Facts.of(factor * normal.sample(4000, torch.Generator().manual_seed(6)))
+    facts = sg.Facts.of(factor * normal.sample(4000, torch.Generator().manual_seed(6)), "all")
     return LatentModel(pair, sg.Gaussian(sde, torch.zeros(1).double(), 1.0).with_facts(facts))
 
 
