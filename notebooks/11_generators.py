@@ -17,6 +17,19 @@
 # First on the line, where every integral can be computed. Then digits: a VAE, a GAN and a latent
 # diffusion model, trained for seconds on one CPU thread (`benchmarks/generators.py` wrote the
 # files in `checkpoints`), under the same judge.
+#
+# *Needs `sde-gen[data]` and the folder `checkpoints`; runs in half a minute on one CPU core.*
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Where sde_gen is missing it is installed: from this checkout, or else from the package index.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("sde_gen") is None:
+    source = ".." if Path("../setup.cfg").exists() else "sde-gen"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{source}[data]"], check=True)
 
 # %%
 # %matplotlib inline
@@ -87,17 +100,10 @@ for m in means.tolist():
         for name, value in zip(found, (kl(p, q), js(p, q), fisher(p, q, m, s)), strict=True):
             found[name].append(value)
 
-figure = Figure(figsize=(12, 3.3), layout="constrained", dpi=120)
 best = {}
-for ax, (name, values), colour in zip(
-    figure.subplots(1, 3), found.items(), (BLUE, RED, GREEN), strict=True
-):
+for name, values in found.items():
     i, j = divmod(int(torch.tensor(values).argmin()), len(stds))
     m, s = best[name] = float(means[i]), float(stds[j])
-    ax.fill_between(line, p, color="0.85", label="data")
-    ax.plot(line, normal(line, m, s), color=colour, lw=2, label=f"best: {m:.2g} ± {s:.2g}")
-    ax.set(title=name, xlim=(-5, 5), yticks=[], ylim=(0, 0.85))
-    ax.legend(frameon=False, fontsize="small", loc="upper right")
     print(f"{name:17} mean {m:5.2f}, deviation {s:.2f}")
 mean = sum(w * m for w, m in zip(WEIGHTS, PLACES, strict=True))
 spread = math.sqrt(
@@ -108,6 +114,16 @@ assert abs(best["KL(p, q): VAE"][1] - spread) < 0.1
 assert abs(best["JS: GAN"][0] - PLACES[0]) < 0.4  # one mode
 assert best["JS: GAN"][1] < 1
 assert best["scores, no noise"] == best["KL(p, q): VAE"]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+figure = Figure(figsize=(12, 3.3), layout="constrained", dpi=120)
+for ax, (name, (m, s)), colour in zip(
+    figure.subplots(1, 3), best.items(), (BLUE, RED, GREEN), strict=True
+):
+    ax.fill_between(line, p, color="0.85", label="data")
+    ax.plot(line, normal(line, m, s), color=colour, lw=2, label=f"best: {m:.2g} ± {s:.2g}")
+    ax.set(title=name, xlim=(-5, 5), yticks=[], ylim=(0, 0.85))
+    ax.legend(frameon=False, fontsize="small", loc="upper right")
 figure
 
 # %% [markdown]
@@ -153,6 +169,7 @@ print(f"KL of the two laws {truth:.4f}; half the errors, summed over the noise a
 assert score_error(0.0) < 0.05 * errors.max()
 assert abs(whole - truth) < 0.03 * truth
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(9.5, 3.2), layout="constrained", dpi=120)
 left, right = figure.subplots(1, 2)
 left.plot(wide, laws[0], color="black", lw=2, label="data")
@@ -191,6 +208,12 @@ for d in delta.tolist():
         (slope,) = torch.autograd.grad(wish.mean(), shift, retain_graph=True)
         slopes[name].append(float(slope.abs()))
 
+far = {name: value[-1] for name, value in slopes.items()}
+print(f"at delta = {delta[-1]:.1f}: slopes {far['log(1 - D)']:.0e} and {far['-log D']:.0f}")
+assert abs(values[-1] - math.log(2)) < 1e-3
+assert far["log(1 - D)"] < 1e-3 < far["-log D"]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(9.5, 3.2), layout="constrained", dpi=120)
 left, right = figure.subplots(1, 2)
 left.plot(delta, values, color="black", lw=2)
@@ -200,10 +223,6 @@ for (name, value), colour in zip(slopes.items(), (RED, BLUE), strict=True):
     right.semilogy(delta, value, color=colour, lw=2, label=name)
 right.set(title="slope of what the generator makes small", xlabel=r"$\delta$", ylim=(1e-4, 1e3))
 right.legend(frameon=False)
-far = {name: value[-1] for name, value in slopes.items()}
-print(f"at delta = {delta[-1]:.1f}: slopes {far['log(1 - D)']:.0e} and {far['-log D']:.0f}")
-assert abs(values[-1] - math.log(2)) < 1e-3
-assert far["log(1 - D)"] < 1e-3 < far["-log D"]
 figure
 
 # %% [markdown]
@@ -233,6 +252,8 @@ samples = {
 with torch.no_grad():
     rebuilt = vae.codec.decode(vae.codec.encode(test.x))
 drawn = {"test images": (test.x, test.y), **{name: (x, y) for name, x in samples.items()}}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(12.5, 4.6), layout="constrained", dpi=120)
 for ax, (name, (x, labels)) in zip(figure.subplots(1, 5), drawn.items(), strict=True):
     rows = torch.cat([x[labels == c][:6] for c in range(10)])
@@ -302,6 +323,14 @@ with torch.no_grad():
 covariance = codes.T.cov().double()
 values, vectors = torch.linalg.eigh(covariance)
 plane = vectors[:, -2:].float()
+between = float(torch.stack([codes[train.y == k].mean(0) for k in range(10)]).var(0).sum())
+print(
+    f"variances {float(values.min()):.2f} to {float(values.max()):.2f}; of the means of classes,"
+    f" summed: {between:.1f}"
+)
+assert values.min() < 0.5  # directions that the prior is too wide in
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(11, 3.6), layout="constrained", dpi=120)
 a, b, c = figure.subplots(1, 3)
 for ax, z, title in ((a, codes, "codes of the data"), (b, prior, "the prior")):
@@ -311,12 +340,6 @@ c.bar(range(len(values)), values.sort(descending=True).values, color=BLUE)
 c.axhline(1, color=RED, label="prior")
 c.set(title="variance of the codes, by direction", ylim=(0, None))
 c.legend(frameon=False)
-between = float(torch.stack([codes[train.y == k].mean(0) for k in range(10)]).var(0).sum())
-print(
-    f"variances {float(values.min()):.2f} to {float(values.max()):.2f}; of the means of classes,"
-    f" summed: {between:.1f}"
-)
-assert values.min() < 0.5  # directions that the prior is too wide in
 figure
 
 # %% [markdown]

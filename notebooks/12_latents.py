@@ -17,6 +17,19 @@
 # The answer is noise: a number that is known to within $\sigma$ holds finitely many bits, and how
 # many depends on what else is known about it, the *prior*. First latents whose prior is known
 # exactly; then digits, with a latent diffusion model that `benchmarks/generators.py` trained.
+#
+# *Needs `sde-gen[data]` and the folder `checkpoints`; runs in half a minute on one CPU core.*
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Where sde_gen is missing it is installed: from this checkout, or else from the package index.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("sde_gen") is None:
+    source = ".." if Path("../setup.cfg").exists() else "sde-gen"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{source}[data]"], check=True)
 
 # %%
 # %matplotlib inline
@@ -82,23 +95,28 @@ normal = sg.GaussianMixture(sde, [1.0], torch.zeros(1, 1, dtype=torch.float64), 
 laws = {"normal": normal, "two peaks": peaks(2), "four peaks": peaks(4)}
 stds = torch.logspace(-2, 0.3, 40, dtype=torch.float64)
 asked = [0.02, 0.1, 0.4, 1.6]
-figure = Figure(figsize=(7.5, 3.6), layout="constrained", dpi=120)
-ax = figure.subplots()
-for (name, law), colour in zip(laws.items(), (BLUE, RED, GREEN), strict=True):
-    ax.semilogx(stds, [information(law, float(s)) for s in stds], color=colour, lw=2, label=name)
-    x = law.sample(400, torch.Generator().manual_seed(0))
+points = {}
+for name, law in laws.items():
+    x, points[name] = law.sample(400, torch.Generator().manual_seed(0)), []
     for std in asked:
         rate = latent.bound(of_one(law, std), x, draws=4).rate.mean()
         value, error = float(rate.value) / BIT, float(rate.standard_error) / BIT
         exact = information(law, std)
-        ax.plot(std, value, "o", color=colour)
+        points[name].append(value)
         print(f"{name:10} noise {std:4}: {value:.3f} ± {error:.3f} bits, exact {exact:.3f}")
         assert abs(value - exact) < 4 * error + 0.01
-ax.set(xlabel=r"noise $\sigma$ of the latent", ylabel="bits", ylim=(0, 6))
-ax.legend(frameon=False, title="law of the latents")
 assert abs(information(normal, 0.1) - 0.5 * math.log2(101)) < 1e-3
 assert abs(information(peaks(2), 0.25) - 1) < 0.01
 assert abs(information(peaks(4), 0.15) - 2) < 0.03
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+figure = Figure(figsize=(7.5, 3.6), layout="constrained", dpi=120)
+ax = figure.subplots()
+for (name, law), colour in zip(laws.items(), (BLUE, RED, GREEN), strict=True):
+    ax.semilogx(stds, [information(law, float(s)) for s in stds], color=colour, lw=2, label=name)
+    ax.plot(asked, points[name], "o", color=colour)
+ax.set(xlabel=r"noise $\sigma$ of the latent", ylabel="bits", ylim=(0, 6))
+ax.legend(frameon=False, title="law of the latents")
 figure
 
 # %% [markdown]
@@ -128,6 +146,8 @@ for std in asked:
     error = math.hypot(float(right.standard_error), float(wrong.standard_error)) / BIT
     print(f"noise {std:4}: {rows[std][1]:.3f} - {rows[std][0]:.3f} bits, KL {saved:.3f}")
     assert abs(rows[std][1] - rows[std][0] - saved) < 4 * error + 0.01
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(6.5, 3.0), layout="constrained", dpi=120)
 ax = figure.subplots()
 place = torch.arange(len(asked))
@@ -175,6 +195,8 @@ print(
 assert abs(sum(ours) - truth) < 0.05
 assert (rate.diff() < 0).all()
 assert (distortion.diff() > 0).all()
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(10, 3.3), layout="constrained", dpi=120)
 left, right = figure.subplots(1, 2)
 left.semilogx(noise, rate, color=BLUE, lw=2, label="rate")
@@ -266,6 +288,10 @@ for kept in shares:
     names.append(f"{float(above[i]):.0f} bits")
 names.append(f"all {float(above[0]):.0f} bits")
 rows.append(model.facts.units.decode(model.facts.units.encode(test.x[few])))
+print("distance to the test image:", [f"{d:.2f}" for d in distances])
+assert all(a > b for a, b in itertools.pairwise(distances))
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(10.5, 3.6), layout="constrained", dpi=120)
 left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
 plots.image_grid(torch.cat(rows), len(rows), names, "the rest drawn anew", left)
@@ -273,8 +299,6 @@ right.semilogx(grid.sqrt(), lost, color=BLUE, lw=2)
 right.fill_between(grid.sqrt(), lost, color=BLUE, alpha=0.15)
 right.set(xlabel=r"noise $\sqrt{w}$ on the latents", ylim=(0, None), xlim=(None, 30))
 right.set(title="bits of an image for each factor e of w")
-print("distance to the test image:", [f"{d:.2f}" for d in distances])
-assert all(a > b for a, b in itertools.pairwise(distances))
 figure
 
 # %% [markdown]
