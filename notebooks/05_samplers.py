@@ -364,7 +364,7 @@ assert tuned.ratio <= 1  # what does not win there is dropped for the default
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 # At T the state is almost pure noise and D almost constant: a low order costs nothing there.
-# In the middle it would cost the order: so the first step is made in parts there, in one more call.
+# In the middle it would cost the order: so the first step is made in parts, for one more call.
 middle = 0.35
 x_m = sg.solve(sde.probability_flow(ring), x_T, [sde.T, middle], sg.SciPy("DOP853", 1e-11, 1e-11))
 errors = []
