@@ -81,9 +81,9 @@ def test_the_seed_fixes_the_draw_and_every_file_has_its_turn() -> None:
     drawn = draw(root, 3, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
     assert drawn == draw(root, 3, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
     assert drawn != draw(root, 4, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
-    assert {m.file for m in drawn[:5]} == {
-        f"sde_gen/{name}.py" for name in ("ops", "mcmc/chains", "mcmc/methods", "mcmc/run",
-        "mcmc/targets")
+    assert {m.file for m in drawn[:6]} == {
+        f"sde_gen/{name}.py" for name in ("ops", "mcmc/chains", "mcmc/methods", "mcmc/modes",
+        "mcmc/run", "mcmc/targets")
     }  # fmt: skip
     alone = draw(root, 3, 8, ["sde_gen/ops.py"])
     assert alone == [m for m in drawn if m.file == "sde_gen/ops.py"]
