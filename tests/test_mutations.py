@@ -78,9 +78,9 @@ def test_faults_of_one_expression(old: str, new: list[str]) -> None:
 
 def test_the_seed_fixes_the_draw_and_every_file_has_its_turn() -> None:
     root = Path(mutations.ROOT)
-    drawn = draw(root, 3, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
-    assert drawn == draw(root, 3, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
-    assert drawn != draw(root, 4, 40, ["sde_gen/mcmc", "sde_gen/ops.py"])
+    drawn = draw(root, 3, 48, ["sde_gen/mcmc", "sde_gen/ops.py"])
+    assert drawn == draw(root, 3, 48, ["sde_gen/mcmc", "sde_gen/ops.py"])
+    assert drawn != draw(root, 4, 48, ["sde_gen/mcmc", "sde_gen/ops.py"])
     assert {m.file for m in drawn[:6]} == {
         f"sde_gen/{name}.py" for name in ("ops", "mcmc/chains", "mcmc/methods", "mcmc/modes",
         "mcmc/run", "mcmc/targets")
