@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ops import Time, as_labels, as_time, check_kind
 from ..scores import Score
-from ..scores.base import inherit
+from ..scores.base import Around, inherit
 from ..scores.bound import bound, check_batch, cut, expanded
 from ..scores.weights import Weight, as_weight, power, scale
 from ..sdes import Evaluation
@@ -26,10 +26,9 @@ Part = tuple[Tensor | float, dict[str, Any]]
 """A coefficient, and the conditions of the score that it multiplies, one row a sample."""
 
 
-class _Conditional(Score):
+class _Conditional(Around):
     """A linear combination of one score under several conditions; the coefficients sum to 1."""
 
-    score: Score
     nothing: dict[str, Any]
 
     def _bind(self, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,21 +43,6 @@ class _Conditional(Score):
             kept["y"] = as_labels(kept["y"])
             check_range(kept["y"], score.classes)
         return kept
-
-    @property
-    def device(self) -> torch.device:
-        """That of the score."""
-        return self.score.device
-
-    @property
-    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
-        """Those of the score."""
-        return self.score.takes
-
-    @property
-    def classes(self) -> int | None:
-        """Those of the score."""
-        return self.score.classes
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The combination of the scores, (B, *D)."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..moments import Moments, alike, isotropic
 from ..ops import Time, as_time, check_kind, check_number, full_precision, match, on_host
 from ..scores import Score, Sum
-from ..scores.base import inherit
+from ..scores.base import Around, inherit
 from ..scores.bound import check_batch
 from ..scores.weights import Weight, as_weight
 from ..sdes import Evaluation, LinearSDE, evaluate
@@ -31,7 +31,7 @@ from .conditions import check_pairs
 from .levels import level
 
 
-class Tempered(Score):
+class Tempered(Around):
     """p^a / Z, of a score s of p: colder for a > 1, hotter for a < 1.
 
     A reversal is a flow, drift b - g^2 s / 2, and Langevin dynamics, drift -eta^2 g^2 s / 2 with
@@ -76,25 +76,6 @@ class Tempered(Score):
     def power_of(self) -> tuple[float, Score]:
         """(a, the score of p): ``solve`` steps the same equation by it, and exactly so."""
         return self.a, self.score
-
-    @property
-    def device(self) -> torch.device:
-        """That of the score."""
-        return self.score.device
-
-    @property
-    def classes(self) -> int | None:
-        """Those of the score."""
-        return self.score.classes
-
-    @property
-    def takes(self) -> Any:
-        """Those of the score."""
-        return self.score.takes
-
-    def fingerprint(self) -> str | None:
-        """That of the score."""
-        return self.score.fingerprint()
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """(1 + a eta^2) / (1 + eta^2) s(x, t), (B, *D)."""

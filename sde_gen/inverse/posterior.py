@@ -13,12 +13,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..moments import alike
 from ..ops import Time, as_time, full_precision, match
 from ..scores import Score
+from ..scores.base import Around
 from ..scores.bound import check_batch
 from ..sdes import Evaluation, LinearSDE
 from .covariance import Covariance, DataCovariance, Here
@@ -26,7 +26,7 @@ from .observation import Observation
 from .whitened import Whitened, apply
 
 
-class Posterior(Score):
+class Posterior(Around):
     """The score of x given observations, for any solver at any eta: one call of the prior each.
 
     The law that is sampled is exact for Gaussian data (``DataCovariance`` with their moments, or
@@ -83,19 +83,14 @@ class Posterior(Score):
         return f"Posterior({type(self.prior).__name__}, {self.seen.observation})"
 
     @property
-    def device(self) -> torch.device:
-        """That of the prior."""
-        return self.prior.device
+    def around(self) -> Score:
+        """The prior."""
+        return self.prior
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of the prior, or of the operator's x."""
         return self.prior.shape or self.seen.observation.operator.shape
-
-    @property
-    def classes(self) -> int | None:
-        """Those of the prior."""
-        return self.prior.classes
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """grad log p_t(x | o), (B, *D)."""

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..ops import Time, as_time, check_callable, check_kind, match
 from ..scores import Score
-from ..scores.base import inherit
+from ..scores.base import Around, inherit
 from ..scores.weights import Weight, as_weight, scale
 from ..sdes import Evaluation, LinearSDE
 
 
-class Through(Score):
+class Through(Around):
     """s(z, t) + weight grad_z log f(xhat), xhat = E[x | zhat], zhat = E[z_0 | z_t = z].
 
     One call of the prior and one backward pass through it and the decoder. log f of the mean is
@@ -54,14 +54,9 @@ class Through(Score):
         inherit(self, [prior], {"weight": self.weight})
 
     @property
-    def device(self) -> torch.device:
-        """That of the prior."""
-        return self.prior.device
-
-    @property
-    def classes(self) -> int | None:
-        """Those of the prior."""
-        return self.prior.classes
+    def around(self) -> Score:
+        """The prior."""
+        return self.prior
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The guided score, (B, *latent)."""

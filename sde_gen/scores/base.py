@@ -193,7 +193,37 @@ class Score:
         return Sum([(self, -1.0)])
 
 
-class Given(Score):
+class Around(Score):
+    """A score made of one other: it lives where that does, and takes what that takes."""
+
+    score: Score
+
+    @property
+    def around(self) -> Score:
+        """The other."""
+        return self.score
+
+    @property
+    def device(self) -> torch.device:
+        """That of the other."""
+        return self.around.device
+
+    @property
+    def classes(self) -> int | None:
+        """Those of the other."""
+        return self.around.classes
+
+    @property
+    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Those of the other."""
+        return self.around.takes
+
+    def fingerprint(self) -> str | None:
+        """That of the other."""
+        return self.around.fingerprint()
+
+
+class Given(Around):
     """A score with context bound: ``score(x, t, **context)``.
 
     Tensors, and arrays and lists of numbers, hold one row a sample and follow the rows of the
@@ -212,25 +242,6 @@ class Given(Score):
         self.context = bound(score, context)
         self.tuned, self.factor = score.tuned, score.factor
         inherit(self, [score], self.context)
-
-    @property
-    def device(self) -> torch.device:
-        """That of the score."""
-        return self.score.device
-
-    @property
-    def classes(self) -> int | None:
-        """Those of the score."""
-        return self.score.classes
-
-    def fingerprint(self) -> str | None:
-        """That of the score."""
-        return self.score.fingerprint()
-
-    @property
-    def takes(self) -> Mapping[str, tuple[int | None, ...]]:
-        """Those of the score."""
-        return self.score.takes
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """score(x, t, **context), the context one row a sample."""
