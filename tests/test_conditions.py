@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import sde_gen as sg
 from sde_gen.data.sources import as_source
 from sde_gen.networks import MLP, DiT, Network, UNet
-from sde_gen.networks.blocks import CrossAttention, Gate, Space
+from sde_gen.networks.blocks import CrossAttention, Gate, Space, cut
 from sde_gen.networks.context import shapes_of
 from sde_gen.noise import Streams
 from sde_gen.scores import ScoreNetwork
@@ -272,14 +272,9 @@ def test_dit_has_the_published_size():
     assert round(sum(p.numel() for p in base.parameters()) / 1e6) == 131  # time features: width
 
 
-def test_patches_are_those_of_unfold_and_come_back():
-    net = DiT((3, 4, 6), 2, 8, 1, 1)
+def test_patches_are_those_of_unfold():
     x = torch.randn(2, 3, 4, 6)
-    assert torch.equal(net._cut(x), F.unfold(x, 2, stride=2).mT)
-    assert torch.equal(net._joined(net._cut(x)), x)
-    volume = DiT((2, 2, 4, 6), 2, 8, 1, 1)
-    x = torch.randn(2, 2, 2, 4, 6)
-    assert torch.equal(volume._joined(volume._cut(x)), x)
+    assert torch.equal(cut(x, 2).flatten(2), F.unfold(x, 2, stride=2))
 
 
 def test_a_layer_of_the_transformer_written_out():

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from sde_gen.networks import MLP, Network, UNet
-from sde_gen.networks.blocks import Attention, Block, Enlarge, Space, group_norm
+from sde_gen.networks.blocks import (
+    Attention,
+    Block,
+    Enlarge,
+    Space,
+    cut,
+    group_norm,
+    joined,
+)
 from sde_gen.networks.embeddings import WAVES, Embedding, Fourier, Sinusoidal
 
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1}
@@ -20,6 +28,7 @@ NETWORKS = {
     "mlp": lambda: MLP((3, 2), width=16, depth=2, classes=4),
     "unet 1-d": lambda: UNet((2, 9), **SMALL, classes=4, attention=(5,)),
     "unet 2-d": lambda: UNet((1, 7, 5), **SMALL, classes=4, heads=2, embedding="fourier"),
+    "unet in patches": lambda: UNet((1, 6, 8), **SMALL, classes=4, patch=2),
     "unet 3-d": lambda: UNet((1, 3, 4, 5), **SMALL, classes=4, scale_shift=False),
 }
 
@@ -100,6 +109,30 @@ def test_any_size_and_any_number_of_channels(shape, channels):
     assert net(x, torch.tensor(0.3)).shape == x.shape
 
 
+@pytest.mark.parametrize(("size", "side"), [((6,), 3), ((4, 6), 2), ((4, 2, 6), 2), ((3, 5), 1)])
+def test_patches_are_channels(size, side):
+    x = torch.arange(2 * 3 * math.prod(size), dtype=torch.float64).reshape(2, 3, *size)
+    h = cut(x, side)
+    assert h.shape == (2, 3 * side ** len(size), *(s // side for s in size))
+    assert torch.equal(joined(h, side), x)
+    if len(size) == 2:
+        assert torch.equal(h, nn.functional.pixel_unshuffle(x, side))
+
+
+def test_a_unet_in_patches_is_one_of_their_pixels():
+    net = awake(UNet((2, 6, 8), **SMALL, classes=4, patch=2))
+    inner = UNet((8, 3, 4), **SMALL, classes=4).eval()
+    inner.load_state_dict(net.state_dict())
+    x, c, y = batch(net)
+    expected = nn.functional.pixel_shuffle(inner(nn.functional.pixel_unshuffle(x, 2), c, y), 2)
+    assert torch.equal(net(x, c, y), expected)
+
+
+def test_a_patch_divides_the_size():
+    with pytest.raises(ValueError, match=r"\(6, 7\) must be a multiple of patch=2"):
+        UNet((1, 6, 7), patch=2)
+
+
 def test_config_rebuilds_it_through_json(net):
     twin = type(net)(**json.loads(json.dumps(net.config)))
     twin.load_state_dict(net.state_dict())
@@ -114,7 +147,7 @@ def test_config_holds_every_argument():
     arguments |= {"attention": [4], "heads": 2, "dropout": 0.25, "classes": 3, "width": 12}
     arguments |= {"embedding": "fourier", "scale_shift": False, "head": True}
     arguments |= {"context": {"a": [3], "b": [None, 2]}, "gates": True, "periodic": True}
-    arguments |= {"recompute": True}
+    arguments |= {"patch": 2, "recompute": True}
     assert UNet(**arguments).config == arguments
     arguments = {"shape": [2], "width": 4, "depth": 1, "classes": 3, "dropout": 0.25}
     arguments |= {"embedding": "fourier", "outputs": 5, "head": False, "context": {"a": [3]}}

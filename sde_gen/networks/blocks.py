@@ -38,6 +38,25 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+def cut(x: Tensor, side: int) -> Tensor:
+    """Patches of side p as channels: (B, C, *S) -> (B, C p^d, *(S / p))."""
+    if side == 1:
+        return x
+    d = x.ndim - 2
+    x = x.reshape(*x.shape[:2], *(n for size in x.shape[2:] for n in (size // side, side)))
+    return x.permute(0, 1, *range(3, 3 + 2 * d, 2), *range(2, 2 + 2 * d, 2)).flatten(1, 1 + d)
+
+
+def joined(h: Tensor, side: int) -> Tensor:
+    """The way back of ``cut``: (B, C p^d, *S) -> (B, C, *(S p))."""
+    if side == 1:
+        return h
+    d, places = h.ndim - 2, h.shape[2:]
+    h = h.unflatten(1, (-1, *[side] * d))
+    h = h.permute(0, 1, *(n for i in range(d) for n in (2 + d + i, 2 + i)))
+    return h.reshape(len(h), h.shape[1], *(side * n for n in places))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over positions: q (..., N, d), k, v (..., M, d) -> (..., N, d).
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
-from .blocks import attend, zeroed
+from .blocks import attend, cut, joined, zeroed
 from .context import Conditions, Sizes, listed
 from .embeddings import Embedding
 
@@ -118,7 +118,8 @@ class DiT(Network):
     def compute(self, x: Tensor, c: Tensor, y: Tensor | None, **context: Tensor) -> Tensor:
         """(B, *shape) -> (B, *shape), or with a head (B, 2 C, *S)."""
         e = F.silu(self.conditions.embedded(self.embedding(c, y), context)).unsqueeze(1)
-        h = self.input(self._cut(self.conditions.beside(x, context))) + self.position
+        h = cut(self.conditions.beside(x, context), self.patch)
+        h = self.input(h.flatten(2).mT) + self.position
         n, there = h.shape[1], None
         if (sequence := self.conditions.sequence(context)) is not None:
             tokens, known = sequence
@@ -127,20 +128,5 @@ class DiT(Network):
         for layer in self.layers:
             h = layer(h, e, there)
         shift, scale = self.modulation(e).chunk(2, 2)
-        return self._joined(self.output(torch.addcmul(shift, self.norm(h[:, :n]), 1 + scale)))
-
-    def _cut(self, x: Tensor) -> Tensor:
-        """Patches as rows, (B, C, *S) -> (B, N, C p^d)."""
-        d = len(self.grid)
-        x = x.reshape(*x.shape[:2], *(n for size in self.grid for n in (size, self.patch)))
-        order = [0, *range(2, 2 + 2 * d, 2), 1, *range(3, 3 + 2 * d, 2)]
-        return x.permute(order).flatten(1 + d).flatten(1, d)
-
-    def _joined(self, h: Tensor) -> Tensor:
-        """The way back, (B, N, C p^d) -> (B, C, *S)."""
-        d = len(self.grid)
-        h = h.unflatten(2, (-1, *[self.patch] * d)).unflatten(1, self.grid)
-        order = [0, 1 + d, *(n for i in range(d) for n in (1 + i, 2 + d + i))]
-        return h.permute(order).reshape(
-            len(h), h.shape[1 + d], *(size * self.patch for size in self.grid)
-        )
+        h = self.output(torch.addcmul(shift, self.norm(h[:, :n]), 1 + scale))
+        return joined(h.mT.unflatten(2, self.grid), self.patch)

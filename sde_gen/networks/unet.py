@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import check_count, check_kind, check_number
 from .base import Network, sizes
-from .blocks import Block, Enlarge, Gate, Space, convolution, group_norm, zeroed
+from .blocks import Block, Enlarge, Gate, Space, convolution, cut, group_norm, joined, zeroed
 from .context import Conditions, Sizes, listed
 from .embeddings import Embedding
 
@@ -49,6 +49,9 @@ class UNet(Network):
         context: the shapes of the conditions that it takes by name.
         gates: let attention gates weigh each skip (Oktay et al. 2018).
         periodic: let the convolutions wrap around: of data without borders, that repeat.
+        patch: side p of the squares of pixels that become channels before all else, as in the
+            networks of Luhman & Luhman (2022): the ladder then starts at S / p, of which each
+            S must be a multiple, at a fraction of the cost. ``attention`` counts from there.
         recompute: in training keep no activations inside a block but compute them again for the
             gradient (gradient checkpointing): a third more time, a fraction of the memory.
 
@@ -76,6 +79,7 @@ class UNet(Network):
         context: Sizes | None = None,
         gates: bool = False,
         periodic: bool = False,
+        patch: int = 1,
         recompute: bool = False,
     ) -> None:
         flags = {"head": head, "gates": gates, "periodic": periodic, "recompute": recompute}
@@ -92,6 +96,7 @@ class UNet(Network):
             "classes": classes,
             "embedding": embedding,
             "width": width,
+            "patch": (patch := check_count(patch, "patch")),
             "scale_shift": scale_shift,
             "context": listed(context),
             **flags,
@@ -102,7 +107,7 @@ class UNet(Network):
             Space(len(self.shape) - 1, periodic),
             4 * channels if width is None else check_count(width, "width"),
         )
-        self.recompute = recompute
+        self.recompute, self.patch = recompute, patch
         self.conditions = Conditions(self.context, width, self.shape[1:])
         tokens = width if self.conditions.sequences else 0
 
@@ -111,10 +116,12 @@ class UNet(Network):
             return Block(space, n_in, n_out, dropout, scale_shift, n, tokens)
 
         widths = [channels * m for m in multipliers]
-        self.input = convolution(space, self.shape[0] + self.conditions.channels, channels)
+        square = patch**space.rank
+        n_in = (self.shape[0] + self.conditions.channels) * square
+        self.input = convolution(space, n_in, channels)
         self._build_ladder(space, [channels, *widths], blocks, attends, block)
         self.norm = group_norm(widths[0])
-        self.output = zeroed(convolution(space, widths[0], self.shape[0] * (1 + head)))
+        self.output = zeroed(convolution(space, widths[0], self.shape[0] * (1 + head) * square))
         ladder = (*self.down, *self.middle, *self.up)
         self.splits = [m.n_embedding for m in ladder if isinstance(m, Block)]
         self.embedding = Embedding(embedding, channels, width, classes)
@@ -161,7 +168,7 @@ class UNet(Network):
                 return cast(Tensor, checkpoint(m, h, next(parts), tokens, use_reentrant=False))
             return cast(Tensor, m(h, next(parts), tokens))
 
-        h = self.input(self.conditions.beside(x, context))
+        h = self.input(cut(self.conditions.beside(x, context), self.patch))
         skips, gates = [h], iter(self.gates)
         for m in self.down:
             h = run(m, h) if isinstance(m, Block) else m(h)
@@ -174,7 +181,7 @@ class UNet(Network):
                 h = run(m, torch.cat([h, skip if gate is None else gate(skip, h)], dim=1))
             else:
                 h = m(h, skips[-1].shape[2:])
-        return cast(Tensor, self.output(F.silu(self.norm(h))))
+        return joined(self.output(F.silu(self.norm(h))), self.patch)
 
     @classmethod
     def digits(cls, classes: int | None = 10, head: bool = False) -> UNet:
@@ -242,6 +249,9 @@ def _check(config: Mapping[str, Any]) -> list[bool]:
         raise ValueError(f"shape must be (C, *S) with 1 to 3 sizes S, got {config['shape']}")
     if not multipliers:
         raise ValueError("multipliers must be positive, one for each level, got none")
+    if any(s % config["patch"] for s in size):
+        raise ValueError(f"each of {tuple(size)} must be a multiple of patch={config['patch']}")
+    size = [s // config["patch"] for s in size]
     sizes = [max(-(-s // 2**level) for s in size) for level in range(len(multipliers))]
     if missing := [s for s in config["attention"] if s not in sizes]:
         raise ValueError(f"attention at {missing}: the levels have the sizes {sizes}")
