@@ -66,6 +66,11 @@ class Plan(NamedTuple):
     """Test images whose likelihood is measured."""
     likelihood_steps: int
     channels: int
+    multipliers: tuple[int, ...]
+    """Width of each level of the ladder, in channels."""
+    blocks: int
+    patch: int
+    """Side of the squares of pixels that are channels to the network."""
     batch: int
     lr: float
     dropout: float
@@ -150,10 +155,11 @@ def main_run(x: Tensor, plan: Plan) -> Run:
     net = UNet(
         (1, SIDE, SIDE),
         plan.channels,
-        (1, 2, 2),
-        blocks=1,
+        plan.multipliers,
+        plan.blocks,
         dropout=plan.dropout,
         classes=CLASSES,
+        patch=plan.patch,
     )
     facts = sg.Facts.of(Dequantise(LEVELS)(x, sg.Streams(0)), levels=LEVELS)
     model = sg.ScoreNetwork(net, sg.VP(), facts=facts)
@@ -195,7 +201,13 @@ def lecture_run(x: Tensor, plan: Plan) -> Run:
     sde = sg.VP(sg.schedules.Tabulated(betas(plan.nodes)))
     side = SIDE + 2 * MARGIN
     net = UNet(
-        (1, side, side), plan.channels, (1, 2, 4), blocks=1, classes=CLASSES, scale_shift=False
+        (1, side, side),
+        plan.channels,
+        plan.multipliers,
+        plan.blocks,
+        classes=CLASSES,
+        scale_shift=False,
+        patch=plan.patch,
     )
     x = pad(x, (MARGIN,) * 4, value=-1 + 1 / LEVELS)
     model = sg.ScoreNetwork(net, sde, "noise", sg.Facts.of(x, levels=LEVELS))
@@ -485,13 +497,17 @@ def plan_of(args: argparse.Namespace, device: torch.device, run: str) -> Plan:
         minutes, nodes = (4.0 if gpu else 9.0) if run == "main" else 1.0, 700
         samples, tested, steps = 1000, 1000 if gpu else 100, 64
     minutes = args.minutes or minutes
-    channels, batch, lr, dropout = (64, 256, 1e-3, 0.2) if gpu else (32, 64, 2e-3, 0.0)
     if run == "lecture":
-        channels, batch, lr, dropout = 32, 128, 1e-3, 0.0
+        net = (32, (1, 2, 4), 1, 1) if gpu else (64, (1, 2), 0, 2)
+        rest = (128, 1e-3, 0.0)
     else:
-        channels = args.channels or channels
-        dropout = dropout if args.dropout is None else args.dropout
-    return Plan(minutes, samples, tested, steps, channels, batch, lr, dropout, nodes)
+        # On a CPU most of a step would be the 28 x 28 level: half of the side, twice the width,
+        # and three times the steps in the same minutes.
+        net = (64, (1, 2, 2), 1, 1) if gpu else (64, (1, 2), 0, 2)
+        rest = (256, 1e-3, 0.2) if gpu else (64, 2e-3, 0.0)
+        net = (args.channels or net[0], *net[1:])
+        rest = (*rest[:2], rest[2] if args.dropout is None else args.dropout)
+    return Plan(minutes, samples, tested, steps, *net, *rest, nodes)
 
 
 def main() -> None:
@@ -504,7 +520,7 @@ def main() -> None:
     parser.add_argument(
         "--run", nargs="+", choices=list(RUNS), help="(default: both; of a long run on a CPU main)"
     )
-    parser.add_argument("--channels", type=int, help="of main (default: 64 on a GPU, else 32)")
+    parser.add_argument("--channels", type=int, help="of main (default: 64)")
     parser.add_argument("--dropout", type=float, help="of main (default: 0.2 on a GPU, else 0)")
     parser.add_argument("--work", type=Path, help="where data, models and samples go")
     parser.add_argument("--data", type=Path, help="what `pack` wrote (default: in WORK)")
