@@ -119,18 +119,23 @@ def test_patches_are_channels(size, side):
         assert torch.equal(h, nn.functional.pixel_unshuffle(x, side))
 
 
-def test_a_unet_in_patches_is_one_of_their_pixels():
-    net = awake(UNet((2, 6, 8), **SMALL, classes=4, patch=2))
-    inner = UNet((8, 3, 4), **SMALL, classes=4).eval()
-    inner.load_state_dict(net.state_dict())
+def test_a_unet_in_patches_written_out():
+    net = awake(UNet((1, 6, 8), 8, (1,), blocks=0, classes=4, patch=2))
     x, c, y = batch(net)
-    expected = nn.functional.pixel_shuffle(inner(nn.functional.pixel_unshuffle(x, 2), c, y), 2)
-    assert torch.equal(net(x, c, y), expected)
+    e = net.project(nn.functional.silu(net.embedding(c, y))).split(net.splits, 1)
+    fine = net.stem[0](net.input(x), e[0])
+    h = coarse = nn.functional.pixel_unshuffle(fine, 2)
+    assert h.shape == (3, 8, 3, 4)
+    h = net.middle[1](net.middle[0](h, e[1]), e[2])
+    h = net.up[0](torch.cat([h, coarse], 1), e[3])
+    h = net.crown[0](torch.cat([nn.functional.pixel_shuffle(h, 2), fine], 1), e[4])
+    assert torch.equal(net(x, c, y), net.output(nn.functional.silu(net.norm(h))))
 
 
-def test_a_patch_divides_the_size():
-    with pytest.raises(ValueError, match=r"\(6, 7\) must be a multiple of patch=2"):
-        UNet((1, 6, 7), patch=2)
+@pytest.mark.parametrize(("shape", "channels"), [((1, 6, 7), 8), ((1, 6, 8), 6)])
+def test_a_patch_divides_sizes_and_channels(shape, channels):
+    with pytest.raises(ValueError, match=f"patch=2 must divide .* 2.2 the {channels} channels"):
+        UNet(shape, channels, patch=2)
 
 
 def test_config_rebuilds_it_through_json(net):

@@ -49,9 +49,10 @@ class UNet(Network):
         context: the shapes of the conditions that it takes by name.
         gates: let attention gates weigh each skip (Oktay et al. 2018).
         periodic: let the convolutions wrap around: of data without borders, that repeat.
-        patch: side p of the squares of pixels that become channels before all else, as in the
-            networks of Luhman & Luhman (2022): the ladder then starts at S / p, of which each
-            S must be a multiple, at a fraction of the cost. ``attention`` counts from there.
+        patch: side p of the squares of pixels that are channels to the ladder (Luhman & Luhman
+            2022), which then starts at S / p, at a fraction of the cost; ``attention`` counts from
+            there. At full resolution stands one block of channels / p^d on either side, without
+            which fine noise is not told from the data. p divides each S, and p^d the channels.
         recompute: in training keep no activations inside a block but compute them again for the
             gradient (gradient checkpointing): a third more time, a fraction of the memory.
 
@@ -117,12 +118,15 @@ class UNet(Network):
 
         widths = [channels * m for m in multipliers]
         square = patch**space.rank
-        n_in = (self.shape[0] + self.conditions.channels) * square
-        self.input = convolution(space, n_in, channels)
+        edge = channels // square
+        self.input = convolution(space, self.shape[0] + self.conditions.channels, edge)
+        self.stem = nn.ModuleList([block(edge, edge, False)] if patch > 1 else [])
+        self.crown = nn.ModuleList([block(2 * edge, edge, False)] if patch > 1 else [])
         self._build_ladder(space, [channels, *widths], blocks, attends, block)
-        self.norm = group_norm(widths[0])
-        self.output = zeroed(convolution(space, widths[0], self.shape[0] * (1 + head) * square))
-        ladder = (*self.down, *self.middle, *self.up)
+        n_out = edge if patch > 1 else widths[0]
+        self.norm = group_norm(n_out)
+        self.output = zeroed(convolution(space, n_out, self.shape[0] * (1 + head)))
+        ladder = (*self.stem, *self.down, *self.middle, *self.up, *self.crown)
         self.splits = [m.n_embedding for m in ladder if isinstance(m, Block)]
         self.embedding = Embedding(embedding, channels, width, classes)
         self.project = nn.Linear(width, sum(self.splits))
@@ -168,7 +172,10 @@ class UNet(Network):
                 return cast(Tensor, checkpoint(m, h, next(parts), tokens, use_reentrant=False))
             return cast(Tensor, m(h, next(parts), tokens))
 
-        h = self.input(cut(self.conditions.beside(x, context), self.patch))
+        h = edge = self.input(self.conditions.beside(x, context))
+        for m in self.stem:
+            h = edge = run(m, h)
+        h = cut(h, self.patch)
         skips, gates = [h], iter(self.gates)
         for m in self.down:
             h = run(m, h) if isinstance(m, Block) else m(h)
@@ -181,7 +188,10 @@ class UNet(Network):
                 h = run(m, torch.cat([h, skip if gate is None else gate(skip, h)], dim=1))
             else:
                 h = m(h, skips[-1].shape[2:])
-        return joined(self.output(F.silu(self.norm(h))), self.patch)
+        h = joined(h, self.patch)
+        for m in self.crown:
+            h = run(m, torch.cat([h, edge], 1))
+        return cast(Tensor, self.output(F.silu(self.norm(h))))
 
     @classmethod
     def digits(cls, classes: int | None = 10, head: bool = False) -> UNet:
@@ -249,9 +259,13 @@ def _check(config: Mapping[str, Any]) -> list[bool]:
         raise ValueError(f"shape must be (C, *S) with 1 to 3 sizes S, got {config['shape']}")
     if not multipliers:
         raise ValueError("multipliers must be positive, one for each level, got none")
-    if any(s % config["patch"] for s in size):
-        raise ValueError(f"each of {tuple(size)} must be a multiple of patch={config['patch']}")
-    size = [s // config["patch"] for s in size]
+    patch = config["patch"]
+    if any(s % patch for s in size) or config["channels"] % patch ** len(size):
+        raise ValueError(
+            f"patch={patch} must divide each of {tuple(size)}, and {patch}^{len(size)} the "
+            f"{config['channels']} channels"
+        )
+    size = [s // patch for s in size]
     sizes = [max(-(-s // 2**level) for s in size) for level in range(len(multipliers))]
     if missing := [s for s in config["attention"] if s not in sizes]:
         raise ValueError(f"attention at {missing}: the levels have the sizes {sizes}")
