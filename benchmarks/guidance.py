@@ -268,10 +268,10 @@ def settings(on: Judged, y: Tensor, few: bool) -> Iterator[tuple[str, float, sg.
     """Kind of guidance, weight, score."""
     net, sde = on.model, on.model.sde
     free: Any = sg.ClassifierFree
-    for w in (0.0, 2.0) if few else WEIGHTS:
+    for w in (0.0, 0.5, 1.0, 2.0) if few else WEIGHTS:
         yield "everywhere", w, free(net, w, y=y)
-    for w in (2.0,) if few else (1.0, 2.0, 4.0):
-        for low, high in INTERVALS[:1] if few else INTERVALS:
+    for w in (1.0, 2.0) if few else (1.0, 2.0, 4.0):
+        for low, high in INTERVALS:
             yield f"({low:g}, {high:g}]", w, free(net, Interval(sde, low, high, w), y=y)
         narrow = net.given(y=y).with_facts(replace(net.facts, std=on.within**0.5))
         yield "Product", w, Product([(narrow, 1 + w), (net, -w)])
@@ -299,7 +299,9 @@ def trained(on: Judged, n: int, few: bool) -> dict[str, Any]:
             made = corrected(score, n // 10, 50, seed=0)
             row("corrected", w, made.x.flatten(0, 1), torch.arange(10).repeat_interleave(n // 10))
             rows[-1]["effective"] = float(made.ess[..., -1].mean())
-    order = torch.randperm(len(on.real), generator=torch.Generator().manual_seed(0))
+    # Each class as often as in what was drawn: the distance tells that too.
+    rank = torch.stack([(on.label == c).cumsum(0) for c in range(10)])
+    order = rank[on.label, torch.arange(len(on.label))].argsort(stable=True)
     row("real images", 0.0, on.real[order[:n]], on.label[order[:n]])
     # Of test images by themselves that would be all.
     order = torch.randperm(len(on.train), generator=torch.Generator().manual_seed(0))
