@@ -232,7 +232,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
         evaluate_table(model, table, options)
         return
-    if options.size is None and len(model.shape) == 3:  # images are read as the model draws them
+    if options.size is None and model.shape and len(model.shape) == 3:  # as the model draws them
         options.size = f"{model.shape[1]}x{model.shape[2]}"
     reference, held, said = split_data(options, run_of(folder))
     for part in (reference, held):
