@@ -23,7 +23,7 @@ OUT = DOCS / "_build" / "slides"
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"
 MOST = 26  # lines of code on a slide
 ROOM = 18.0  # lines of text on a slide
-HIGHEST = 430  # pixels of a picture, as the style says
+LEAST = 340  # pixels of height kept for a picture; in a browser it grows into what is left
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)(.+?)(?<!\s)\$", re.DOTALL)
 
 
@@ -52,6 +52,15 @@ def has_picture(cell: NotebookNode) -> bool:
     return any({"image/png", "text/html"} & o.get("data", {}).keys() for o in cell.outputs)
 
 
+def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """What was printed line by line, as one text."""
+    texts = [o for o in outputs if o.output_type == "stream"]
+    if not texts:
+        return outputs
+    whole = nbformat.v4.new_output("stream", text="".join(o.text for o in texts))
+    return [whole, *(o for o in outputs if o.output_type != "stream")]
+
+
 def parts(cell: NotebookNode) -> list[NotebookNode]:
     """What is shown of a cell: a text by its headings, code apart from a picture."""
     if cell.cell_type == "markdown":
@@ -59,7 +68,7 @@ def parts(cell: NotebookNode) -> list[NotebookNode]:
         return [nbformat.v4.new_markdown_cell(text) for text in texts if text.strip()]
     lines = len(cell.source.splitlines())
     hidden = "hide-input" in cell.metadata.get("tags", []) or lines > MOST
-    output = nbformat.v4.new_code_cell(cell.source, outputs=cell.outputs)
+    output = nbformat.v4.new_code_cell(cell.source, outputs=merged(cell.outputs))
     output.metadata["transient"] = {"remove_source": hidden or has_picture(cell)}
     if hidden or not has_picture(cell):
         return [output]
@@ -69,8 +78,9 @@ def parts(cell: NotebookNode) -> list[NotebookNode]:
 def height(cell: NotebookNode) -> float:
     """Of a part, in lines of text, about."""
     if cell.cell_type == "markdown":
-        blocks = len(re.findall(r"\n\n|\n[#*-] ", cell.source))
-        return len(cell.source) / 95 + 0.6 * blocks + 1.5 * cell.source.count("$$") / 2
+        text = re.sub(r"(?s)\$\$.+?\$\$", "", cell.source)
+        blocks = len(re.findall(r"\n\n|\n[#*-] ", text)) + len(re.findall(r"(?m)^#", text))
+        return len(text) / 95 + 0.6 * blocks + 1.1 * cell.source.count("$$")
     said = "".join(o.get("text", "") for o in cell.outputs)
     code = "" if cell.metadata.get("transient", {}).get("remove_source") else cell.source
     lines = len(code.splitlines()) + len(said.splitlines())
@@ -78,13 +88,13 @@ def height(cell: NotebookNode) -> float:
 
 
 def height_of_picture(output: NotebookNode) -> float:
-    """Of what a cell drew, in lines of text; a film is as high as a picture may be."""
+    """Of what a cell drew, in lines of text, at least; a film counts as a large picture."""
     data = output.get("data", {})
     if "image/png" in data:
         head = base64.b64decode(data["image/png"][:64])
         wide, high = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
-        return min(HIGHEST, high * min(1, 1045 / wide)) / 35
-    return HIGHEST / 35 if "text/html" in data else 0.0
+        return min(LEAST, high * min(1, 1045 / wide)) / 35
+    return LEAST / 35 if "text/html" in data else 0.0
 
 
 def slides(notebook: NotebookNode) -> NotebookNode:

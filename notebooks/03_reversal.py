@@ -83,15 +83,15 @@ assert abs(float(runaway.std() / start.std()) / widening - 1) < 0.02
 # $\eta=1$: Anderson's reverse-time SDE. In the library: `sde.reverse(law, eta)`.
 
 # %%
-ends = {}
+ends = {
+    eta: sg.solve(sde.reverse(law, eta), start, times, sg.EulerMaruyama(), 1, trajectory=True)
+    for eta in (0.0, 0.5, 1.0, 2.0)
+}
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 figure = Figure(figsize=(10, 6), layout="constrained", dpi=110)
-for ax, eta in zip(
-    figure.subplots(2, 2, sharex=True, sharey=True).flat, (0.0, 0.5, 1.0, 2.0), strict=True
-):
-    paths = sg.solve(sde.reverse(law, eta), start, times, sg.EulerMaruyama(), 1, trajectory=True)
-    ends[eta] = paths
+axes = figure.subplots(2, 2, sharex=True, sharey=True)
+for ax, (eta, paths) in zip(axes.flat, ends.items(), strict=True):
     title = {0.0: "probability flow", 1.0: "reverse-time SDE"}.get(eta, "")
     plots.density_over_time(
         law.log_prob, times, paths, shown=14, title=f"$\\eta$ = {eta:g}  {title}", ax=ax

@@ -90,19 +90,22 @@ for t in (0.1, 0.5, 2.0):
 
 # %%
 cloud = law.sample(3000, torch.Generator().manual_seed(1))
-figure = Figure(figsize=(12, 3.5), layout="constrained", dpi=120)
-spread, centre = {}, {}
-for ax, gamma in zip(figure.subplots(1, 4, sharey=True), (0.0, 1.0, 3.0, 8.0), strict=True):
+drawn, spread, centre = {}, {}, {}
+for gamma in (0.0, 1.0, 3.0, 8.0):
     guided = (1 + gamma) * classes[0] - gamma * law
-    y = sg.sample(guided, 1500, steps=60, seed=0, dtype=torch.float64)
+    drawn[gamma] = y = sg.sample(guided, 1500, steps=60, seed=0, dtype=torch.float64)
     spread[gamma], centre[gamma] = float(y.std(0).mean()), float(y[:, 1].mean())
-    ax.scatter(*cloud.T, s=2, color=plots.QUIET, alpha=0.25, lw=0)
-    ax.scatter(*y.T, s=3, color=plots.COLOURS[1], alpha=0.5, lw=0)
-    ax.set(title=f"$\\gamma$ = {gamma:g}", aspect="equal", xlim=(-2.2, 2.2), ylim=(-1.8, 3.4))
 print({g: f"centre {centre[g]:.2f}, spread {spread[g]:.2f}" for g in spread})
 assert centre[0.0] < centre[1.0] < centre[3.0] < centre[8.0]
 assert abs(centre[0.0] - 1) < 0.05
 assert abs(spread[0.0] - 0.45) < 0.02
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+figure = Figure(figsize=(12, 3.5), layout="constrained", dpi=120)
+for ax, (gamma, y) in zip(figure.subplots(1, 4, sharey=True), drawn.items(), strict=True):
+    ax.scatter(*cloud.T, s=2, color=plots.QUIET, alpha=0.25, lw=0)
+    ax.scatter(*y.T, s=3, color=plots.COLOURS[1], alpha=0.5, lw=0)
+    ax.set(title=f"$\\gamma$ = {gamma:g}", aspect="equal", xlim=(-2.2, 2.2), ylim=(-1.8, 3.4))
 figure
 
 # %% [markdown]

@@ -125,11 +125,19 @@ def test_evaluate_takes_what_was_held_out(model, photos, tmp_path, capsys):
     out = said(capsys, "evaluate", model, photos, *options)
     assert out.splitlines()[1] == ("2 samples, beside as many real ones, against 22 real ones")
     assert out.splitlines()[-1] == "the run of this model held these 2 real ones out"
+    assert said(capsys, "evaluate", model, photos, *options[2:]) == out  # the size is the model's
     assert run("train", photos, "--size", 16, "--holdout", 0, "--out", tmp_path, *SHORT) == 0
     out = said(capsys, "evaluate", tmp_path, photos, *options)
     assert out.splitlines()[-1] == (
         "these 12 real ones are training data: the run held none out (sde-gen train --holdout)"
     )
+
+
+def test_a_run_of_few_steps_says_so(tmp_path, capsys):
+    given = ("train", "two_moons", "--batch", 8, "--device", "cpu", "--overwrite")
+    words = "too few to draw well: give more --minutes"
+    assert words in said(capsys, *given, "--minutes", 1e-9, "--out", tmp_path)
+    assert words not in said(capsys, *given, "--steps", 3, "--out", tmp_path)
 
 
 def test_images_on_disk_are_held_out_too(photos, tmp_path, capsys):

@@ -336,6 +336,10 @@ REFUSED = {
     "no mask": ({"--mask": "none.npy"}, "no array file at none.npy"),
     "a mask before": ({"--mask": "whole.npy"}, "--mask whole.npy: is (1, 4, 4), expected (1, 2"),
     "a mask of 2": ({"--mask": "two.npy"}, "must hold 0 (hidden) and 1 (observed) alone"),
+    "an image beside a mask": (
+        {"--mask": "large.npy", "--downsample": None, "--data": "small.png"},
+        "--data small.png: is (1, 3, 4), the mask (1, 4, 4): cut or resize it to that first",
+    ),
     "a mask of none": ({"--mask": "blind.npy"}, "observes nothing"),
     "a width below 0": ({"--blur": -1}, "--blur -1: is no width of a Gaussian above 0"),
     "a large kernel": ({"--blur": "whole.npy"}, "--blur whole.npy: a circular kernel must fit"),
@@ -390,6 +394,8 @@ def wrong(files):
     Path("y.txt").write_text("1 2 3")
     Path("bad.png").write_text("1 2 3")
     Image.new("L", (4, 4)).save("y.png")
+    Image.new("L", (4, 3)).save("small.png")
+    np.save("large.npy", np.eye(4)[None])
     Path("way.npz").mkdir()
     Path("pictures").mkdir()
     Image.new("L", (4, 4)).save("pictures/y.png")

@@ -346,7 +346,7 @@ def test_browser_shows_every_page(site: Path, tmp_path: Path, width: int) -> Non
     assert len(pages) > 40
     seen: dict[str, Any] = {}
     for page in pages:
-        seen[page.name] = report = probe(page, width, tmp_path)
+        seen[page.relative_to(site).as_posix()] = report = probe(page, width, tmp_path)
         assert not report["broken"], f"{page.name}: pictures that do not load"
         assert not report["nameless"], f"{page.name}: pictures without words"
         assert not report["remote"], f"{page.name} needs the network: {report['remote']}"
@@ -360,7 +360,8 @@ def test_browser_shows_every_page(site: Path, tmp_path: Path, width: int) -> Non
     assert seen["theory.html"]["math"] > 100
     assert seen["index.html"]["images"] >= 1
     assert all(
-        seen[f"{p.stem}.html"]["images"] >= 3 for p in (ROOT / "notebooks").glob("[0-9]*.py")
+        seen[f"notebooks/{p.stem}.html"]["images"] >= 3
+        for p in (ROOT / "notebooks").glob("[0-9]*.py")
     )
 
 

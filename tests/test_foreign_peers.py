@@ -135,6 +135,11 @@ def test_a_folder_is_loaded(diffusers: Any, unet: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_no_folder_says_how_to_fetch_it(diffusers: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing is fetched: give DiffusionPipeline"):
+        from_diffusers("nobody/no-such-pipeline")
+
+
 def ours_of_images() -> sg.ScoreNetwork:
     class Images(nn.Module):
         def __init__(self) -> None:

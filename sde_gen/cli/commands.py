@@ -84,6 +84,9 @@ def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) 
     if options.resume and holds_run(folder):
         trainer.resume()
     trainer.run()
+    if recipe.minutes and trainer.step < min(FEW, recipe.steps or FEW):
+        said = f"only {trainer.step} steps fit into the time, too few to draw well"
+        say(f"{said}: give more --minutes, or a smaller --batch or --channels")
     _end(options, data, folder)
     return trainer.validation
 
@@ -127,6 +130,8 @@ def _untrained(options: argparse.Namespace, data: Data, x: Tensor) -> ScoreNetwo
 
 LATENT = "autoencoder"
 """The folder of the first run of a latent model, inside that of the model."""
+FEW = 100
+"""Fewer steps than this teach a network little more than the spread of the data."""
 SMALL = 10_000
 """Fewer data than this are learned by heart: a tenth is held out, and ends the run."""
 
@@ -227,6 +232,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if Path(options.data).suffix == ".csv" and (table := table_of(folder)) is not None:
         evaluate_table(model, table, options)
         return
+    if options.size is None and model.shape and len(model.shape) == 3:  # as the model draws them
+        options.size = f"{model.shape[1]}x{model.shape[2]}"
     reference, held, said = split_data(options, run_of(folder))
     for part in (reference, held):
         _check_comparable(model, part, options.bits)

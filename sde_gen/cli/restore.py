@@ -270,6 +270,10 @@ def _observed(y: Tensor, operator: inverse.Operator) -> Tensor:
     if not isinstance(last, inverse.Mask) or y.ndim - len(last.shape) not in (0, 1):
         return y
     lead = y.shape[: y.ndim - len(last.shape)]
+    if len(last.shape) > 2 and y.shape[len(lead) :] != last.shape:
+        raise ValueError(
+            f"is {(*y.shape[len(lead) :],)}, the mask {last.shape}: cut or resize it to that first"
+        )
     if y.shape[len(lead) :] != last.shape or last.measured == y.shape:
         return y
     if not lead and y.shape[1:] == last.measured:

@@ -104,7 +104,8 @@ def from_diffusers(
 
     Raises:
         TypeError: neither a model nor a pipeline or folder of one. ValueError: a scheduler that
-            is not known. ImportError: a folder, and no diffusers to read it.
+            is not known. ImportError: a folder, and no diffusers to read it. FileNotFoundError: no
+            such folder.
 
     >>> from types import SimpleNamespace as Named
     >>> config = Named(prediction_type="epsilon", num_train_timesteps=2)
@@ -134,7 +135,15 @@ def _loaded(folder: str) -> Any:
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise ImportError("a folder is read by diffusers: pip install diffusers") from error
-    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} is no folder of a pipeline, and nothing is fetched: give"
+            f" DiffusionPipeline.from_pretrained({folder!r}), which fetches"
+        ) from error
 
 
 class _FromDiffusers(nn.Module):
