@@ -14,7 +14,7 @@ from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
 from .refit import FIRST, again, is_refitted
-from .tables import evaluate_table, keep_table, spread_rows, table_of
+from .tables import evaluate_table, keep_matched, keep_table, spread_rows, table_of
 
 if TYPE_CHECKING:
     from ..data import Table
@@ -83,7 +83,9 @@ def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) 
     )
     if options.resume and holds_run(folder):
         trainer.resume()
-    trainer.run()
+    model = trainer.run()
+    if data.table is not None:
+        keep_matched(model, data.table, data.x, recipe, folder)
     _end(options, data, folder)
     return trainer.validation
 
