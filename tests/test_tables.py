@@ -596,6 +596,7 @@ def test_a_table_is_fitted_again_to_all_of_it(people, tmp_path, monkeypatch, cap
     for folder, kept in ((out, torch.arange(60)), (out / "first", data.Order(60, 0, 0.1).kept)):
         units = load(folder).facts.units
         heights = rows[kept, 0].double()
+        assert units.mix is not None  # its samples have the moments of these rows
         spread = float(heights.std(correction=0))
         assert float(units.scale[0]) == pytest.approx(spread, rel=1e-6)
     for folder, words in ((out, "are training data"), (out / "first", "held these 6 real")):

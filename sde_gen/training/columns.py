@@ -103,7 +103,7 @@ def _fitted(table: Table, units: Units, z: Tensor, x: Tensor) -> tuple[Tensor, T
     def closure() -> float:
         best.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach())
 
     if len(at):
