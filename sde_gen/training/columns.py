@@ -19,7 +19,6 @@ the means and in the deviations of the rows, and C the correlations of the rows.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -69,9 +68,7 @@ def match_columns(
     a, b = _fitted(table, units, units.encode(drawn), x)
     mix = a if units.mix is None else units.mix @ a
     moved = Units(units.decode(b[None])[0], units.scale, mix)
-    found = copy.copy(model)
-    found.facts = replace(model.facts, units=moved)
-    return found
+    return model.with_facts(replace(model.facts, units=moved))
 
 
 def _fitted(table: Table, units: Units, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
