@@ -2,9 +2,10 @@
 
 Data come in units of their own (pixels, kelvin, dollars); a process, its score and ``solve`` work
 where the data are of order one. ``Units`` is the map between the two, x = shift + scale z, for
-all coordinates together, for each column of a table or for each channel of an image. It is kept in
-float64 and lies inside the facts, so that whoever takes a model (``sample``, ``log_prob``, ...)
-gives and takes data in their own units and cannot forget a factor.
+all coordinates together, for each column of a table or for each channel of an image; a matrix may
+mix the coordinates of a vector before. It is kept in float64 and lies inside the facts, so that
+whoever takes a model (``sample``, ``log_prob``, ...) gives and takes data in their own units and
+cannot forget a factor.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Units:
 
     Args:
         shift, scale: float64, of shapes that broadcast with one sample (*D); scale > 0.
+        mix: float64 (D, D) for vectors (D,), x = shift + scale (mix z); None for none.
 
     Raises:
-        ValueError: a scale that is not positive, or numbers that are not finite.
+        ValueError: a scale that is not positive, a mix that has no inverse, or numbers that are
+            not finite.
 
     >>> celsius = Units(torch.tensor(20.0), torch.tensor(5.0))
     >>> celsius.decode(torch.tensor([[-1.0], [2.0]])).flatten()
@@ -45,14 +48,21 @@ class Units:
     affine: ClassVar[bool] = True
     shift: Tensor
     scale: Tensor
+    mix: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("shift", "scale"):
+        for name in ("shift", "scale", "mix"):
+            if name == "mix" and self.mix is None:
+                continue
             value = torch.as_tensor(getattr(self, name), dtype=torch.float64).cpu()
             check_finite(value, name)
             object.__setattr__(self, name, value)
         if not bool((self.scale > 0).all()):
             raise ValueError(f"scale must be positive, got {self.scale.flatten().tolist()[:8]}")
+        if self.mix is not None and (self.mix.ndim != 2 or len(set(self.mix.shape)) > 1):
+            raise ValueError(f"mix must be a matrix (D, D), got {tuple(self.mix.shape)}")
+        if not math.isfinite(self._log_mix()):
+            raise ValueError("mix has no inverse")
 
     @classmethod
     def of(cls, x: Tensor, each: Each = "all") -> Units:
@@ -82,6 +92,8 @@ class Units:
             whole = torch.broadcast_shapes(self.shift.shape, self.scale.shape, tuple(shape))
         except RuntimeError:
             whole = torch.Size()
+        if self.mix is not None and tuple(shape) != tuple(self.mix.shape[:1]):
+            raise ValueError(f"a mix {tuple(self.mix.shape)} is not of samples {tuple(shape)}")
         if whole != tuple(shape):
             raise ValueError(
                 f"units of shapes {tuple(self.shift.shape)} and {tuple(self.scale.shape)} are"
@@ -93,21 +105,42 @@ class Units:
         return tuple(shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """z = (x - shift) / scale: from the data's units, in the dtype of x."""
-        return ((_wide(x) - self.shift.to(_wide(x))) / self.scale.to(_wide(x))).to(x.dtype)
+        """z = mix^-1 (x - shift) / scale: from the data's units, in the dtype of x."""
+        z = (_wide(x) - self.shift.to(_wide(x))) / self.scale.to(_wide(x))
+        if self.mix is not None:
+            z = torch.linalg.solve(self.mix.to(z).T, z, left=False)
+        return z.to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """x = shift + scale z: to the data's units, in the dtype of z."""
-        return (self.shift.to(_wide(z)) + self.scale.to(_wide(z)) * _wide(z)).to(z.dtype)
+        """x = shift + scale (mix z): to the data's units, in the dtype of z."""
+        return (self.shift.to(_wide(z)) + self.linear(_wide(z))).to(z.dtype)
+
+    def linear(self, z: Tensor) -> Tensor:
+        """scale (mix z), dx for dz = z, in the dtype of z."""
+        mixed = _wide(z) if self.mix is None else _wide(z) @ self.mix.to(_wide(z)).T
+        return (self.scale.to(mixed) * mixed).to(z.dtype)
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """mix^T (scale x), the transpose of ``linear``, in the dtype of x."""
+        scaled = self.scale.to(_wide(x)) * _wide(x)
+        return (scaled if self.mix is None else scaled @ self.mix.to(scaled)).to(x.dtype)
 
     def agrees(self, other: Units) -> bool:
         """Whether both are the same map, to rounding."""
-        pairs = ((self.shift, other.shift), (self.scale, other.scale))
+        pairs = [(self.shift, other.shift), (self.scale, other.scale)]
+        if self.mix is not None and other.mix is not None:
+            pairs.append((self.mix, other.mix))
+        elif self.mix is not other.mix:
+            return False
         return all(a.shape == b.shape and torch.allclose(a, b, 1e-9, 0) for a, b in pairs)
 
     def log_volume(self, shape: Sequence[int]) -> float:
-        """log |det dx/dz| for samples of this shape: sum of log scale over the coordinates."""
-        return float(self.scale.log().expand(tuple(shape)).sum())
+        """log |det dx/dz| for samples of this shape: sum of log scale over the coordinates, and
+        log |det mix|."""
+        return float(self.scale.log().expand(tuple(shape)).sum()) + self._log_mix()
+
+    def _log_mix(self) -> float:
+        return 0.0 if self.mix is None else float(torch.linalg.slogdet(self.mix).logabsdet)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,61 @@ def test_a_map_is_written_out() -> None:
     assert (u.shift.dtype, u.scale.dtype) == (F64, F64)
 
 
+MIX = torch.tensor([[2.0, 1.0], [0.0, 0.5]], dtype=F64)
+
+
+def test_a_mix_is_written_out() -> None:
+    u = Units(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5]), MIX)
+    z = torch.tensor([[1.0, 2.0], [0.0, -4.0]])
+    # mix z = (4, 1) and (-4, -2).
+    assert u.decode(z).tolist() == [[13.0, -1.5], [-11.0, -3.0]]
+    assert u.linear(z).tolist() == [[12.0, 0.5], [-12.0, -1.0]]
+    torch.testing.assert_close(u.encode(u.decode(z)), z)
+    x = drawn(7, 2)
+    torch.testing.assert_close(u.decode(u.encode(x)), x, rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        (u.linear(x) * z[:1].double()).sum(1), u.adjoint(z.double())[0] @ x.T
+    )
+    assert u.log_volume((2,)) == pytest.approx(math.log(3.0 * 0.5 * 1.0), abs=1e-15)
+    plain = Units(u.shift, u.scale)
+    assert u.agrees(Units(u.shift, u.scale, MIX.clone()))
+    for other in (plain, Units(u.shift, u.scale, 2 * MIX)):
+        assert not u.agrees(other)
+        assert not other.agrees(u)
+    u.check((2,))
+    for shape in ((3,), (2, 2), ()):
+        with pytest.raises(ValueError, match="is not of samples"):
+            u.check(shape)
+    for wrong in (MIX[:1], MIX[0], torch.ones(2, 2), torch.full((2, 2), math.nan)):
+        with pytest.raises(ValueError, match="mix"):
+            Units(u.shift, u.scale, wrong)
+
+
+def test_a_mix_moves_samples_densities_and_posteriors_by_its_map() -> None:
+    """N(0, C) in the units of the process is N(shift, L C L^T), L = scale mix, in the data's."""
+    u = Units(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5]), MIX)
+    c = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=F64)
+    law = sg.CorrelatedMixture(
+        sg.VP(), torch.ones(1, dtype=F64), torch.zeros(1, 2, dtype=F64), c[None]
+    )
+    inside = sg.sample(law, 5, seed=0, dtype=F64)
+    law.facts = replace(law.facts, units=u)
+    torch.testing.assert_close(sg.sample(law, 5, seed=0, dtype=F64), u.decode(inside))
+    linear = torch.diag(u.scale) @ MIX
+    cov = linear @ c @ linear.T
+    x = u.decode(drawn(6, 2))
+    exact = torch.distributions.MultivariateNormal(u.shift, cov).log_prob(x)
+    torch.testing.assert_close(sg.log_prob(law, x).value, exact, rtol=0, atol=1e-4)
+    h, y, noise = torch.tensor([[1.0, 1.0]], dtype=F64), torch.tensor([0.7], dtype=F64), 0.3
+    seen = Observation(Matrix(h), y, noise)
+    gain = cov @ h.T / (h @ cov @ h.T + noise**2)
+    mean = u.shift + (gain * (y - h @ u.shift)).flatten()
+    found = sg.sample(Posterior(law, seen), 4000, steps=40, seed=1, dtype=F64)
+    left = (torch.eye(2) - gain @ h) @ cov
+    assert bool(((found.mean(0) - mean).abs() < 5 * (left.diag() / 4000).sqrt() + 1e-3).all())
+    torch.testing.assert_close(found.T.cov(), left, rtol=0.02 + 5 * math.sqrt(2 / 4000), atol=0.05)
+
+
 @pytest.mark.parametrize("each", ["all", "column"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e30, 16_777_217.0])
@@ -243,7 +298,7 @@ def test_two_systems_of_units_do_not_add() -> None:
     other = NET.with_facts(told(units=Units(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]))))
     with pytest.raises(ValueError, match="combined must have one system of units"):
         NET + other
-    again = told(units=Units(*(t.clone() for t in vars(NET.facts.units).values())))
+    again = told(units=Units(NET.facts.units.shift.clone(), NET.facts.units.scale.clone()))
     assert (NET + NET.with_facts(again)).facts.units is NET.facts.units
 
 

@@ -22,7 +22,7 @@ from sde_gen.data.tables import CLOUD
 from sde_gen.likelihood import log_prob_of_rows
 from sde_gen.networks import MLP, PrincipalMLP
 from sde_gen.noise import Streams
-from sde_gen.training import load, save, validation
+from sde_gen.training import load, match_columns, save, validation
 
 ROWS = {
     "height": ["1.75", "1.5", "-2e3"],
@@ -268,6 +268,149 @@ def test_other_refusals(tmp_path):
 # --- the network along principal directions ------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["continuous", "positive", "skewed", "integer", "category"])
+def test_whole_numbers_are_what_decode_writes(kind):
+    rng = np.random.default_rng(3)
+    texts = rng.integers(2, 6, 50) if kind in ("integer", "category") else rng.gamma(1.0, size=50)
+    table = Table.of({"a": texts}, {"a": kind})
+    x = table.spread(table.encode({"a": texts}).double()) * 1.4 - 0.3  # some beyond the range
+    found, written = table.whole(x), table.decode(x)["a"]
+    if kind == "category":
+        assert found.sum(1).eq(1).all()
+        assert np.array(table.columns[0].values)[found.argmax(1)].tolist() == written.tolist()
+        return
+    assert np.array_equal(found[:, 0].numpy(), written)
+    # The gradient of numbers is that of their map, for integers 1; beyond the range there is none.
+    z = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(table.whole(z).sum(), z)
+    inside = (found > table.columns[0].low) & (found < table.columns[0].high)
+    steps = (table.numbers(x + 1e-6) - table.numbers(x - 1e-6)) / 2e-6
+    assert inside.sum() > 5
+    torch.testing.assert_close(slope[inside], steps[inside], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        table.log_volume(x)[inside[:, 0]], steps[inside].log(), rtol=0, atol=1e-6
+    )
+
+
+# --- samples with the moments of the rows --------------------------------------------------------
+
+
+def gaussian_of(table: Table, x: torch.Tensor) -> sg.ScoreNetwork:
+    """An untrained network of the columns: N(0, C) in the units of its process."""
+    facts = sg.Facts.of(x, "column", rank=table.width)
+    net = PrincipalMLP((table.width,), 8, 1).fit(facts.encode(x))
+    return sg.ScoreNetwork(net, sg.VP(), facts=facts)
+
+
+def law_of(model: sg.ScoreNetwork) -> tuple[torch.Tensor, torch.Tensor]:
+    """The exact mean and covariance of its samples, where the network is untrained."""
+    net, units = model.net, model.facts.units
+    c = (net.directions @ net.variances.diag() @ net.directions.T).double()
+    linear = units.linear(torch.eye(len(c), dtype=torch.float64)).T
+    return units.decode(torch.zeros(1, len(c), dtype=torch.float64))[0], linear @ c @ linear.T
+
+
+def test_samples_get_the_moments_of_the_rows():
+    z = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    names = ("a", "b", "c")
+    table = Table.of({n: v.tolist() for n, v in zip(names, z.T, strict=True)})
+    model = gaussian_of(table, z)
+    # Other rows: other means, deviations and correlations.
+    rows = z @ torch.tensor([[1.2, 0.0, 0.0], [0.5, 0.9, 0.0], [0.0, -0.3, 0.8]]) + 0.3
+    moved = match_columns(model, table, rows)
+    mean, c = law_of(moved)
+    d = c.diag().sqrt()
+    real = rows.double()
+    spread = real.std(0, correction=0)
+    # 20,000 samples, and what the cost of the map leaves: tau / (tau + kappa) of a mean, of an
+    # entry of c about tau / (4 + tau).
+    assert ((mean - real.mean(0)) / spread).abs().max() < 0.3 * 0.01 + 4 / math.sqrt(20_000)
+    assert (d / spread - 1).abs().max() < 0.25 * 0.03 + 4 / math.sqrt(40_000)
+    gap = (c / torch.outer(d, d) - real.T.corrcoef()).abs().max()
+    assert gap < 0.5 * 0.05 + 4 / math.sqrt(20_000)
+    before, c = law_of(model)
+    assert ((before - real.mean(0)) / spread).abs().max() > 0.2
+    assert model.facts.units.mix is None  # the model that was given stays as it was
+    again = match_columns(moved, table, rows)
+    torch.testing.assert_close(law_of(again)[1], law_of(moved)[1], rtol=0, atol=0.05)
+
+
+def test_a_law_that_has_the_moments_is_left_alone():
+    """Even in a direction of a ten-thousandth of the variance, to the errors of the samples."""
+    x = nearly_singular(500).float()
+    table = Table.of({n: v.tolist() for n, v in zip("abc", x.T, strict=True)})
+    model = gaussian_of(table, x)
+    moved = match_columns(model, table, x)
+    mean, c = law_of(moved)
+    _, exact = law_of(model)
+    root = torch.linalg.cholesky(exact)
+    whitened = torch.linalg.solve(root, torch.linalg.solve(root, c).T)
+    error = 5 / math.sqrt(20_000)
+    assert (whitened - torch.eye(3)).abs().max() < 2 * error
+    assert (
+        torch.linalg.solve(root, mean) - torch.linalg.solve(root, x.double().mean(0))
+    ).abs().max() < error
+
+
+def test_every_kind_of_column_is_matched_and_categories_stay(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((400, 3))
+    z[:, 1] += z[:, 0]
+    texts = {
+        "tail": np.exp(1.2 * z[:, 0]),
+        "count": np.floor(3 + 2 * z[:, 1]).astype(int),
+        "plain": z[:, 2],
+        "city": np.where(z[:, 0] + z[:, 2] > 0, "Bern", "Oslo"),
+    }
+    table = Table.of(texts, {"tail": "skewed"})
+    x = table.encode(texts)
+    model = gaussian_of(table, 0.8 * table.spread(x))
+    moved = match_columns(model, table, x)
+    both = [sg.sample(m, 20_000, seed=3) for m in (model, moved)]
+    torch.testing.assert_close(both[0][:, 3:], both[1][:, 3:], rtol=0, atol=1e-5)
+    drawn, real = table.whole(both[1])[:, :3], table.numbers(x)[:, :3]
+    spread = real.std(0, correction=0)
+    assert ((drawn.mean(0) - real.mean(0)) / spread).abs().max() < 0.05
+    assert (drawn.std(0) / spread - 1).abs().max() < 0.1
+    assert (drawn.T.corrcoef() - real.T.corrcoef()).abs().max() < 0.1
+    first = table.whole(both[0])[:, :3]
+    assert (first.std(0) / spread - 1).abs().max() > 0.1
+    save(moved, tmp_path)
+    loaded = load(tmp_path)
+    assert torch.equal(loaded.facts.units.mix, moved.facts.units.mix)
+    assert torch.equal(sg.sample(loaded, 9, seed=3), sg.sample(moved, 9, seed=3))
+
+
+def test_constant_columns_and_categories_alone_are_no_trouble():
+    table = Table.of({"a": [0.5, 1.5, 2.5, 0.1], "n": [1, 2, 3, 1], "k": list("uvvu")})
+    rows = table.encode({"a": [0.5, 0.5], "n": [2, 3], "k": ["u", "u"]})
+    model = gaussian_of(
+        table, table.spread(table.encode({"a": [0.5, 1.5], "n": [1, 3], "k": ["u", "v"]}))
+    )
+    mix = match_columns(model, table, rows, 200).facts.units.mix
+    assert mix.isfinite().all()
+    table = Table.of({"k": list("uvw")})
+    x = table.encode({"k": list("uvw")})
+    mix = match_columns(gaussian_of(table, table.spread(x)), table, x, 50).facts.units.mix
+    assert torch.equal(mix, torch.eye(3, dtype=torch.float64))
+
+
+def test_matching_is_refused():
+    table = Table.of({"a": [0.5, 1.5]})
+    x = table.encode({"a": [0.5, 1.5]})
+    model = gaussian_of(table, x)
+    with pytest.raises(TypeError, match="table must be a Table"):
+        match_columns(model, [], x)
+    with pytest.raises(TypeError, match="model must be a ScoreNetwork"):
+        match_columns(normal(), table, x)
+    with pytest.raises(ValueError, match=r"x must be \(N, 1\)"):
+        match_columns(model, table, x[:, [0, 0]])
+    with pytest.raises(ValueError, match="no units"):
+        match_columns(sg.ScoreNetwork(MLP((1,), 8, 1), sg.VP()), table, x)
+    with pytest.raises(ValueError, match="n must be"):
+        match_columns(model, table, x, 1)
+
+
 def nearly_singular(n: int) -> torch.Tensor:
     """Data of mean 0 and deviation 1 in each column, with a covariance of condition 10^4."""
     z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -453,7 +596,9 @@ def test_a_table_is_fitted_again_to_all_of_it(people, tmp_path, monkeypatch, cap
     for folder, kept in ((out, torch.arange(60)), (out / "first", data.Order(60, 0, 0.1).kept)):
         units = load(folder).facts.units
         heights = rows[kept, 0].double()
-        assert float(units.shift[0]) == pytest.approx(float(heights.mean()), rel=1e-6)
+        assert units.mix is not None  # its samples have the moments of these rows
+        spread = float(heights.std(correction=0))
+        assert float(units.scale[0]) == pytest.approx(spread, rel=1e-6)
     for folder, words in ((out, "are training data"), (out / "first", "held these 6 real")):
         assert run("evaluate", folder, file, "--n", 8, "--steps", 2, "--device", "cpu") == 0
         assert words in capsys.readouterr().out

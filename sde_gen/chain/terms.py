@@ -318,7 +318,11 @@ def decoder_of(
 
 
 def _scale(facts: Facts, like: Tensor) -> Tensor:
-    return like.new_ones(()) if facts.units is None else facts.units.scale.to(like)
+    if facts.units is None:
+        return like.new_ones(())
+    if facts.units.mix is not None:
+        raise ValueError("levels of coordinates that the units mix have no cells of their own")
+    return facts.units.scale.to(like)
 
 
 def _seen(facts: Facts, chain: Chain, x_1: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from .chosen import choose_size, chosen
 from .config import KEPT, text_of
 from .reading import Data, read_data, say, split_data, tell_seen
 from .refit import FIRST, again, is_refitted
-from .tables import evaluate_table, keep_table, spread_rows, table_of
+from .tables import evaluate_table, keep_matched, keep_table, spread_rows, table_of
 
 if TYPE_CHECKING:
     from ..data import Table
@@ -83,10 +83,12 @@ def _run(options: argparse.Namespace, data: Data, recipe: Recipe, folder: Path) 
     )
     if options.resume and holds_run(folder):
         trainer.resume()
-    trainer.run()
+    model = trainer.run()
     if recipe.minutes and trainer.step < min(FEW, recipe.steps or FEW):
         said = f"only {trainer.step} steps fit into the time, too few to draw well"
         say(f"{said}: give more --minutes, or a smaller --batch or --channels")
+    if data.table is not None:
+        keep_matched(model, data.table, data.x, recipe, folder)
     _end(options, data, folder)
     return trainer.validation
 

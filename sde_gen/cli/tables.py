@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..data import Table
     from ..many import Work
-    from ..scores import Learned
+    from ..scores import Learned, ScoreNetwork
     from ..training import Recipe
 
 COLUMNS = "table.json"
@@ -74,11 +74,24 @@ def kinds_of(texts: Sequence[str]) -> dict[str, str]:
 
 def spread_rows(table: Table, x: Tensor, recipe: Recipe) -> Tensor:
     """The rows that are trained on, spread: what facts and principal directions are fitted to."""
-    from ..data import Order
     from ..noise import Streams
 
-    kept = Order(len(x), recipe.seed, recipe.holdout).kept
-    return table.spread(x[kept], Streams(recipe.seed))
+    return table.spread(_kept(x, recipe), Streams(recipe.seed))
+
+
+def keep_matched(model: ScoreNetwork, table: Table, x: Tensor, recipe: Recipe, out: Path) -> None:
+    """Save a trained model whose samples have the moments of the rows that it was trained on."""
+    from ..many import place
+    from ..training import match_columns, save
+
+    if place()[0] == 0:
+        save(match_columns(model, table, _kept(x, recipe), seed=recipe.seed), out)
+
+
+def _kept(x: Tensor, recipe: Recipe) -> Tensor:
+    from ..data import Order
+
+    return x[Order(len(x), recipe.seed, recipe.holdout).kept]
 
 
 def write_table(table: Table, x: Tensor, out: Path) -> None:
@@ -101,8 +114,7 @@ def compare(table: Table, drawn: Tensor, real: Tensor) -> list[str]:
     >>> print(compare(table, x, y)[-1])
     largest: 0.000 of a mean (a), 0.000 of a deviation (a), 1.000 of a correlation (a, b)
     """
-    # Samples as whole integers and categories, as a file has them.
-    x, y = (table.numbers(v) for v in (table.encode(table.decode(drawn)), real))
+    x, y = table.whole(drawn), table.numbers(real)
     names = [
         f"{c.name} = {v}" if c.kind == "category" else c.name
         for c in table.columns

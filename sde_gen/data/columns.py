@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Kind = Literal["continuous", "positive", "skewed", "integer", "category"]
 
@@ -71,18 +73,18 @@ class Column:
     def _anchor(self) -> float:
         return self.low if self.scale > 0 else self.high
 
-    def numbers(self, x: np.ndarray) -> np.ndarray:
+    def numbers(self, x: Tensor) -> Tensor:
         """Coordinates in the units of the column, (N, width): logarithms and the like undone."""
         if self.kind == "positive":
-            return np.exp(x)
-        return self._anchor + self.scale * np.sinh(x) if self.kind == "skewed" else x
+            return x.exp()
+        return self._anchor + self.scale * x.sinh() if self.kind == "skewed" else x
 
-    def log_volume(self, x: np.ndarray) -> np.ndarray:
+    def log_volume(self, x: Tensor) -> Tensor:
         """log |d numbers / d x| of coordinates (N, width), (N,)."""
         if self.kind == "positive":
             return x[:, 0]
-        size = np.abs(x[:, 0])
-        log_cosh = size + np.log1p(np.exp(-2 * size)) - math.log(2)
+        size = x[:, 0].abs()
+        log_cosh = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
         return math.log(abs(self.scale)) + log_cosh if self.kind == "skewed" else 0 * size
 
     def _check(self, text: str, i: int) -> str:
@@ -108,13 +110,24 @@ class Column:
             raise _at(i, self.name, f"{text!r} {what}: declare the column continuous")
         return number
 
-    def decode(self, x: np.ndarray) -> np.ndarray:
-        """Its values (N,) of coordinates (N, width): floats, int64 or texts."""
+    def whole(self, x: Tensor) -> Tensor:
+        """Numbers (N, width) as ``decode`` lets them be: integers whole, in the range seen, of a
+        category 1 for the largest coordinate, 0 for others. The gradient passes by the rounding
+        of integers; categories have none."""
         if self.kind == "category":
-            return np.array(self.values)[x.argmax(1)]
+            return torch.nn.functional.one_hot(x.argmax(1), self.width).to(x)
+        y = self.numbers(x)
         if self.kind == "integer":
-            return np.rint(x[:, 0]).clip(self.low, self.high).astype(np.int64)
-        return self.numbers(x)[:, 0].clip(self.low, self.high)
+            y = y + (y.round() - y).detach()
+        return y.clamp(self.low, self.high)
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """Its values (N,) of coordinates (N, width): floats, int64 or texts."""
+        y = self.whole(x)
+        if self.kind == "category":
+            return np.array(self.values)[y.argmax(1).numpy()]
+        found = y[:, 0].numpy()
+        return found.astype(np.int64) if self.kind == "integer" else found
 
 
 def column_of(name: str, texts: Sequence[Any], kind: str | None) -> Column:

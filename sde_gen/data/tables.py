@@ -120,7 +120,7 @@ class Table:
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ValueError(f"rows of this table are (N, {self.width}), got {tuple(x.shape)}")
         parts = x.detach().cpu().split([column.width for column in self.columns], 1)
-        return {c.name: c.decode(p.numpy()) for c, p in zip(self.columns, parts, strict=True)}
+        return {c.name: c.decode(p) for c, p in zip(self.columns, parts, strict=True)}
 
     def spread(self, x: Tensor, noise: Streams | None = None) -> Tensor:
         """Integers somewhere in their cells, categories somewhere in their clouds: (N, D) ->
@@ -149,15 +149,20 @@ class Table:
         integers as they are, logarithms and the like undone."""
         return self._each(x, Column.numbers)
 
+    def whole(self, x: Tensor) -> Tensor:
+        """Vectors (N, D) in the units of the columns as ``decode`` gives them, float64: integers
+        whole, numbers in the range seen, of a category 1 for the largest coordinate, 0 for others.
+        The gradient passes by the rounding of integers; categories have none."""
+        return self._each(x, Column.whole)
+
     def log_volume(self, x: Tensor) -> Tensor:
         """log |det d numbers / d x| at vectors x (N, D), float64 (N,): what the log density of x
         is above that of the numbers."""
         return self._each(x, lambda c, part: c.log_volume(part)[:, None]).sum(1)
 
-    def _each(self, x: Tensor, f: Callable[[Column, np.ndarray], np.ndarray]) -> Tensor:
-        parts = x.detach().cpu().double().split([column.width for column in self.columns], 1)
-        found = [f(c, p.numpy()) for c, p in zip(self.columns, parts, strict=True)]
-        return torch.from_numpy(np.concatenate(found, 1))
+    def _each(self, x: Tensor, f: Callable[[Column, Tensor], Tensor]) -> Tensor:
+        parts = x.cpu().double().split([column.width for column in self.columns], 1)
+        return torch.cat([f(c, p) for c, p in zip(self.columns, parts, strict=True)], 1)
 
     def save(self, path: str | Path) -> None:
         """Write the columns as JSON."""

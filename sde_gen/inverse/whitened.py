@@ -213,8 +213,7 @@ class _Decode(Operator):
         return self.units.decode(x)
 
     def linearize(self, x: Tensor) -> Linearization:
-        scale = alike(self.units.scale, x)
-        return Linearization(self.forward(x), lambda u: scale * u, lambda v: scale * v)
+        return Linearization(self.forward(x), self.units.linear, self.units.adjoint)
 
 
 def of_state(observation: Observation, facts: Facts) -> Observation:
@@ -231,10 +230,7 @@ def of_state(observation: Observation, facts: Facts) -> Observation:
         seen.operator = Composed(operator, _Decode(units, operator.shape))
         return seen
 
-    def scaled(x: Tensor) -> Tensor:
-        return alike(units.scale, x) * x
-
-    scale = Callables(scaled, scaled, operator.shape, operator.shape, check=False)
+    scale = Callables(units.linear, units.adjoint, operator.shape, operator.shape, check=False)
     seen.operator = Composed(operator, scale)
     shift = units.decode(torch.zeros(1, *operator.shape, dtype=torch.float64))
     y = observation.y.double() - operator.forward(shift.to(operator.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .callbacks import Drawings, Logged, LossPlot
 from .checkpoints import CheckpointError, load, save
+from .columns import match_columns
 from .devices import pick_device
 from .history import Look, read_history
 from .inputs import Transform
@@ -59,6 +60,7 @@ __all__ = [
     "learning_rate_test",
     "likelihood_weight",
     "load",
+    "match_columns",
     "pick_device",
     "read_history",
     "register",

@@ -42,7 +42,8 @@ def about(
         known |= {"sde": _plain(model.sde), "prediction": model.prediction}
         facts, units = model.facts, model.facts.units
         known |= {"std": facts.std, "shape": facts.shape, "levels": facts.levels}
-        known["units"] = units and [units.shift.tolist(), units.scale.tolist()]
+        parts = () if units is None else (units.shift, units.scale, units.mix)
+        known["units"] = units and [part.tolist() for part in parts if part is not None]
         known |= {"net": f"{type(model.net).__name__} {getattr(model.net, 'config', '')}"}
     options = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in MAY_CHANGE}
     return {
