@@ -498,7 +498,7 @@ def plan_of(args: argparse.Namespace, device: torch.device, run: str) -> Plan:
         samples, tested, steps = 1000, 1000 if gpu else 100, 64
     minutes = args.minutes or minutes
     if run == "lecture":
-        net = (32, (1, 2, 4), 1, 1) if gpu else (64, (1, 2), 0, 2)
+        net = (32, (1, 2, 4), 1, 1) if gpu else (32, (1, 2), 0, 2)
         rest = (128, 1e-3, 0.0)
     else:
         # On a CPU most of a step would be the 28 x 28 level: half of the side, twice the width,
