@@ -8,10 +8,15 @@ divides it between its autoencoder and its score. The rows:
 mixture*: the same network, a Gaussian mixture fitted to the codes of each class. *hierarchical
 VAE*: three levels, told the class. *GAN*: convolutional, non-saturating with R1, averaged, told
 the class. *latent score*: a VAE for two thirds of the time, which is also judged with N(0, I)
-(*its VAE*), and the score of its codes, told the class. *unified*: the same with a deterministic
-encoder whose noise is one number. *reconstruction*: decode(encode(x)) of test images, the floor
-of what goes through these latents. *pixel score*: a U-Net. No autoencoder is told a class.
-Samples of the VAEs are E[x | z].
+(*its VAE*), and the score of its codes, told the class, which are encoded once. *unified*: the
+same with a deterministic encoder whose noise is one number. *joint*: the same network as that, but
+encoder, decoder and score learn together, by one bound. *reconstruction*: decode(encode(x)) of
+test images, the floor of what goes through these latents. *pixel score*: a U-Net. No autoencoder
+is told a class, but for that of the hierarchy. Samples of the VAEs are E[x | z].
+
+On MNIST each model has the best of a few settings, all of which stand in the results: each learned
+for a twelfth of the time from three quarters of the training images, and is judged by the rest,
+the Frechet distance of its samples in the decision values of a judge of those three quarters.
 
 The judge is that of ``mnist.py``. *Frechet*: in the judge's decision values, over that of real
 test images; *accuracy*: samples that are taken for the digit asked for; *coverage* of the classes
@@ -21,282 +26,102 @@ distortion minus the log of probabilities over the levels, the rate of a latent 
 bound in bits that its path gives; of the pixel score model the bits by its flow, of the first
 100 images alone.
 
-The *curve* trains the unified form for several levels of the encoder's noise: rate and distortion.
+The *curve* is rate and distortion over the noise of one encoder, trained for the least of it. More
+noise on the same latents is a worse channel, so with the best decoder and the best prior of each
+the rate falls and the distortion rises with the noise. Each has a decoder and a score of its own,
+all decoders learned on from the same weights, by the same draws.
 
-Three stages, each of which needs the files of the one before: ``pack`` (the data), ``train`` (all
-that a model gives, written as soon as it is known), ``judge`` (table, picture).
-
-A fourth, ``keep``, copies the models of digits that the notebooks load to ``notebooks``.
+Four stages, each of which needs the files of the one before: ``pack`` (the data), ``sweep``
+(settings, on MNIST), ``train`` (all that a model gives, written as soon as it is known), ``judge``
+(table, picture). A fifth, ``keep``, copies the models of digits that the notebooks load.
 
     python benchmarks/generators.py [--quick] [--minutes M] [--tasks digits mnist] [--work DIR]
-                                    [--data FILE] [--stage pack train judge keep]
+                                    [--data FILE] [--stage pack sweep train judge keep]
                                     [--only MODEL ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import _report
 import mnist
 import numpy as np
 import torch
-from mnist import CLASSES, HERE, Judge, LowTimes
+from _rivals import MODELS, SETTINGS, Change, Task, bits, fit, setting, with_score
+from mnist import CLASSES, HERE, Judge
 from torch import Tensor
 
-import sde_gen as sg
-from sde_gen import contrast, data, latent, plots
-from sde_gen.contrast import GAN, HVAE, VAE
-from sde_gen.data import Dequantise, Labelled, centre, quantise
-from sde_gen.latent import Elbo, LatentModel
-from sde_gen.networks import MLP, Autoencoder, UNet
-from sde_gen.training import Denoising, Layout, save
+from sde_gen import data, latent, metrics, plots
+from sde_gen.data import Labelled, centre, quantise
+from sde_gen.latent import Elbo
+from sde_gen.training import save
 
 STDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """The encoder's noise in the curve; latents are of order one."""
-STD = 0.1
-"""That of the unified form in the table."""
-CALLS = 25
+SWEEP = 1 / 12
+"""Of a model's time, for each of its settings."""
+HELD_BACK = 4
+"""One in so many training images judges the settings and is not learned from."""
 KEPT = ("gan", "unified")
 """Models of digits that the notebooks load."""
 
 
-class Task(NamedTuple):
-    """Data, levels (N, 1, H, W) as uint8, and the sizes of the networks for them."""
-
-    train: Labelled
-    test: Labelled
-    levels: int
-    seconds: float
-    """CPU time of each model."""
-    samples: int
-    latent: int
-    width: int
-    """Of the autoencoder at full resolution."""
-    channels: int
-    """Of the U-Net."""
-    score: int
-    """Width of the network of latents."""
-    rival: int
-    """Width of the GAN."""
-    batch: int = 64
-
-    @property
-    def x(self) -> Tensor:
-        """What is learned from, the centres of its levels."""
-        return centre(self.train.x.long(), self.levels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(1, H, W)."""
-        return tuple(self.train.x.shape[1:])
-
-    def codec(self, std: float | None = None) -> Autoencoder:
-        """An autoencoder that is not trained."""
-        options = {"levels": self.levels, "components": 3, "std": std}
-        return Autoencoder(self.shape, (self.latent,), self.width, **options)
+# --- sweep ---------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """What is to be found out about a model."""
+def sweep(names: list[str], task: Task, folder: Path) -> None:
+    """Every setting for a short time: the Frechet distance of samples to training images that
+    neither the model nor the judge has learned from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "sweep.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    order = torch.randperm(len(task.train.x), generator=torch.Generator().manual_seed(0))
+    parts = order[len(order) // HELD_BACK :], order[: len(order) // HELD_BACK]
+    train, held = (Labelled(task.train.x[part], task.train.y[part]) for part in parts)
+    judge, y = Judge(train, task.levels), torch.arange(task.samples) % CLASSES
+    real = judge.features(centre(held.x.long(), task.levels))
+    short = task._replace(train=train, test=held, seconds=SWEEP * task.seconds)
+    for name in names:
+        found[name] = {}
+        for words, change in SETTINGS[name].items():
+            print(f"{folder.name} {name}: {words}", flush=True)
+            row = next(iter(MODELS[name](setting(name, short, change)).values()))
+            x = centre(quantise(row.draw(y), task.levels), task.levels)
+            distance = metrics.frechet_distance(judge.features(x), real)
+            found[name][words] = {"seconds": short.seconds, "frechet": distance}
+            print(f"  {found[name][words]}", flush=True)
+            note(file, found)
 
-    draw: Callable[[Tensor], Tensor]
-    """labels (n,) -> images (n, 1, H, W)."""
-    calls: int
-    cost: Callable[[Labelled], tuple[float | None, float]] | None = None
-    """Test data -> bits a dimension of rate and distortion; no rate where there is the sum."""
-    told: bool = True
-    """Whether it knows the classes."""
-    model: Any = None
-    """What is kept."""
+
+def best(name: str, folder: Path) -> tuple[str, Change]:
+    """The setting that was best in the sweep; without one what the task has."""
+    file = folder / "sweep.json"
+    rows = json.loads(file.read_text()).get(name) if file.exists() else None
+    if not rows:
+        return "", {}
+    words = min(rows, key=lambda words: rows[words]["frechet"])
+    return words, SETTINGS[name][words]
 
 
 # --- train ---------------------------------------------------------------------------------------
-
-
-class Budget:
-    """A run that ends after so many CPU seconds: a callback sets the clock of the trainer."""
-
-    def __init__(self, seconds: float) -> None:
-        self.start, self.seconds, self.steps = time.process_time(), seconds, 0
-
-    def __call__(self, trainer: Any, step: int, loss: float) -> None:
-        """At every look at the loss."""
-        trainer.elapsed, self.steps = time.process_time() - self.start, step
-
-
-def fit(model: Any, x: Tensor, y: Tensor | None, task: Task, part: float, **options: Any) -> Any:
-    """The model after this part of its CPU time."""
-    torch.manual_seed(0)
-    budget = Budget(part * task.seconds)
-    lr = options.pop("lr", 3e-3)
-    recipe = sg.Recipe(
-        minutes=budget.seconds / 60,
-        steps=10**7,
-        batch=task.batch,
-        lr=lr,
-        layout=Layout(channels_last=x.ndim == 4),
-    )
-    learn: Any = contrast.train if isinstance(model, contrast.Rival) else sg.train
-    common = {"callbacks": [budget], "device": "cpu", "progress": False}
-    model = learn(model, x, y, recipe, **common, **options)
-    spent = time.process_time() - budget.start
-    print(f"  {type(model).__name__}: {budget.steps} steps, {spent:.0f} s", flush=True)
-    return model
-
-
-def bits(cost: Any) -> tuple[float, float]:
-    """Rate and distortion of a ``Cost`` in nats: means, bits a dimension."""
-    mean = cost.bits_per_dim
-    return float(mean.rate.mean()), float(mean.distortion.mean())
-
-
-def plain(task: Task) -> dict[str, Row]:
-    """VAE with N(0, I) and with a mixture of each class on its codes."""
-    vae = fit(VAE(task.codec()), task.x, None, task, 1)
-    mixed = vae.with_mixture(task.x, task.train.y, components=3)
-
-    def cost(test: Labelled) -> tuple[float, float]:
-        with torch.no_grad():
-            return bits(vae.codec.cost(test.x.long(), sg.Streams(1)))
-
-    return {
-        "VAE, N(0, I)": Row(lambda y: vae.sample(len(y), 0), 1, cost, False, vae),
-        "VAE, mixture": Row(lambda y: mixed.sample(len(y), 0, y=y), 1),
-        "VAE, reconstruction": Row(rebuilt(vae.codec, task), 2),
-    }
-
-
-def rebuilt(codec: Autoencoder, task: Task) -> Callable[[Tensor], Tensor]:
-    """decode(encode(x)) of the test images of the labels asked for: the floor of its latents."""
-    order = torch.argsort(task.test.y, stable=True)
-
-    def draw(y: Tensor) -> Tensor:
-        found = torch.empty(len(y), *task.shape)
-        for c in range(CLASSES):
-            ours = order[task.test.y[order] == c]
-            there = torch.nonzero(y == c).flatten()
-            x = task.test.x[ours[torch.arange(len(there)) % len(ours)]]
-            with torch.no_grad():
-                found[there] = codec.decode(codec.encode(centre(x.long(), task.levels)))
-        return found
-
-    return draw
-
-
-def hierarchical(task: Task) -> dict[str, Row]:
-    """Three levels."""
-    above = (task.latent // 2, task.latent // 4)
-    model = fit(HVAE(task.codec(), above, classes=CLASSES), task.x, task.train.y, task, 1)
-
-    def cost(test: Labelled) -> tuple[float, float]:
-        with torch.no_grad():
-            rates, distortion = model.terms(test.x.long(), test.y, noise=sg.Streams(1))
-        unit = math.prod(task.shape) * math.log(2)
-        return float(rates.sum(1).mean()) / unit, float(distortion.mean()) / unit
-
-    row = Row(lambda y: model.sample(len(y), 0, y=y), model.calls, cost, model=model)
-    return {"hierarchical VAE": row}
-
-
-def gan(task: Task) -> dict[str, Row]:
-    """Conditional, with R1."""
-    model = GAN(task.shape, 32, task.rival, classes=CLASSES)
-    model = fit(model, task.x, task.train.y, task, 1, lr=1e-3)
-    return {"GAN": Row(lambda y: model.sample(len(y), 0, y=y), 1, model=model)}
-
-
-def with_score(codec: Autoencoder, task: Task, part: float) -> LatentModel:
-    """A score of the latents of a trained autoencoder."""
-    net = MLP((task.latent,), task.score, 3, classes=CLASSES, dropout=0.1)
-    model = LatentModel.of(codec, net, sg.VP(), task.x)
-    draws = 1 if codec.std else 4
-    score = fit(model.score, model.codes(task.x, draws), task.train.y.repeat(draws), task, part)
-    return model.over(score)
-
-
-def latent_row(model: LatentModel) -> Row:
-    """The samples and the bound of a latent model."""
-
-    def draw(y: Tensor) -> Tensor:
-        return sg.sample(model.given(y=y), len(y), CALLS, 0)
-
-    def cost(test: Labelled) -> tuple[float, float]:
-        return bits(latent.bound(model.given(y=test.y), test.x.long(), draws=8))
-
-    return Row(draw, CALLS + 1, cost, model=model)
-
-
-def latent_score(task: Task) -> dict[str, Row]:
-    """On a VAE, which is also sampled from N(0, I)."""
-    codec = fit(task.codec(), task.x, None, task, 2 / 3, objective=Elbo())
-    model, same = with_score(codec, task, 1 / 3), VAE(codec)
-    return {
-        "latent score": latent_row(model),
-        "its VAE, N(0, I)": Row(lambda y: same.sample(len(y), 0), 1, told=False),
-        "its reconstruction": Row(rebuilt(codec, task), 2),
-    }
-
-
-def unified(task: Task) -> dict[str, Row]:
-    """On an encoder of one noise."""
-    codec = fit(task.codec(STD), task.x, None, task, 2 / 3, objective=Elbo())
-    same = VAE(codec)
-    return {
-        "latent score, unified": latent_row(with_score(codec, task, 1 / 3)),
-        "unified, reconstruction": Row(rebuilt(codec, task), 2),
-        "unified, N(0, I)": Row(lambda y: same.sample(len(y), 0), 1, told=False),
-    }
-
-
-def pixel(task: Task) -> dict[str, Row]:
-    """A score in pixel space."""
-    x, levels = task.train.x.long(), task.levels
-    facts = sg.Facts.of(Dequantise(levels)(centre(x, levels), sg.Streams(0)), levels=levels)
-    multipliers = (1, 2, 2) if task.shape[1] > 8 else (1, 2)
-    net = UNet(task.shape, task.channels, multipliers, blocks=1, classes=CLASSES)
-    objective = Denoising(times=LowTimes())
-    options = {"objective": objective, "transform": Dequantise(levels)}
-    score = sg.ScoreNetwork(net, sg.VP(), facts=facts)
-    model = fit(score, task.x, task.train.y, task, 1, **options)
-    start = float(model.sde.time_at(-2 * math.log(mnist.LEAST)))
-
-    def cost(test: Labelled) -> tuple[None, float]:
-        given, some = model.given(y=test.y[:100]), test.x[:100].long()
-        times = [start, model.sde.T]
-        found = sg.bits_per_dim(given, some, levels, steps=32, times=times, chunk=100)
-        return None, float(found.mean().value)
-
-    def draw(y: Tensor) -> Tensor:
-        return sg.sample(model.given(y=y), len(y), CALLS, 0, chunk=250)
-
-    return {"pixel score": Row(draw, CALLS, cost, model=model)}
-
-
-MODELS: dict[str, Callable[[Task], dict[str, Row]]] = {
-    "vae": plain,
-    "gan": gan,
-    "latent": latent_score,
-    "unified": unified,
-    "hvae": hierarchical,
-    "pixel": pixel,
-}
 
 
 def learn(name: str, task: Task, folder: Path) -> None:
     """Train a model and write all that is found out about it."""
     print(f"{folder.name} {name}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    words, change = best(name, folder)
     start = time.process_time()
-    rows = MODELS[name](task)
-    record: dict[str, Any] = {"cpu_seconds": time.process_time() - start, "rows": {}}
+    rows = MODELS[name](setting(name, task, change))
+    spent = time.process_time() - start
+    record: dict[str, Any] = {"cpu_seconds": spent, "setting": words, "rows": {}}
     y = torch.arange(task.samples) % CLASSES
     for i, (row, about) in enumerate(rows.items()):
         if about.model is not None:
@@ -310,22 +135,24 @@ def learn(name: str, task: Task, folder: Path) -> None:
         record["rows"][row] = found
         note(folder / f"{name}.json", record)
         if about.cost is not None:
-            found["rate"], found["distortion"] = about.cost(task.test)
+            found |= about.cost(task.test)
             note(folder / f"{name}.json", record)
         print(f"  {row}: {found}", flush=True)
 
 
 def curve(task: Task, folder: Path) -> None:
-    """Rate and distortion over the encoder's noise."""
+    """Rate and distortion over the noise of one encoder, with a decoder and a score for each."""
     folder.mkdir(parents=True, exist_ok=True)
+    first = fit(task.codec(STDS[0]), task.x, None, task, task.share, objective=Elbo())
+    first.encoder.requires_grad_(False)
     rows = []
     for std in STDS:
-        codec = fit(task.codec(std), task.x, None, task, 2 / 3, objective=Elbo())
-        model = with_score(codec, task, 1 / 3)
-        cost = latent.bound(model.given(y=task.test.y), task.test.x.long(), draws=8)
-        rate, distortion = bits(cost)
-        about = {"std": std, "cpu_seconds": task.seconds}
-        rows.append({**about, "rate": rate, "distortion": distortion})
+        codec = copy.deepcopy(first)
+        codec.std = codec.config["std"] = std
+        codec = fit(codec, task.x, None, task, 1 / 3, objective=Elbo(), lr=1e-3)
+        model = with_score(codec, task).given(y=task.test.y)
+        cost = bits(latent.bound(model, task.test.x.long(), draws=8))
+        rows.append({"std": std, **cost})
         print(f"  {rows[-1]}", flush=True)
         note(folder / "curve.json", {"rows": rows})
 
@@ -345,16 +172,24 @@ def judged(task: Task, folder: Path) -> dict[str, Any]:
     order = rank[task.test.y, torch.arange(len(task.test.y))].argsort(stable=True)
     real = Labelled(task.test.x[order][: len(y)], task.test.y[order][: len(y)])
     rows = {"real test images": {"told": True, **judge.grade(*real)}}
-    spent = {}
+    spent, chosen = {}, {}
     for name in MODELS:
         file = folder / f"{name}.json"
         if not file.exists():
             continue
         record = json.loads(file.read_text())
-        spent[name] = record["cpu_seconds"]
+        spent[name], chosen[name] = record["cpu_seconds"], record["setting"]
         for row, about in record["rows"].items():
             rows[row] = {**about, **judge.grade(images(folder / about["file"]), y)}
-    found = {"cpu_seconds": spent, "floor": rows["real test images"]["frechet"], "rows": rows}
+    floor = rows["real test images"]["frechet"]
+    found: dict[str, Any] = {
+        "cpu_seconds": spent,
+        "settings": chosen,
+        "floor": floor,
+        "rows": rows,
+    }
+    if (folder / "sweep.json").exists():
+        found["sweep"] = json.loads((folder / "sweep.json").read_text())
     if (folder / "curve.json").exists():
         found["curve"] = json.loads((folder / "curve.json").read_text())["rows"]
     return {**found, "independent pixels": independent(task)}
@@ -408,7 +243,18 @@ def tell(name: str, found: dict[str, Any]) -> None:
     print(f"\nindependent pixels: {found['independent pixels']:.3f} bits a dimension\n")
     if "curve" in found:
         lines = [[f"{v:.3f}" for v in row.values()] for row in found["curve"]]
-        _report.table(["encoder's noise", "CPU seconds", "rate", "distortion"], lines)
+        _report.table(["encoder's noise", "rate", "distortion"], lines)
+    for row, about in found["rows"].items():
+        if "rates" in about:
+            print(f"{row}, bits a dimension of each level: {about['rates']}")
+    print(f"\nsettings: {found['settings']}\n")
+    lines = [
+        [model, words, f"{about['seconds']:.0f}", f"{about['frechet']:.3f}"]
+        for model, part in found.get("sweep", {}).items()
+        for words, about in part.items()
+    ]
+    if lines:
+        _report.table(["model", "setting", "CPU seconds", "Fréchet, held back"], lines)
 
 
 def draw(tasks: dict[str, Task], work: Path, found: dict[str, Any], path: Path) -> None:
@@ -452,10 +298,11 @@ def _any(words: tuple[str, ...], name: str) -> bool:
 def task_of(name: str, minutes: float, samples: int, file: Path) -> Task:
     """The data and what suits them."""
     if name == "mnist":
-        return Task(*mnist.unpack(file), 256, 60 * minutes, samples, 32, 8, 16, 256, 32)
+        return Task(*mnist.unpack(file), 256, 60 * minutes, samples, 32, 16, patch=2)
     parts = [data.digits(split) for split in ("train", "test")]
     levels = [Labelled(quantise(x, 17).to(torch.uint8), y) for x, y in parts]
-    return Task(levels[0], levels[1], 17, 20 * minutes, min(samples, 500), 16, 16, 16, 64, 16)
+    small = {"latent": 16, "width": 16, "score": 64, "rival": 16}
+    return Task(levels[0], levels[1], 17, 20 * minutes, min(samples, 500), **small)
 
 
 def main() -> None:
@@ -466,7 +313,7 @@ def main() -> None:
         "--minutes", type=float, help="CPU time of each model (default 3); digits get a third"
     )
     parser.add_argument("--tasks", nargs="+", choices=("digits", "mnist"))
-    parser.add_argument("--stage", nargs="+", choices=("pack", "train", "judge", "keep"))
+    parser.add_argument("--stage", nargs="+", choices=("pack", "sweep", "train", "judge", "keep"))
     parser.add_argument("--only", nargs="*", choices=[*MODELS, "curve"], help="train these")
     parser.add_argument("--work", type=Path, help="where data, samples and figures go")
     parser.add_argument("--data", type=Path, help="MNIST as `pack` wrote it (default: in WORK)")
@@ -475,11 +322,15 @@ def main() -> None:
     quick = "_quick" if args.quick else ""
     minutes = args.minutes or (0.1 if args.quick else 3.0)
     work = args.work or HERE / "results" / "cache" / f"generators{quick}"
-    file, stages = args.data or work / "mnist.npz", args.stage or ("pack", "train", "judge")
+    file = args.data or work / "mnist.npz"
+    stages = args.stage or ("pack", "sweep", "train", "judge")
     names = args.tasks or ("digits", "mnist")
     if "pack" in stages and "mnist" in names:
         mnist.pack(file)
     tasks = {name: task_of(name, minutes, 50 if args.quick else 1000, file) for name in names}
+    if "sweep" in stages and "mnist" in tasks:
+        swept = [name for name in args.only or MODELS if name in MODELS]
+        sweep(swept, tasks["mnist"], work / "mnist")
     for name, task in tasks.items() if "train" in stages else ():
         for model in args.only or [*MODELS, *(("curve",) if name == "digits" else ())]:
             if model == "curve":

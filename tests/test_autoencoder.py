@@ -32,6 +32,9 @@ CASES: list[dict[str, Any]] = [
     {"shape": (2, 9), "latent": (3, 5), "components": 2, "levels": 4},
     {"shape": (1, 9, 6), "latent": (4,), "levels": 5, "components": 3},
     {"shape": (2, 9, 6), "latent": (4, 3, 2), "std": 0.1, "components": 2},
+    {"shape": (2, 8, 12), "latent": (3, 2, 3), "components": 2, "patch": 4},
+    {"shape": (1, 20, 12), "latent": (4,), "levels": 5, "components": 3, "patch": 2},
+    {"shape": (3, 9), "latent": (2, 3), "patch": 3},
 ]
 
 
@@ -74,6 +77,21 @@ def test_a_density_integrates_to_one() -> None:
     assert abs(float(torch.trapezoid(density, x[:, 0])) - 1) < 1e-6
     mean = float(torch.trapezoid(density * x[:, 0], x[:, 0]))
     assert abs(mean - float(net.decode(z))) < 1e-5
+
+
+def test_a_patch_is_a_place() -> None:
+    net = shaken(Autoencoder((2, 8, 4), (3, 4, 2), 8, patch=2))
+    x, first, last = torch.randn(3, 2, 8, 4).double(), net.encoder[0], net.decoder[-1]
+    parts = torch.nn.functional.unfold(x, 2, stride=2)
+    wanted = torch.einsum("oi,bip->bop", first.weight.flatten(1), parts)
+    wanted = wanted.unflatten(2, (4, 2)) + first.bias[:, None, None]
+    torch.testing.assert_close(first(x), wanted)
+    h = torch.zeros(1, 8, 4, 2).double()
+    h[0, 5, 3, 1] = 1
+    felt = (last(h) - last(0 * h))[0, 0]
+    assert bool((felt[6:8, 2:4] != 0).all())
+    felt[6:8, 2:4] = 0
+    assert not bool(felt.any())
 
 
 def test_clipped_mean_is_that_of_a_clipped_sample() -> None:
@@ -165,6 +183,8 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
         (lambda: Autoencoder((1, 8, 8), (2, 3, 3)), "halved"),
         (lambda: Autoencoder((1, 8, 8), (2, 4)), "latent"),
         (lambda: Autoencoder((3,), (2, 1)), "must be .d,."),
+        (lambda: Autoencoder((1, 8, 6), (2,), patch=4), "multiple of patch = 4"),
+        (lambda: Autoencoder((4,), (2,), patch=2), "multiple of patch = 2"),
         (lambda: Autoencoder((1, 8, 8), (2, 4, 4), std=0.0), "std"),
         (lambda: Autoencoder((3,), (2,)).cost(torch.zeros(2, 4)), "must be"),
         (lambda: Pair(torch.tanh, torch.tanh, (2,), (2,)).encode(torch.zeros(1, 2)), "deviation"),

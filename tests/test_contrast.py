@@ -297,13 +297,15 @@ A, B, R, V = 1.7, 0.8, 0.5, 0.6  # x = A z_1 + R e, z_1 = B z_2 + V e, z_2 ~ N(0
 
 
 def chain() -> HVAE:
-    """With the exact posterior: z_1 is seen as x / A, with noise R / A; z_2 through z_1."""
-    net = Pair(lambda x: x / A, lambda z: A * z, (1,), (1,), std=R / A)
+    """With the exact posterior: z_1 is seen as x / A, with noise R / A, and given as the mean that
+    this is under N(0, 1); z_2 through z_1."""
+    shrunk = 1 / (1 + (R / A) ** 2)
+    net = Pair(lambda x: shrunk * x / A, lambda z: A * z, (1,), (1,), std=R / A)
     net.log_std.data.fill_(math.log(R))
     hvae = HVAE(net, above=(1,), depth=0)
     noise = V**2 + (R / A) ** 2
     pull, spread = B / (B**2 + noise), math.sqrt(noise / (B**2 + noise))
-    for net_, (m, s) in ((hvae.up[0], (pull, spread)), (hvae.down[0], (B, V))):
+    for net_, (m, s) in ((hvae.up[0], (pull / shrunk, spread)), (hvae.down[0], (B, V))):
         net_[0].weight.data = torch.tensor([[m], [0.0]])
         net_[0].bias.data = torch.tensor([0.0, math.log(s)])
     return hvae.double()
@@ -350,6 +352,29 @@ def test_the_loss_of_a_hierarchy_is_its_bound():
     torch.testing.assert_close(hvae(x, y, Streams(1)), (rates.sum(1) + distortion) / 2)
 
 
+def test_free_bits_are_not_paid():
+    hvae, x = RIVALS["hierarchical VAE"](), normal(9, 2)
+    y = torch.arange(9) % 2
+    rates, distortion = hvae.terms(x, y, noise=Streams(1))
+    mean = rates.mean(0)
+    assert mean.min() < 0.1 < mean.max()  # so that one level is free, and one is not
+    hvae.free = 0.1
+    paid = torch.where(mean > 0.1, rates, 0.1).sum(1)
+    torch.testing.assert_close(hvae(x, y, Streams(1)), (paid + distortion) / 2)
+
+
+def test_a_silent_latent_can_be_taken_up():
+    """Its mean answers to the encoder whatever its deviation is."""
+    slopes = []
+    for s in (0.1, 1.0, 7.0):
+        net = Pair(lambda x: x, lambda z: z, (1,), (1,), std=s)
+        hvae, x = HVAE(net, above=(1,), depth=0), torch.tensor([[0.5]], requires_grad=True)
+        rates, _ = hvae.terms(x, noise=Streams(0))
+        (slope,) = torch.autograd.grad(rates[:, 0].sum(), x)
+        slopes.append(float(slope))  # of c^2 / 2 under N(0, 1)
+    assert slopes == pytest.approx([0.5] * 3, rel=1e-5)
+
+
 def test_samples_come_down_the_chain():
     n = 20_000
     x = chain().sample(n, seed=0).double()
@@ -362,9 +387,9 @@ def test_a_new_hierarchy_starts_as_the_vae():
     x, net = normal(6, 2), codec()
     rates, _ = HVAE(net, above=(4, 2)).terms(x, noise=Streams(0))
     c, s = net.posterior(x)
-    # Under N(0, I) for every level q(z_1 | z_2, x) is N(c, s^2) N(0, I), normalised.
+    # Under N(0, I) for every level q(z_1 | z_2, x) has mean c and precision 1 + 1 / s^2.
     v = s**2 / (1 + s**2)
-    kl = 0.5 * (v + (c / (1 + s**2)) ** 2 - 1 - v.log()).sum(1)
+    kl = 0.5 * (v + c**2 - 1 - v.log()).sum(1)
     torch.testing.assert_close(rates[:, 0], kl, rtol=1e-4, atol=1e-5)
 
 

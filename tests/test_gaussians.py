@@ -63,6 +63,29 @@ def test_log_difference_keeps_its_digits_in_both_tails(shift: float, width: floa
     assert float(gaussians.log_difference(low, high)) == pytest.approx(exact, rel=1e-9)
 
 
+@pytest.mark.parametrize("shift", [0.0, 5.0, 40.0])
+@pytest.mark.parametrize("width", [1e-3, 1.0, 30.0, math.inf])
+def test_the_slopes_of_log_difference_are_phi_over_p(shift: float, width: float) -> None:
+    ends = torch.tensor([shift, shift + width], dtype=F64, requires_grad=True)
+    gaussians.log_difference(ends[0], ends[1]).backward()
+    end = min(width, 50 / max(shift, 1))
+    inner, _ = integrate.quad(lambda u: math.exp(-shift * u - u * u / 2), 0, end, epsabs=0)
+    above = math.exp(-width * (shift + width / 2)) / inner
+    assert ends.grad is not None
+    np.testing.assert_allclose(ends.grad.numpy(), [-1 / inner, above], rtol=1e-9, atol=1e-300)
+
+
+def test_log_difference_has_second_derivatives_and_those_of_functions() -> None:
+    low = torch.tensor([-0.3, 0.2, 1.5], dtype=F64, requires_grad=True)
+    high = (low.detach() + torch.tensor([0.004, 1.0, 3.0], dtype=F64)).requires_grad_()
+    assert torch.autograd.gradcheck(gaussians.log_difference, (low, high))
+    assert torch.autograd.gradgradcheck(gaussians.log_difference, (low, high))
+    whole = torch.func.grad(lambda a, b: gaussians.log_difference(a, b).sum())
+    found = whole(low.detach(), high.detach())
+    gaussians.log_difference(low, high).sum().backward()
+    torch.testing.assert_close(found, low.grad)
+
+
 @pytest.mark.parametrize("std", [1e-3, 0.05, 0.7, 1.0, 20.0])
 @pytest.mark.parametrize("mean", [-3.0, -0.99, 0.123, 0.5, 1.5])
 def test_a_discretised_gaussian_sums_to_one(mean: float, std: float) -> None:

@@ -249,6 +249,22 @@ def test_guidance_through_the_decoder_is_dps_of_its_likelihood() -> None:
         Through(model, lambda x: x)(z, 0.4)
 
 
+def test_guidance_through_the_decoder_starts_where_alpha_is_0() -> None:
+    """Of z ~ N(0, C) and log f = a z it is exact at every t: what is drawn is N(C a, C)."""
+    c, n, a = torch.tensor([4.0, 0.25]).double(), 4000, torch.tensor([0.5, 2.0]).double()
+    pair = Pair(lambda x: x, lambda z: z, (2,), (2,), std=0.01).double()
+    law = sg.Gaussian(sg.RectifiedFlow(), torch.zeros(2).double(), c.sqrt())
+    guided = Through(LatentModel(pair, law), lambda x: x @ a)
+    z = torch.randn(3, 2).double()
+    at, near = (guided.evaluate(z, t).denoised for t in (1.0, 1 - 1e-4))
+    torch.testing.assert_close(at, (c * a).expand(3, 2))
+    torch.testing.assert_close(near, at, rtol=3e-3, atol=3e-3)
+    x = sg.sample(guided, n, 30, seed=0, eta=1, dtype=torch.float64)
+    error = (c / n).sqrt()
+    assert bool(((x.mean(0) - c * a).abs() < 4 * error + 0.01).all())
+    assert bool((x.var(0) / c - 1).abs().max() < 4 * math.sqrt(2 / n) + 0.02)
+
+
 def test_guidance_in_the_latent_is_a_sum_of_scores() -> None:
     model = LatentModel(pca(), normal())
     other = sg.Gaussian(sg.VP(), torch.ones(2).double(), 0.5)

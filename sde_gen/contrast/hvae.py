@@ -4,10 +4,14 @@ The model goes down p(z_L) p(z_(L-1) | z_L) ... p(z_1 | z_2) p(x | z_1), all but
 laws, p(z_L) = N(0, I). The encoder goes up once, x -> (c_1, s_1) -> ... -> (c_L, s_L), and then
 down with the model: q(z_L | x) = N(c_L, s_L^2), and
 
-    q(z_l | z_(l+1), x)  is  proportional to  N(z_l; c_l, s_l^2) p(z_l | z_(l+1)),
+    q(z_l | z_(l+1), x)  is  proportional to  exp[(1 + 1 / s_l^2) c_l z_l - z_l^2 / (2 s_l^2)]
+                                              p(z_l | z_(l+1)),
 
-as in the chain q(x_(t-1) | x_t, x_0) is to q(x_t | x_(t-1)) q(x_(t-1) | x_0) (Sonderby et al.
-2016, equations 8 to 12). So all but one of the terms of
+a normal message of precision 1 / s_l^2 times what the model expects, as in the chain
+q(x_(t-1) | x_t, x_0) is to q(x_t | x_(t-1)) q(x_(t-1) | x_0) (Sonderby et al. 2016, equations 8 to
+12). Under N(0, I) its mean is c_l whatever s_l is: that of a message N(c_l, s_l^2) would be
+c_l / (1 + s_l^2), where c_l is not felt once s_l is large, so that a latent that has fallen silent
+stays silent. So all but one of the terms of
 
     -log p(x) <= E[-log p(x | z_1)] + sum_(l < L) E KL(q(z_l | z_(l+1), x) || p(z_l | z_(l+1)))
                  + KL(q(z_L | x) || N(0, I))
@@ -30,7 +34,7 @@ from ..networks import Codec
 from ..networks.base import sizes
 from ..networks.blocks import zeroed
 from ..noise import Streams
-from ..ops import check_count, check_kind
+from ..ops import check_count, check_kind, check_number
 from ..training import register
 from .base import Rival, perceptron
 
@@ -47,9 +51,11 @@ class HVAE(Rival):
         above: numbers of z_2 .. z_L; two to four levels in all are usual.
         width, depth: hidden features and layers of the networks between the levels.
         classes: labels that p(z_l | z_(l+1), y) is told, l < L, or None.
+        free: nats that each level may spend unpaid in training (Kingma et al. 2016, free bits; of
+            the mean over a batch). The loss is the bound where it is 0.
 
     Raises:
-        TypeError, ValueError: no codec; no level above it; sizes that are no counts.
+        TypeError, ValueError: no codec; no level above it; sizes that are no counts; free < 0.
 
     >>> from sde_gen.networks import Autoencoder
     >>> hvae = HVAE(Autoencoder((2,), (4,), width=16), above=(4, 2), width=16)
@@ -65,6 +71,7 @@ class HVAE(Rival):
         width: int = 128,
         depth: int = 2,
         classes: int | None = None,
+        free: float = 0.0,
     ) -> None:
         check_kind(codec, Codec, "codec", "a Codec, such as Autoencoder((1, 8, 8), (16,))")
         above = sizes(above, "above")
@@ -74,11 +81,12 @@ class HVAE(Rival):
             "width": check_count(width, "width"),
             "depth": check_count(depth, "depth", 0),
             "classes": classes,
+            "free": (free := check_number(free, "free", least=0)),
         }
         if not above:
             raise ValueError("above must hold a size or more, such as (8,); without it is a VAE")
         super().__init__(codec.shape, classes, config)
-        self.codec, self.calls = codec, 1 + len(above)
+        self.codec, self.free, self.calls = codec, free, 1 + len(above)
         self.sizes = [math.prod(codec.latent), *above]
         told, pairs = self.classes or 0, list(pairwise(self.sizes))
         self.up = nn.ModuleList(perceptron(n, 2 * m, width, depth) for n, m in pairs)
@@ -96,8 +104,9 @@ class HVAE(Rival):
         return self.codec.decode(z.reshape(-1, *self.codec.latent))
 
     def loss(self, x: Tensor, told: Tensor, noise: Streams) -> Tensor:
-        """The bound, nats a dimension."""
+        """The bound, nats a dimension; a level below ``free`` costs that, and nothing more."""
         rates, distortion = self._terms(x, told, noise)
+        rates = torch.where(rates.mean(0) > self.free, rates, self.free)
         return (rates.sum(1) + distortion) / math.prod(self.shape)
 
     def terms(
@@ -123,10 +132,9 @@ class HVAE(Rival):
         m, s, rates = torch.zeros_like(z), torch.ones_like(z), []
         for level in range(len(seen), 0, -1):
             c, r = seen[level - 1]
-            if level < len(seen):  # the product of two normal laws
+            if level < len(seen):
                 m, s = _split(self.down[level - 1](torch.cat([z, told], 1)))
-                r, pull = r * s / (r**2 + s**2).sqrt(), s**2 / (r**2 + s**2)
-                c = m + pull * (c - m)
+                c, r = _product(c, r, m, s)
             rates.append(gaussians.kl(c, r**2, m, s**2))
             z = c + r * self._normal(told, noise, level)
         distortion = -self.codec.log_likelihood(x, z.reshape(-1, *self.codec.latent))
@@ -135,6 +143,13 @@ class HVAE(Rival):
     def _normal(self, told: Tensor, noise: Streams, level: int) -> Tensor:
         blank = told.new_empty(len(told), self.sizes[level - 1])
         return noise.normal(blank, f"level {level}")
+
+
+def _product(c: Tensor, r: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of N(m, s^2) times the message of mean c under N(0, I) and precision
+    1 / r^2."""
+    v = 1 / (1 / r**2 + 1 / s**2)
+    return v * ((1 + 1 / r**2) * c + m / s**2), v.sqrt()
 
 
 def _split(out: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..moments import isotropic
 from ..ops import Time, as_time, check_callable, check_kind, match
 from ..scores import Score
 from ..scores.base import Around, inherit
@@ -68,8 +69,14 @@ class Through(Around):
         t, e = as_time(t), prior.linearise(x, t)
         assert e.pull is not None
         w = self.weight(t) if callable(self.weight) else self.weight
-        pulled = scale(w, e.pull(torch.func.grad(self._asked)(e.denoised)))
+        wish = scale(w, torch.func.grad(self._asked)(e.denoised))
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        if alpha.device.type == "cpu" and bool((alpha == 0).any()):
+            # The pull is 0 and sigma^2 / alpha infinite; their product tends to Cov[z_0].
+            known = prior.facts.moments or isotropic(prior.facts.std**2)
+            c = known.coefficient(known.values.numpy())
+            return Evaluation(e.score, e.denoised + known.apply([c], [wish]), e.head)
+        pulled = e.pull(wish)
         step = match(sigma**2 / alpha, x)
         return Evaluation(e.score + pulled, lambda: e.denoised + step * pulled, e.head)
 

@@ -47,12 +47,13 @@ def _norm(width: int, space: Space | None) -> nn.Module:
 
 class Ladder(NamedTuple):
     """Widths and places of the levels, fine to coarse; how many blocks each has; no places, and
-    one level, for vectors."""
+    one level, for vectors. A place of the finest level is a patch of the data."""
 
     widths: list[int]
     places: list[tuple[int, ...]]
     blocks: int
     dropout: float
+    patch: int = 1
 
     @property
     def space(self) -> Space | None:
@@ -65,7 +66,10 @@ class Ladder(NamedTuple):
 
     def down(self, n_in: int, n_out: int, flat: bool) -> nn.Sequential:
         """(B, n_in, *S) -> (B, n_out, *S'), or (B, n_out) where the latent is flat."""
-        layers: list[nn.Module] = [_maker(self.space)(n_in, n := self.widths[0])]
+        n = self.widths[0]
+        layers: list[nn.Module] = [_maker(self.space)(n_in, n)]
+        if self.patch > 1:
+            layers = [_by_patch(self.space, n_in, n, self.patch)]
         for i, width in enumerate(self.widths):
             if i and self.space:
                 layers.append(convolution(self.space, n, width, stride=2))
@@ -90,8 +94,23 @@ class Ladder(NamedTuple):
             if i < len(self.widths) - 1 and self.space:
                 layers += [nn.Upsample(self.places[i]), convolution(self.space, n, width)]
             layers += self.level(n := width)
-        layers += [_norm(n, self.space), nn.SiLU(), _maker(self.space)(n, n_out)]
+        layers += [_norm(n, self.space), nn.SiLU()]
+        if self.patch > 1:
+            layers.append(_by_patch(self.space, n, n_out, self.patch, back=True))
+        else:
+            layers.append(_maker(self.space)(n, n_out))
         return nn.Sequential(*layers)
+
+
+def _by_patch(
+    space: Space | None, n_in: int, n_out: int, patch: int, back: bool = False
+) -> nn.Module:
+    """A linear map of each patch to a place, or back."""
+    assert space is not None
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    to = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kind = kinds[space.rank - 1] if back else to[space.rank - 1]
+    return cast(nn.Module, kind(n_in, n_out, patch, patch))
 
 
 class Autoencoder(Codec):
@@ -104,9 +123,9 @@ class Autoencoder(Codec):
 
     Args:
         shape: of one datum: (n,), or (C, *S) with one to three sizes.
-        latent: of one latent: (d,), or (c, *S') with S' the sizes S halved, rounding up, once or
-            more: the shape says how many levels there are.
-        width: features at full resolution, twice as many on coarser levels; of a dense network
+        latent: of one latent: (d,), or (c, *S') with S' the sizes S / patch halved, rounding up,
+            any number of times: the shape says how many levels there are.
+        width: features of the finest level, twice as many on coarser levels; of a dense network
             in every layer.
         blocks: residual blocks a level.
         std: the deviation of the encoder's noise, one number; None learns s(x).
@@ -114,6 +133,8 @@ class Autoencoder(Codec):
         components: K; None is one normal law with a common deviation. Of data without levels take
             that: a deviation of each coordinate falls to nothing where one is constant.
         dropout: probability of dropout inside each residual block.
+        patch: side of the patches of which each is a place of the finest level: full resolution
+            is what costs most, and 2 leaves it out.
 
     Raises:
         ValueError: sizes that do not fit together, saying which.
@@ -134,6 +155,7 @@ class Autoencoder(Codec):
         levels: int | None = None,
         components: int | None = None,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         super().__init__(shape, latent, levels, std)
         self.config = {
@@ -145,10 +167,12 @@ class Autoencoder(Codec):
             "levels": self.levels,
             "components": None if components is None else check_count(components, "components"),
             "dropout": (dropout := check_number(dropout, "dropout", least=0, most=1)),
+            "patch": (patch := check_count(patch, "patch")),
         }
-        places = _places(self.shape, self.latent)
+        places = _places(self.shape, self.latent, patch)
         widths = [width, *[2 * width] * (len(places) - 1)]
-        ladder, flat = Ladder(widths, places, blocks, dropout), len(self.latent) == 1
+        ladder = Ladder(widths, places, blocks, dropout, patch)
+        flat = len(self.latent) == 1
         self.components = components or 1
         first, n = self.latent[0], self.shape[0]
         self.encoder = ladder.down(n, first * (1 + (std is None)), flat)
@@ -196,10 +220,12 @@ class Autoencoder(Codec):
         return sum_rest(torch.logsumexp(weight + each, 1))
 
 
-def _places(shape: tuple[int, ...], latent: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The sizes S of each level, fine to coarse; [()] for vectors."""
+def _places(shape: tuple[int, ...], latent: tuple[int, ...], patch: int) -> list[tuple[int, ...]]:
+    """The sizes of each level, fine to coarse, the finest S / patch; [()] for vectors."""
     _, *rest = shape
-    places = [tuple(rest)]
+    if patch > 1 and (not rest or any(size % patch for size in rest)):
+        raise ValueError(f"each of the sizes {tuple(rest)} must be a multiple of patch = {patch}")
+    places = [tuple(size // patch for size in rest)]
     if not rest:
         if len(latent) != 1:
             raise ValueError(f"latents of vectors {shape} must be (d,), got {latent}")
