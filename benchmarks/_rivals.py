@@ -251,8 +251,8 @@ def pixel(task: Task) -> dict[str, Row]:
     """A score in pixel space."""
     x, levels = task.train.x.long(), task.levels
     facts = sg.Facts.of(Dequantise(levels)(centre(x, levels), sg.Streams(0)), levels=levels)
-    multipliers = (1, 2, 2) if task.shape[1] > 8 else (1, 2)
-    net = UNet(task.shape, task.channels, multipliers, blocks=1, classes=CLASSES)
+    blocks, patch = (0, 2) if task.shape[1] > 8 else (1, 1)
+    net = UNet(task.shape, task.channels, (1, 2), blocks, classes=CLASSES, patch=patch)
     objective = Denoising(times=LowTimes())
     options = {"objective": objective, "transform": Dequantise(levels)}
     score = sg.ScoreNetwork(net, sg.VP(), facts=facts)
@@ -306,7 +306,7 @@ SETTINGS: dict[str, dict[str, Change]] = {
         "14 x 14, free bits 0.5": {**HALF, "free": 0.5},
         "14 x 14": {**HALF, "free": 0.0},
     },
-    "pixel": {"16 channels": {}, "8 channels": {"channels": 8}, "rate 1e-2": {"lr": 1e-2}},
+    "pixel": {"64 channels": {"channels": 64}, "32 channels": {"channels": 32}},
 }
 """On MNIST. The places are those of the autoencoder's finest level."""
 
