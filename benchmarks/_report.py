@@ -24,9 +24,11 @@ PEERS = (
 )
 
 
-def versions() -> dict[str, str]:
-    """What was measured, by version."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PEERS}}
+def versions(stored: Path | None = None) -> dict[str, str]:
+    """What was measured, by version; of what is absent, that of the results that are stored."""
+    known = json.loads(stored.read_text())["versions"] if stored and stored.exists() else {}
+    found = {"python": platform.python_version(), **{name: _version(name) for name in PEERS}}
+    return {k: known.get(k, v) if v == "absent" else v for k, v in found.items()}
 
 
 def _version(name: str) -> str:

@@ -342,7 +342,8 @@ def main() -> None:
     if args.only == "peers" or not all(known["peers"] for known in results.values()):
         return
     results = {name: without(known, args.exclude) for name, known in results.items()}
-    summary: dict[str, Any] = {"calls": args.calls, "versions": _report.versions()}
+    versions = _report.versions(folder.with_suffix(".json"))
+    summary: dict[str, Any] = {"calls": args.calls, "versions": versions}
     for case, known in results.items():
         print_case(case, known, args.calls)
     for title, group in GROUPS.items():

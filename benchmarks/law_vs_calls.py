@@ -194,7 +194,8 @@ def measure(problem: str, kind: str, args: argparse.Namespace, folder: Path) -> 
         known["peers"] = run_case(problem, kind, peers(), args.calls, args.seeds, n)
     if args.only != "peers":
         mine = {f"sde_gen {k}": OURS[k] for k in args.ours}
-        known["sde_gen"] = run_case(problem, kind, mine, args.calls, args.seeds, n)
+        found = run_case(problem, kind, mine, args.calls, args.seeds, n)
+        known["sde_gen"] = known.get("sde_gen", {}) | found
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known))
     return known
@@ -295,7 +296,8 @@ def main() -> None:
         }
         for name, known in results.items()
     }
-    content = {"sliced W2, mean and std over seeds": summary, "versions": _report.versions()}
+    versions = _report.versions(folder.with_suffix(".json"))
+    content = {"sliced W2, mean and std over seeds": summary, "versions": versions}
     _report.write_json(folder.with_suffix(".json"), content)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,11 +75,16 @@ def test_spacings_are_even_in_their_own_measure(sde: LinearSDE) -> None:
     assert even(sde.log_snr(grids.log_snr(sde, 10)))
     for rho in (1.0, 3.0, 7.0):
         assert even(ratio(sde, grids.karras(sde, 10, rho=rho)) ** (1 / rho))
-    exact = {3: (2.8, 0.35), 8: (2.1222, 0.35), 10: (2.1125, 0.55664), 20: (2.3039, 0.69104)}
-    for steps, (p, c) in exact.items():
-        r = ratio(sde, grids.default(sde, steps, data_std=0.3)) * math.sqrt(c / 0.3)
+    exact = {3: (2.2, 0.35), 8: (2.2, 0.35), 10: (2.2, 0.55664), 20: (2.3, 0.69104)}
+    longer = {3: 1.5, 8: 1.5, 10: 1.5, 20: 1.03125}
+    middle = float(sde.time_at(-2 * math.log(5 * 0.3)))
+    for (steps, (p, c)), start in itertools.product(exact.items(), (None, middle)):
+        times = grids.default(sde, steps, start=start, data_std=0.3)
+        r = ratio(sde, times) * math.sqrt(c / 0.3)
         gaps = (VP().time_at(-2 * torch.log(r)) ** (1 / p)).diff()
-        torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-3, atol=0)
+        # Out of noise 30 times as wide as the data the first step is longer.
+        gaps[0] /= longer[steps] if float(ratio(sde, times)[0]) >= 30 * 0.3 else 1
+        torch.testing.assert_close(gaps, gaps[1:].mean().expand_as(gaps), rtol=1e-3, atol=0)
     # The same ratio under standard VP is reached at a time whose root is even.
     vp_times = VP().time_at(-2 * torch.log(ratio(sde, grids.quadratic(sde, 10))))
     assert even(torch.sqrt(vp_times))

@@ -74,11 +74,11 @@ class Leap(Exponential):
 
         lambda* = lambda_1 - (1 - 0.4 q) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
 
-    with q = (5 / N)^4, or 1 for N < 5, as in ``grids.default``; or where the noise is 4 times as
-    wide as the data, if that is earlier. As steps become short t*
-    comes to T by the square of their length, so the order is that of ``Exponential``. Everywhere
-    else (a start in the middle of the path, a first step that is no longer than that, eta > 0, a
-    ``reference`` of variance 0, which knows no width of the data) it is ``Exponential``.
+    with q = (5 / N)^4, or 1 for N < 5; or where the noise is 4 times as wide as the data, if that
+    is earlier. As steps become short t* comes to T by the square of their length, so the order is
+    that of ``Exponential``. Everywhere else (a start in the middle of the path, a first step that
+    is no longer than that, eta > 0, a ``reference`` of variance 0, which knows no width of the
+    data) it is ``Exponential``.
     The 0.4 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
