@@ -306,8 +306,8 @@ assert grades["rebuilt by the VAE"][3] < 0.9 < grades["GAN"][3]
 # diffusion does. The GAN has no blur, and draws in one call. What a GAN cannot say is what a
 # picture costs in bits ([notebook 12](12_latents.ipynb)).
 #
-# On MNIST after 90 CPU seconds each the order is another (`benchmarks/generators.py`): the blur of
-# the decoder is the larger part of the distance, and the GAN is nearest.
+# On MNIST after two CPU minutes each it is much the same (`benchmarks/generators.py`): mixture and
+# diffusion at 1.6 and 1.7 floors, the GAN at 2.0, and it alone without blur.
 #
 # ## Why the prior does not fit
 #
