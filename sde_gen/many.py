@@ -22,7 +22,7 @@ from torch import distributed as dist
 
 from .ops import check_count, shown
 
-__all__ = ["chunks", "meet", "own_device", "place", "shared"]
+__all__ = ["agree", "chunks", "own_device", "place", "shared"]
 
 Work = Callable[[int, int], Tensor]
 """(number of the first sample, how many) -> a tensor (how many, *D)."""
@@ -113,14 +113,27 @@ def cutting() -> bool:
     return _cut.get()
 
 
-def meet() -> None:
-    """Wait until every process is here.
+def agree(check: Callable[[], object]) -> None:
+    """Let the first process check something that the others may change; all wait for it, and what
+    it raises, an OSError or a ValueError, is raised in all: none goes on alone, and none waits for
+    one that has ended.
 
     >>> from sde_gen import many
-    >>> many.meet()
+    >>> many.agree(lambda: None)
     """
-    if place()[1] > 1:
-        dist.barrier(_group())
+    rank, processes = place()
+    if processes == 1:
+        check()
+        return
+    found: list[Exception | None] = [None]
+    try:
+        if rank == 0:
+            check()
+    except (OSError, ValueError) as error:
+        found = [error]
+    dist.broadcast_object_list(found, src=0, group=_group())
+    if found[0] is not None:
+        raise found[0]
 
 
 def _checked(x: Tensor, count: int) -> Tensor:

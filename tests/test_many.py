@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -205,6 +206,13 @@ sys.exit(max(codes))
 def launched(model: Path, out: Path, processes: int) -> tuple[str, dict[str, str]]:
     """What the commands print, without the folder, and the checksums of what they write."""
     out.mkdir()
+    told = together([sys.executable, "-c", COMMANDS, str(model), str(out)], processes)
+    assert not any(text for text, _ in told[1:])
+    return outcome(told[0][0], out)
+
+
+def together(command: list[str], processes: int) -> list[tuple[str, str]]:
+    """What each of several processes of a launcher says, and complains of."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -213,7 +221,7 @@ def launched(model: Path, out: Path, processes: int) -> tuple[str, dict[str, str
     base |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", COMMANDS, str(model), str(out)],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -221,10 +229,13 @@ def launched(model: Path, out: Path, processes: int) -> tuple[str, dict[str, str
         )
         for rank in range(processes)
     ]
-    told = [process.communicate(timeout=240) for process in running]
+    try:
+        told = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert not any(process.returncode for process in running), told
-    assert not any(text for text, _ in told[1:])
-    return outcome(told[0][0], out)
+    return told
 
 
 def outcome(text: str, out: Path) -> tuple[str, dict[str, str]]:
@@ -251,6 +262,38 @@ def check_same(model: Path, out: Path, alone: tuple[str, dict[str, str]], proces
     assert "bits per dimension" in text
     assert sums == alone[1]
     assert len(sums) == 1 + (3 + 1) + (10 + 1)
+
+
+def test_what_the_first_finds_wrong_is_wrong_for_all(tmp_path) -> None:
+    """Nobody waits for one that has ended."""
+    script = """
+from sde_gen import many
+def check():
+    assert many.place()[0] == 0
+    raise FileExistsError("there already")
+many.agree(lambda: None if many.place()[0] == 0 else 1 / 0)
+try:
+    many.agree(check)
+except FileExistsError as error:
+    print(error)
+"""
+    told = together([sys.executable, "-c", script], 3)
+    assert [text for text, _ in told] == ["there already\n"] * 3
+
+
+def test_many_may_ask_at_once_whether_they_can_write(tmp_path) -> None:
+    """Of folders that are not there yet, and are not there afterwards."""
+
+    def ask(i: int) -> None:
+        for k in range(50):
+            sg.data.check_writable(tmp_path / f"a{k}" / "b" / "x.npz")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        sg.data.check_writable(tmp_path / "file" / "x.npz")
 
 
 def test_files_of_two_processes_are_those_of_one(model, alone, tmp_path) -> None:

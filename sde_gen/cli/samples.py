@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..data import check_writable, quantise
-from ..many import Work, chunks, meet, own_device, place, shared
+from ..many import Work, agree, chunks, own_device, place, shared
 from ..sampling import Pace, settled
 from ..sampling.pace import network_in
 from ..training import load, pick_device
@@ -59,8 +59,7 @@ def sample(options: argparse.Namespace) -> None:
     if not out.suffix:
         settle(model, options, n)
         asked = {**identity(model, options), "format": kind, "n": n}
-        check_folder(out, asked)
-        meet()  # all have looked at what was there before one of them writes
+        agree(lambda: check_folder(out, asked))
         known = write_folder(out, asked, work, labels)
         tell(f"{out}: {n} samples of shape {model.shape}, {known} of them were there")
         return

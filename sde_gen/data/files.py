@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -104,25 +103,20 @@ def load_labels(path: str | Path, key: str) -> Tensor:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ``OSError`` unless a file can be written at ``path``: it is tried beside it, with
-    folders made as need be, and nothing is left.
+    """Raise ``OSError`` unless a file can be written at ``path``: it is tried in the nearest
+    folder that is there. Nothing is made, so any number of processes may ask at once.
 
     >>> from pathlib import Path
     >>> sg.data.check_writable(Path("x.npz"))
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
-    made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent) as file:
+        near = next(folder for folder in path.absolute().parents if folder.exists())
+        with TemporaryFile(dir=near) as file:
             file.write(b"0")
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def read_array(path: str | Path, key: str | None = None) -> np.ndarray:

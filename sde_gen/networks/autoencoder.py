@@ -67,9 +67,11 @@ class Ladder(NamedTuple):
     def down(self, n_in: int, n_out: int, flat: bool) -> nn.Sequential:
         """(B, n_in, *S) -> (B, n_out, *S'), or (B, n_out) where the latent is flat."""
         n = self.widths[0]
-        layers: list[nn.Module] = [_maker(self.space)(n_in, n)]
+        layers: list[nn.Module] = []
         if self.patch > 1:
-            layers = [_by_patch(self.space, n_in, n, self.patch)]
+            layers.append(_by_patch(self.space, n_in, n, self.patch))
+        else:
+            layers.append(_maker(self.space)(n_in, n))
         for i, width in enumerate(self.widths):
             if i and self.space:
                 layers.append(convolution(self.space, n, width, stride=2))
