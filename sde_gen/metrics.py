@@ -234,7 +234,8 @@ def coverage(y: ArrayLike | Tensor, reference: ArrayLike | Tensor) -> float:
         TypeError: no integers. ValueError: no labels, or not one axis of them.
     """
     found = []
-    for name, labels in (("y", as_labels(y)), ("reference", as_labels(reference))):
+    for name, given in (("y", y), ("reference", reference)):
+        labels = as_labels(given, name)
         if labels.ndim != 1 or len(labels) == 0:
             raise ValueError(f"{name} must be labels (N,), got {tuple(labels.shape)}")
         found.append(labels.cpu())

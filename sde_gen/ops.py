@@ -309,7 +309,7 @@ def as_path(path: object, name: str = "path") -> Path:
     return Path(path)  # type: ignore[arg-type]
 
 
-def as_labels(y: object) -> Tensor:
+def as_labels(y: object, name: str = "labels") -> Tensor:
     """Labels, an integer or (B,) of them, as an int64 tensor: of tensors, arrays and lists alike.
 
     Raises:
@@ -321,11 +321,11 @@ def as_labels(y: object) -> Tensor:
     try:
         labels = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"labels must be integers, got {y!r}") from error
+        raise TypeError(f"{name} must be integers, got {y!r}") from error
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, got {labels.dtype}")
     if labels.ndim > 1:
-        raise ValueError(f"labels must be a number or (B,), got shape {tuple(labels.shape)}")
+        raise ValueError(f"{name} must be a number or (B,), got shape {tuple(labels.shape)}")
     return labels.to(torch.int64)
 
 

@@ -154,7 +154,7 @@ def test_signals_stand_in_their_panels():
     ("options", "text"),
     [
         ({"x": torch.zeros(3)}, r"x must be \(N, C, L\) or \(N, L\), got \(3,\)"),
-        ({"at": [0, 1]}, r"at must be \(4,\), finite, got \(2,\)"),
+        ({"at": [0, 1]}, r"at must be \(4,\) beside this x, finite, got \(2,\)"),
         ({"rows": 3}, r"rows must lie in 1 .. 2, got 3"),
         ({"labels": "abc"}, "labels must be one for each of 1 rows, got 3"),
         ({"channels": "ab"}, "channels must be one for each of 1 channels, got 2"),

@@ -173,7 +173,7 @@ def test_bad_sources_are_refused_before_work():
     ]:
         with pytest.raises(error, match=words):
             Trainer(small(), data, device="cpu")
-    with pytest.raises(ValueError, match="labels were given beside a Pairs"):
+    with pytest.raises(ValueError, match="labels were given beside data, a Pairs"):
         Trainer(small(), Pairs(), Y, device="cpu")
     with pytest.raises(ValueError, match=r"labels were given beside a pair \(x, y\)"):
         Trainer(small(), (X, Y), Y, device="cpu")

@@ -59,7 +59,7 @@ def game_value(real: Tensor, fake: Tensor) -> Tensor:
     >>> bool(contrast.game_value(torch.zeros(8), torch.zeros(8)) == -2 * torch.tensor(2.0).log())
     True
     """
-    real, fake = as_numbers(real, "real"), as_numbers(fake, "fake")
+    real, fake = (as_numbers(z, name) + 0.0 for z, name in ((real, "real"), (fake, "fake")))
     return -softplus(-real).mean() - softplus(fake).mean()
 
 

@@ -49,7 +49,7 @@ class VAE(Rival):
         check_kind(codec, Codec, "codec", "a Codec, such as Autoencoder((1, 8, 8), (16,))")
         components = check_count(components, "components", 0)
         if classes is not None and not components:
-            raise ValueError("a VAE knows no classes but by a mixture: vae.with_mixture(x, y)")
+            raise ValueError("classes need components > 0: a VAE knows them by its mixture alone")
         config = {"codec": codec, "components": components, "classes": classes}
         super().__init__(codec.shape, classes, config)
         self.codec, self.components = codec, components

@@ -297,7 +297,9 @@ def _listed(folder: Path) -> list[Path]:
         )
     files = [f for f in found if _is_image(f)]
     if not files:
-        raise FileNotFoundError(f"no image in {folder}: expected one of {sorted(SUFFIXES)}")
+        raise FileNotFoundError(
+            f"no image in the folder {folder}: expected one of {sorted(SUFFIXES)}"
+        )
     return files
 
 

@@ -137,6 +137,9 @@ def as_source(
     if isinstance(data, Tensor):
         if data.ndim < 1 or len(data) == 0:
             raise ValueError(f"data must be (N, *D) with N >= 1, got {tuple(data.shape)}")
+        single = not isinstance(labels, (Tensor, np.ndarray, list, tuple)) or np.ndim(labels) == 0
+        if labels is not None and single:
+            raise TypeError(f"labels must be a torch.Tensor of int64 (N,), got {shown(labels)}")
         return Memory(data, labels, _rows_of(context, len(data)))
     if isinstance(data, IterableDataset):
         raise TypeError(
@@ -144,12 +147,7 @@ def as_source(
             " order is its own, so that no run could be taken up where it stopped; give a Dataset"
             " with __len__ and __getitem__"
         )
-    _refuse(labels, f"a {type(data).__name__}, whose items hold them: (x, y)")
-    if context:
-        raise ValueError(
-            f"context was given beside a {type(data).__name__}, whose items hold it: dictionaries"
-            " {'x': ..., 'theta': ...}"
-        )
+    kind = type(data).__name__
     if isinstance(data, np.memmap):
         data = Mapped(str(data.filename))
     if isinstance(data, (str, os.PathLike)):
@@ -157,6 +155,12 @@ def as_source(
     items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if not items or isinstance(data, (np.ndarray, list, tuple, Mapping)):
         check_tensor(data, "data")
+    _refuse(labels, f"data, a {kind}, whose items hold them: (x, y)")
+    if context:
+        raise ValueError(
+            f"context was given beside a {kind}, whose items hold it: dictionaries"
+            " {'x': ..., 'theta': ...}"
+        )
     source: Source = data  # type: ignore[assignment]
     if len(source) == 0:
         raise ValueError(f"data must hold items, got {shown(data)} of length 0")

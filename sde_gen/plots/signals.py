@@ -54,7 +54,7 @@ def signals(
     n, count, length = y.shape
     t = np.arange(length, dtype=float) if at is None else array(at, "at")
     if t.shape != (length,) or not np.isfinite(t).all():
-        raise ValueError(f"at must be ({length},), finite, got {t.shape}")
+        raise ValueError(f"at must be ({length},) beside this x, finite, got {t.shape}")
     rows = math.isqrt(n) if rows is None else check_count(rows, "rows")
     if rows > n:
         raise ValueError(f"rows must lie in 1 .. {n}, got {rows}")

@@ -107,7 +107,7 @@ def timed(model: Score, compiled: bool = False) -> Pace:
     check_kind(compiled, bool, "compiled", "True or False")
     network = network_in(model)
     if network is None or network.shape is None:
-        raise TypeError(f"timed needs a ScoreNetwork of known shape, got {type(model).__name__}")
+        raise TypeError(f"model must be a ScoreNetwork of known shape, got {type(model).__name__}")
     return _agreed(network, lambda: _fastest(Trial(network), compiled))
 
 
