@@ -38,7 +38,12 @@ from sde_gen.tuning import Tuned
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 LEAST = 0.01
 """A cell counts for no less in a mean: a solver that is exact would decide it alone."""
-GROUPS = {"problems": "main", "held-out problems": "held out", "new problems": "new"}
+GROUPS = {
+    "problems": "main",
+    "held-out problems": "held out",
+    "new problems": "new",
+    "unseen problems": "unseen",
+}
 RAW = HERE / "results" / "error_vs_calls"
 Cell = tuple[float, float]
 Row = dict[str, Cell]

@@ -40,6 +40,8 @@ _NO_SIGNAL = 1e3
 """The ratio that a grid is spaced from where the process starts with none of the data left."""
 _NOISE = 30.0
 """Where the noise is so many times as wide as the data a state tells nothing of them."""
+_POWER = 2.35
+"""Of the default grid."""
 
 
 def as_times(times: Tensor | Sequence[float]) -> Tensor:
@@ -267,30 +269,26 @@ def default(
     data_std: float = 1.0,
     to_zero: bool = False,
 ) -> Tensor:
-    """The default for n steps: even in u^(1 / p), but for a first step as long as 1 + f others. u
-    is standard VP's time to sqrt(c / data_std) times the ratio of noise to signal, and
+    """The default for n steps: even in u^(1 / 2.35), u standard VP's time to sqrt(0.35 / data_std)
+    times the ratio of noise to signal, but for a first step as long as 1 + f others,
 
-        p = max(2.2, 1.8 + log2(n / 5) / 4),    c = 0.7 - 0.35 min(1, (8 / n)^4),
-        f = 0.5 min(1, (10 / n)^4) from noise 30 times as wide as the data on, otherwise 0.
+        f = 0.5 min(1, (12 / n)^4) from noise 30 times as wide as the data on, otherwise 0.
 
-    More steps means smaller errors at high noise, where scores are smooth, before those at low
-    noise: so the power, and with it the share of steps at low noise, rises with their number.
-    Out of pure noise the first step may be longer, as little happens there; where steps are many
-    the smooth start is what they resolve. data_std enters by its root, because data of twice the
-    spread are rarely twice as rough.
+    Out of pure noise the first of few steps may be longer, as little happens there; where steps are
+    many the smooth start is what they resolve. data_std enters by its root, because data of twice
+    the spread are rarely twice as rough.
 
     >>> sg.grids.default(sg.VP(), 10).shape
     torch.Size([11])
     """
     data_std = check_number(data_std, "data_std", above=0)
     start, end, n = _limits(sde, steps, start, end, to_zero)
-    p = max(2.2, 1.8 + math.log2(n / 5) / 4)
     ends = _ends(sde, start, end)
-    f = 0.5 * min(1.0, (10 / n) ** 4) if float(ends[0]) >= _NOISE * data_std else 0.0
-    unit = math.sqrt((0.7 - 0.35 * min(1.0, (8 / n) ** 4)) / data_std)
-    a, b = (_vp_time(ends * unit) ** (1 / p)).tolist()
+    f = 0.5 * min(1.0, (12 / n) ** 4) if float(ends[0]) >= _NOISE * data_std else 0.0
+    unit = math.sqrt(0.35 / data_std)
+    a, b = (_vp_time(ends * unit) ** (1 / _POWER)).tolist()
     share = (torch.arange(n + 1, dtype=torch.float64) + f) / (n + f)
-    ratios = _vp_ratio((a + (b - a) * share) ** p) / unit
+    ratios = _vp_ratio((a + (b - a) * share) ** _POWER) / unit
     return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
 
 

@@ -75,13 +75,12 @@ def test_spacings_are_even_in_their_own_measure(sde: LinearSDE) -> None:
     assert even(sde.log_snr(grids.log_snr(sde, 10)))
     for rho in (1.0, 3.0, 7.0):
         assert even(ratio(sde, grids.karras(sde, 10, rho=rho)) ** (1 / rho))
-    exact = {3: (2.2, 0.35), 8: (2.2, 0.35), 10: (2.2, 0.55664), 20: (2.3, 0.69104)}
-    longer = {3: 1.5, 8: 1.5, 10: 1.5, 20: 1.03125}
+    longer = {3: 1.5, 8: 1.5, 12: 1.5, 24: 1.03125}
     middle = float(sde.time_at(-2 * math.log(5 * 0.3)))
-    for (steps, (p, c)), start in itertools.product(exact.items(), (None, middle)):
+    for steps, start in itertools.product(longer, (None, middle)):
         times = grids.default(sde, steps, start=start, data_std=0.3)
-        r = ratio(sde, times) * math.sqrt(c / 0.3)
-        gaps = (VP().time_at(-2 * torch.log(r)) ** (1 / p)).diff()
+        r = ratio(sde, times) * math.sqrt(0.35 / 0.3)
+        gaps = (VP().time_at(-2 * torch.log(r)) ** (1 / 2.35)).diff()
         # Out of noise 30 times as wide as the data the first step is longer.
         gaps[0] /= longer[steps] if float(ratio(sde, times)[0]) >= 30 * 0.3 else 1
         torch.testing.assert_close(gaps, gaps[1:].mean().expand_as(gaps), rtol=1e-3, atol=0)

@@ -81,7 +81,7 @@ def test_one_call_a_step_where_and_of_what_the_text_says(mean: Tensor | None) ->
     reference = replace(isotropic(c), mean=mean)
     found = solve(sde.probability_flow(law), x, times, Leap(3, reference, corrector=True))
     s = times.tolist()  # EDM: sigma is the time, alpha is 1
-    at = s[1] * (s[1] / s[2]) ** (1 - 0.4 * (5 / 6) ** 4)
+    at = s[1] * (s[1] / s[2]) ** (1 - 0.3 * (5 / 6) ** 4)
     assert law.at == pytest.approx([at, *s[1:-1]], rel=1e-12)
     a = math.sqrt((c + at**2) / (c + 80**2))
     m = 0.0 if mean is None else mean

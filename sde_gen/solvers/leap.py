@@ -72,14 +72,14 @@ class Leap(Exponential):
     Where a flow starts in noise 30 times as wide as the data, its score is read not at T but at
     t*, before the end of the first of N >= 4 steps about as far as that of the second is behind,
 
-        lambda* = lambda_1 - (1 - 0.4 q) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
+        lambda* = lambda_1 - (1 - 0.3 q) (lambda_2 - lambda_1),    lambda = log(alpha / sigma),
 
     with q = (5 / N)^4, or 1 for N < 5; or where the noise is 4 times as wide as the data, if that
     is earlier. As steps become short t* comes to T by the square of their length, so the order is
     that of ``Exponential``. Everywhere else (a start in the middle of the path, a first step that
     is no longer than that, eta > 0, a ``reference`` of variance 0, which knows no width of the
     data) it is ``Exponential``.
-    The 0.4 and the 5 were chosen with the default grid.
+    The 0.3 and the 5 were chosen with the default grid.
 
     Args: as ``Exponential``.
 
@@ -108,7 +108,7 @@ class Leap(Exponential):
         start, one, two = (0.5 * sde.log_snr(times[:3])).tolist()
         if sigma < _NOISE * alpha * std or not start < one < two < math.inf:
             return None
-        at = one - (1 - 0.4 * min(1.0, (5 / n) ** 4)) * (two - one)
+        at = one - (1 - 0.3 * min(1.0, (5 / n) ** 4)) * (two - one)
         at = min(at, -math.log(_SEEN * std))
         return float(sde.time_at(2 * at)) if start < at < one else None
 
