@@ -94,7 +94,7 @@ def flower(sde: LinearSDE) -> GaussianMixture:
 
 
 def helix(sde: LinearSDE) -> GaussianMixture:
-    """Unseen, 6-D: 90 components along a closed curve of three frequencies, spreads 0.04 to 0.2."""
+    """Unseen, 6-D: 90 components along a closed curve of three waves, spreads 0.04 to 0.2."""
     u = 2 * math.pi * torch.arange(90, dtype=F64) / 90
     waves = [f(k * u) / k for k in (1, 2, 5) for f in (torch.cos, torch.sin)]
     std = 0.12 + 0.08 * torch.sin(3 * u)
@@ -112,7 +112,7 @@ def texture(sde: LinearSDE) -> GaussianMixture:
 
 
 def crumbs(sde: LinearSDE) -> GaussianMixture:
-    """Unseen, 12-D: 40 components with weights 1 / k and spreads from 0.03 to 1, mean scale 0.7."""
+    """Unseen, 12-D: 40 components with weights 1 / k, spreads from 0.03 to 1."""
     generator = torch.Generator().manual_seed(577)
     k = torch.arange(1, 41, dtype=F64)
     means = 0.7 * torch.randn(40, 12, generator=generator, dtype=F64)

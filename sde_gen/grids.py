@@ -274,9 +274,9 @@ def default(
 
         f = 0.5 min(1, (12 / n)^4) from noise 30 times as wide as the data on, otherwise 0.
 
-    Out of pure noise the first of few steps may be longer, as little happens there; where steps are
-    many the smooth start is what they resolve. data_std enters by its root, because data of twice
-    the spread are rarely twice as rough.
+    Out of pure noise the first of few steps may be longer, as little happens there; where steps
+    are many the smooth start is what they resolve. data_std enters by its root, because data of
+    twice the spread are rarely twice as rough.
 
     >>> sg.grids.default(sg.VP(), 10).shape
     torch.Size([11])

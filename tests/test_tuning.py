@@ -29,6 +29,7 @@ from sde_gen.tuning.trials import (
     checked,
     evaluations,
     sign_test,
+    trials,
     typical_error,
 )
 from sde_gen.tuning.tuned import combination, correct, directions
@@ -167,13 +168,32 @@ def test_what_cannot_be_better_is_not_returned() -> None:
         assert torch.equal(found.grid(SDE, 8, end=END), usual)
 
 
+def test_the_path_leads_through_exact_states() -> None:
+    """Between its nodes too: of a Gaussian the flow is known in closed form, z is constant up to
+    the ratio of two variances."""
+    law = sg.Gaussian(SDE, torch.zeros(3, dtype=F64), torch.tensor([0.2, 1.0, 3.0], dtype=F64))
+    [fit, *others] = trials(law, END, 8, 0, 20, path=True)
+    assert fit.path is not None
+    assert all(other.path is None for other in others)
+    times = torch.tensor([0.9, 0.4321, 0.2, 0.05, 0.01], dtype=F64)
+
+    def spread(t: Tensor) -> Tensor:
+        return torch.sqrt(SDE.alpha(t)[:, None] ** 2 * law.variance + SDE.sigma(t)[:, None] ** 2)
+
+    exact = fit.x * (spread(times) / spread(torch.tensor([SDE.T], dtype=F64)))[:, None]
+    # The reference of 80 steps, cubics of its nodes and single precision.
+    torch.testing.assert_close(
+        torch.stack(fit.path.at(times)).double(), exact, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was fitted: where it loses on the judge's trajectories the default comes back."""
     grid = importlib.import_module("sde_gen.tuning.grid")
     made = grid.trials
 
-    def spoiled(*args: Any) -> list[Any]:
-        fit, choose, judge = made(*args)
+    def spoiled(*args: Any, path: bool) -> list[Any]:
+        fit, choose, judge = made(*args, path=path)
         model, x = args[0], judge.x
         usual = grids.default(SDE, 8, end=END, data_std=model.facts.std)
         answer = solve(judge.flow, x, usual, default_solver(model))
@@ -195,7 +215,8 @@ def test_the_judge_counts_trajectories(
     default, rival = Choice(4, Exponential(2)), Choice(4, Exponential(2), (0.1,))
     gain = torch.cat([torch.full((wins - 1,), -3.0), torch.full((65 - wins,), 0.1)])
     monkeypatch.setattr(grid, "_errors", lambda trial, c, times: gain if c is rival else 0 * gain)
-    found = grid._judged([None] * 3, default, torch.empty(0), [rival], torch.empty(0))
+    nowhere = torch.empty(0)
+    found = grid._judged([None] * 3, (default, nowhere), [(rival, nowhere)])
     assert found.name == ("grid" if taken else "default")
     if taken:
         assert found.ratio == pytest.approx(math.exp(float(gain.mean())))

@@ -120,11 +120,11 @@ class Spectral(Weights):
 
         E_v [ v / (v + w_end) (int K q_v - sum_j W_j q_v(lambda_j))^2 ],   sum_j W_j = int K.
 
-    Data are not Gaussian: a ridge of 0.7 sqrt(w / (w + v)), v the mean variance and w = w_end, holds
-    the weights at those of ``Polynomial`` where the q_v, which look alike, do not decide, and more
-    where there is more noise: there a state belongs to many modes still, and what bends its score
-    is how it comes to one. Near the data, inside one mode, the q_v are how scores bend, which a
-    polynomial does not know. For small steps the rule has the order of ``Polynomial``.
+    Data are not Gaussian: a ridge of 0.7 sqrt(w / (w + v)), v the mean variance and w = w_end,
+    holds the weights at those of ``Polynomial`` where the q_v, which look alike, do not decide,
+    and more where there is more noise: there a state belongs to many modes still, and what bends
+    its score is how it comes to one. Near the data, inside one mode, the q_v are how scores bend,
+    which a polynomial does not know. For small steps the rule has the order of ``Polynomial``.
 
     The law of v has density v^0.2 in log v, from 1/1000 of the mean variance to (n + 1) / 2 times
     it: n coordinates share n times the mean variance, and one direction may hold most of it.

@@ -3,8 +3,8 @@
 A grid for N steps is N - 1 numbers, but a good one is smooth: its density of nodes is that of a
 grid that serves most data, bent by four numbers (``Warped``). Their best values are found by
 trial: each trial is one run of the solver with N calls on a set of trajectories whose exact ends
-are known, and Nelder and Mead's simplex (1965) needs some 60 of them for the first number of
-steps and 30 for each further one, which starts where the last one ended. What a trial measures is
+are known, and Nelder and Mead's simplex (1965) needs some 40 of them for the first number of
+steps and 20 for each further one, which starts where the last one ended. What a trial measures is
 the error itself at that number of steps, so nothing is assumed of the score, the solver or how
 small a step is; and since so few numbers are fitted, trajectories that were not seen are served
 as well. They are asked all the same: see ``tune_grid``.
@@ -45,9 +45,13 @@ from .tuned import Choice, Tuned, Warped
 BENDS = 4
 LEVEL = 0.05
 
-Made = Callable[[np.ndarray], tuple[Choice, Tensor]]
-Extend = Callable[[Trial, Choice, Tensor], list[Choice]]
-"""What may be put on top of a fitted grid: candidates from (the set to fit, choice, times)."""
+Made = tuple[Choice, Tensor]
+"""A choice, and the times of its grid."""
+Fit = Callable[[Trial, Choice, Tensor, float], tuple[Choice, Tensor]]
+"""Numbers for the steps of a grid: the choice with them, and where it ends, of (the set to fit,
+choice, times, ridge)."""
+RIDGES = (1e-2, 1e-3, 1e-1)
+"""How strongly numbers are held at none; the first while a grid is sought."""
 
 
 def tune_grid(
@@ -71,8 +75,8 @@ def tune_grid(
     The default solver is made to know the data's covariance, from whatever tells it: ``data``,
     ``model.facts.moments``, or else the ends of the trajectories of the first set.
 
-    Costs 3 n max(64, 4 max(steps)) evaluations of the score, n (60 steps[0] + 30 sum(steps[1:]))
-    to fit and 5 n sum(steps) to choose and judge: 0.2 million by default, half a minute for the
+    Costs 3 n max(64, 4 max(steps)) evaluations of the score, n (40 steps[0] + 20 sum(steps[1:]))
+    to fit and 5 n sum(steps) to choose and judge: 0.16 million by default, half a minute for the
     U-Net of the demo on one CPU core.
 
     Args:
@@ -111,7 +115,7 @@ def tune(
     data: Tensor | None,
     seed: int,
     minutes: float | None,
-    extend: Extend | None,
+    fit: Fit | None,
 ) -> Tuned:
     """Fit, choose and judge for each number of steps."""
     calls = checked(model, solver, steps, n)
@@ -130,41 +134,55 @@ def tune(
     with torch.no_grad():
         if minutes is not None:
             minutes = check_number(minutes, "minutes", above=0)
-            n = affordable(model, n, minutes, evaluations(counts, extend is not None))
+            n = affordable(model, n, minutes, evaluations(counts, fit is not None))
             model = model if getattr(model, "batch", None) is None else model.rows(slice(0, 3 * n))
-        sets = trials(model, last, n, seed, counts[-1])
+        sets = trials(model, last, n, seed, counts[-1], path=fit is not None)
         if solver is None:
             ends = sets[0].exact / float(sde.alpha(last)) if data is None else data
             known = data is None and model.facts.moments is not None
             solver = base_solver(model if known else informed(model, ends))
         plain = partial(grids.default, data_std=model.facts.std)
         choices = []
-        for choice, times in _searched(sets[0], sde, solver, counts, last):
-            rivals = [choice, *(extend(sets[0], choice, times) if extend else [])]
-            usual = plain(sde, choice.steps, end=last)
-            choices.append(_judged(sets, Choice(choice.steps, default), usual, rivals, times))
+        for rivals in _searched(sets[0], sde, solver, counts, last, fit):
+            k = rivals[0][0].steps
+            usual = Choice(k, default), plain(sde, k, end=last)
+            choices.append(_judged(sets, usual, rivals))
     ratio = float(sde.sigma(last) / sde.alpha(last))
     return Tuned(choices, model.facts.std, None if end is None else ratio, model.fingerprint())
 
 
 def _searched(
-    fit: Trial, sde: LinearSDE, solver: Exponential, counts: Sequence[int], end: float
-) -> Iterator[tuple[Choice, Tensor]]:
-    """For each number of steps the grid that fits it best, and its times."""
-    point, sizes, most = np.zeros(BENDS), np.full(BENDS, 0.5), FIRST
+    trial: Trial,
+    sde: LinearSDE,
+    solver: Exponential,
+    counts: Sequence[int],
+    end: float,
+    fit: Fit | None,
+) -> Iterator[list[Made]]:
+    """For each number of steps what fits it: the best grid, and that of steps with numbers."""
+    bare, full, sizes, most = np.zeros(BENDS), np.zeros(BENDS), np.full(BENDS, 0.5), FIRST
     for k in counts:
 
-        def made(p: np.ndarray, k: int = k) -> tuple[Choice, Tensor]:
+        def made(p: np.ndarray, k: int = k) -> Made:
             bend = tuple(p.tolist())
             times = Warped(bend)(sde, k, end=end)
             levels = (-0.5 * sde.log_snr(times)).tolist()
             return Choice(k, solver, bend, tuple(levels)), times
 
-        def tried(p: np.ndarray, made: Made = made) -> float:
-            return _error(fit, *made(p))
+        def tried(p: np.ndarray, made: Callable[[np.ndarray], Made] = made) -> float:
+            return _error(trial, *made(p))
 
-        point = _simplex(tried, point, sizes, most)
-        yield made(point)
+        def fitted(p: np.ndarray, made: Callable[[np.ndarray], Made] = made) -> float:
+            assert fit is not None
+            return _typical(trial.errors(fit(trial, *made(p), RIDGES[0])[1]))
+
+        bare = _simplex(tried, bare, sizes, most)
+        rivals = [made(bare)]
+        if fit is not None:
+            full = _simplex(fitted, bare if k == counts[0] else full, sizes, most)
+            for choice, times in (made(bare), made(full)):
+                rivals += [(fit(trial, choice, times, ridge)[0], times) for ridge in RIDGES]
+        yield rivals
         sizes, most = np.full(BENDS, 0.25), NEXT
 
 
@@ -180,8 +198,12 @@ def _simplex(
 
 
 def _error(trial: Trial, choice: Choice, times: Tensor) -> float:
+    return _typical(_errors(trial, choice, times))
+
+
+def _typical(errors: Tensor) -> float:
     """log of the typical error; a grid too rough for its solver is no better than any."""
-    error = typical_error(_errors(trial, choice, times))
+    error = typical_error(errors)
     return error if math.isfinite(error) else 1e3
 
 
@@ -189,15 +211,13 @@ def _errors(trial: Trial, choice: Choice, times: Tensor) -> Tensor:
     return trial.errors(states(trial.flow, trial.x, times, Tuned([choice]))[-1])
 
 
-def _judged(
-    sets: Sequence[Trial], default: Choice, usual: Tensor, rivals: Sequence[Choice], times: Tensor
-) -> Choice:
+def _judged(sets: Sequence[Trial], default: Made, rivals: Sequence[Made]) -> Choice:
     """The best rival of the second set, if it beats the default on the third."""
     _, choose, judge = sets
-    best = min(rivals, key=lambda r: _error(choose, r, times))
-    gain = _errors(judge, best, times) - _errors(judge, default, usual)
+    best = min(rivals, key=lambda r: _error(choose, *r))
+    gain = _errors(judge, *best) - _errors(judge, *default)
     ratio, p = math.exp(float(gain.mean())), sign_test(int((gain < 0).sum()), len(gain))
-    better = _error(choose, best, times) < _error(choose, default, usual)
+    better = _error(choose, *best) < _error(choose, *default)
     if better and ratio < 1 and p < LEVEL:
-        return replace(best, ratio=ratio, p_value=p)
-    return replace(default, p_value=p)
+        return replace(best[0], ratio=ratio, p_value=p)
+    return replace(default[0], p_value=p)

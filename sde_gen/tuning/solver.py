@@ -1,21 +1,22 @@
 """Fitting a solver to one score: a few numbers a step, by least squares.
 
-On top of a fitted grid each step gets numbers of its own. The student (the solver as it will be
-used) walks its grid; after each step its states y are moved along the directions that its
-memory spans (``directions``) to where the exact flow is, as well as one set of numbers for all
+On a fitted grid each step gets numbers of its own. The student (the solver as it will be
+used) walks its grid; after each step its states y are moved along the directions that its memory
+spans (``directions``) to where the exact flow is (``Path``), as well as one set of numbers for all
 trajectories can:
 
     min over c   sum_b w_b ( |y_b + sum_k c_k d_(k, b) - y*_b|^2 + r sum_k c_k^2 |d_(k, b)|^2 ).
 
 The next step is fitted to the states that this leaves. Weights w = 1 / (residual + 0.3 median)
-keep the few trajectories that end in another mode from deciding; the ridge r draws the solver
-back to the one that it was, which c = 0 is. Several r are fitted, and trajectories that none has
-seen choose between them and the solver without numbers (as in ``tune_grid``).
+keep the few trajectories that end in another mode from deciding; the ridge r draws the solver back to
+the one that it was, which c = 0 is. A fit costs no more evaluations than a run, so the grid is
+sought with its numbers as well as without: steps with numbers want another. Several r are fitted
+on either grid, and trajectories that none has seen choose between them and the solver without
+numbers (as in ``tune_grid``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,10 +29,8 @@ from ..scores import Score
 from ..sdes import LinearSDE
 from ..solvers import Exponential
 from .grid import tune
-from .trials import FINE, Trial, reference, states
+from .trials import Trial
 from .tuned import Choice, Numbers, Tuned, combination, correct, directions
-
-RIDGES = (1e-3, 1e-2, 1e-1)
 
 
 def tune_solver(
@@ -48,16 +47,17 @@ def tune_solver(
     """Fit grids and solvers to a score, for the probability flow.
 
     Does what ``tune_grid`` does, and fits as many numbers as the solver remembers values (four,
-    for the default one) to each step on top, for each number of calls in ``steps``. Three
+    for the default one) to each step, for each number of calls in ``steps``: on that grid, and on
+    one sought for steps that have their numbers, which each of its trials fits. Three
     disjoint sets of trajectories fit, choose (also the strength of the ridge, and whether numbers
     are worth it) and judge; what does not beat the default on the last (one-sided sign test at
     5 %) is not returned. ``print`` the result to see what was taken and what it gains. Numbers
     serve the number of calls and the grid that they were fitted on: for others the nearest grid
     is taken, and the solver without numbers.
 
-    Costs the evaluations of ``tune_grid`` and n max(64, 4 steps) + 6 n steps for each number of
-    steps: 0.5 million by default, a minute for the U-Net of the demo on one CPU core.
-    Memory: n (max(steps) + 8) states.
+    Costs the evaluations of ``tune_grid``, its trials once more and 12 n sum(steps): 0.6 million
+    by default, a minute for the U-Net of the demo on one CPU core. Memory: n max(64, 4 max(steps))
+    states in single precision, and 8 n more.
 
     Args:
         model: a score that knows its linear process and shape. Where labels are bound per
@@ -86,45 +86,27 @@ def tune_solver(
         if bool(solver.reference.values.isinf().any()):
             raise ValueError("a solver with an infinite reference has no values to be fitted to")
 
-    def extend(trial: Trial, choice: Choice, times: Tensor) -> list[Choice]:
-        targets = _targets(model, trial, times)
-        return [
-            replace(choice, numbers=_fit(trial, choice.solver, times, targets, ridge))
-            for ridge in RIDGES
-        ]
+    def fit(trial: Trial, choice: Choice, times: Tensor, ridge: float) -> tuple[Choice, Tensor]:
+        numbers, x = _fit(trial, choice.solver, times, ridge)
+        return replace(choice, numbers=numbers), x
 
-    return tune(model, solver, steps, n, end, data, seed, minutes, extend)
+    return tune(model, solver, steps, n, end, data, seed, minutes, fit)
 
 
-def _targets(model: Score, trial: Trial, times: Tensor) -> list[Tensor]:
-    """The exact states after each step: a reference on the same grid, each interval in parts."""
-    sde = trial.flow.sde
-    assert isinstance(sde, LinearSDE)
-    parts = -(-max(FINE, 4 * (len(times) - 1)) // (len(times) - 1))
-    levels = sde.log_snr(times)
-    # From no signal at all nothing is half way: then from a thousandth of the next ratio.
-    levels = levels.clamp_min(float(levels[1]) - 2 * math.log(1e3))
-    inner = torch.arange(parts, dtype=torch.float64) / parts
-    fine = (levels[:-1, None] + levels.diff()[:, None] * inner).flatten()
-    grid = torch.cat([sde.time_at(fine), times[-1:]])
-    grid[::parts] = times
-    return states(trial.flow, trial.x, grid, reference(model), every=parts)
-
-
-def _fit(
-    trial: Trial, solver: Exponential, times: Tensor, targets: Sequence[Tensor], ridge: float
-) -> Numbers:
-    """Numbers for every step, fitted while the student walks."""
+def _fit(trial: Trial, solver: Exponential, times: Tensor, ridge: float) -> tuple[Numbers, Tensor]:
+    """Numbers for every step, fitted while the student walks, and where it comes to."""
     x, noise, found = trial.x, Streams(0), []
     memory: tuple[Tensor, ...] = ()
     assert isinstance(trial.flow.sde, LinearSDE)
+    assert trial.path is not None
+    targets = [*trial.path.at(times[1:-1]), trial.exact]
     scales = trial.flow.sde.alpha(times[1:]).tolist()
     for step, alpha, target in zip(solver.plan(trial.flow, times), scales, targets, strict=True):
         x, memory = solver.step(trial.flow, x, step, noise, memory)
         numbers = _least_squares(directions(x / alpha, memory), (target - x) / alpha, ridge)
         x = correct(x, memory, combination(numbers, alpha))
         found.append(numbers)
-    return tuple(found)
+    return tuple(found), x
 
 
 def _least_squares(d: Tensor, missed: Tensor, ridge: float) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,20 +20,60 @@ from ..scores import Score
 from ..sdes import LinearSDE, Reverse
 from ..solvers import Exponential, Solver
 from ..solvers.base import Memory
+from ..solvers.weights import lagrange
 
 FINE = 64
 """Steps of a reference, at least: four times the largest number that is tuned for."""
-FIRST, NEXT = 60, 30
+FIRST, NEXT = 40, 20
 """Trials of a simplex, for the first number of steps and for each other."""
 
 
 @dataclass(frozen=True)
+class Path:
+    """Exact states between T and the end, at any time: cubics through the nearest of many nodes.
+
+    Kept in single precision as z = x / sqrt(alpha^2 v + sigma^2), v the variance of the data,
+    which is of order one all along, and a smooth function of lambda = log(alpha / sigma).
+    """
+
+    sde: LinearSDE
+    v: float
+    lam: Tensor
+    z: Tensor
+
+    @classmethod
+    def through(cls, sde: LinearSDE, v: float, times: Tensor, states: Sequence[Tensor]) -> Path:
+        """Through the states (n, *D) at these falling times."""
+        made = cls(sde, v, 0.5 * sde.log_snr(times), torch.empty(0))
+        z = torch.stack([x.float() / r for x, r in zip(states, made.size(times), strict=True)])
+        finite = made.lam.isfinite()
+        return cls(sde, v, made.lam[finite], z[finite.to(z.device)])
+
+    def size(self, times: Tensor) -> list[float]:
+        """sqrt(alpha^2 v + sigma^2)."""
+        alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
+        size: list[float] = torch.sqrt(alpha**2 * self.v + sigma**2).tolist()
+        return size
+
+    def at(self, times: Tensor) -> list[Tensor]:
+        """The states at some times, (n, *D) each."""
+        lam, found = 0.5 * self.sde.log_snr(times), []
+        first = (torch.searchsorted(self.lam, lam) - 2).clamp(0, len(self.lam) - 4)
+        for i, u, size in zip(first.tolist(), lam.tolist(), self.size(times), strict=True):
+            weights = lagrange(self.lam[i : i + 4].numpy(), np.array([u]))[:, 0]
+            near = zip(weights.tolist(), self.z[i : i + 4], strict=True)
+            found.append(sum((w * size * z for w, z in near), torch.zeros_like(self.z[0])))
+        return found
+
+
+@dataclass(frozen=True)
 class Trial:
-    """Starting points (n, *D) at T, the flow that moves them, and where it takes them."""
+    """Starting points (n, *D) at T, the flow that moves them, where it takes them, and how."""
 
     flow: Reverse
     x: Tensor
     exact: Tensor
+    path: Path | None = None
 
     def errors(self, y: Tensor) -> Tensor:
         """log RMSE of each trajectory, float64 (n,) on the CPU; no less than the exact ends are
@@ -81,11 +122,11 @@ def _each(steps: object) -> tuple[object, ...]:
 
 def evaluations(counts: Sequence[int], numbers: bool) -> int:
     """How often the score is evaluated for each trajectory of a set: three references, the
-    simplex, choosing and judging; with ``numbers`` targets, fits, and three more candidates."""
+    simplex, choosing and judging; with ``numbers`` another simplex, six fits and candidates."""
     first, *others = counts
-    total = 3 * max(FINE, 4 * max(counts)) + FIRST * first + NEXT * sum(others)
-    total += 5 * sum(counts)
-    return total + (sum(max(FINE, 4 * k) + 6 * k for k in counts) if numbers else 0)
+    trials = FIRST * first + NEXT * sum(others)
+    judged = sum(counts) * (17 if numbers else 5)
+    return 3 * max(FINE, 4 * max(counts)) + trials * (1 + numbers) + judged
 
 
 def affordable(model: Score, n: int, minutes: float, each: int) -> int:
@@ -110,8 +151,10 @@ def as_trial(model: Score) -> torch.dtype:
     return torch.float32 if model.device.type == "mps" else torch.float64
 
 
-def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial]:
-    """Three disjoint sets of n trajectories from T to ``end``."""
+def trials(
+    model: Score, end: float, n: int, seed: int, most: int, path: bool = False
+) -> list[Trial]:
+    """Three disjoint sets of n trajectories from T to ``end``; of the first also the ``path``."""
     sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
@@ -122,6 +165,11 @@ def trials(model: Score, end: float, n: int, seed: int, most: int) -> list[Trial
     for i in range(0, 3 * n, n):
         part = slice(i, i + n)
         flow = sde.probability_flow(model.rows(part))
+        if path and i == 0:
+            there = [x[part], *states(flow, x[part], times, reference(model), every=1)]
+            known = Path.through(sde, model.facts.std**2 or 1.0, times, there)
+            made.append(Trial(flow, x[part], there[-1], known))
+            continue
         made.append(Trial(flow, x[part], solve(flow, x[part], times, reference(model), 0)))
     return made
 
