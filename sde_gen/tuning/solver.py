@@ -8,11 +8,11 @@ trajectories can:
     min over c   sum_b w_b ( |y_b + sum_k c_k d_(k, b) - y*_b|^2 + r sum_k c_k^2 |d_(k, b)|^2 ).
 
 The next step is fitted to the states that this leaves. Weights w = 1 / (residual + 0.3 median)
-keep the few trajectories that end in another mode from deciding; the ridge r draws the solver back to
-the one that it was, which c = 0 is. A fit costs no more evaluations than a run, so the grid is
-sought with its numbers as well as without: steps with numbers want another. Several r are fitted
-on either grid, and trajectories that none has seen choose between them and the solver without
-numbers (as in ``tune_grid``).
+keep the few trajectories that end in another mode from deciding; the ridge r draws the solver
+back to the one that it was, which c = 0 is. A fit costs no more evaluations than a run, so the
+grid is sought with its numbers as well as without: steps with numbers want another. Several r are
+fitted on either grid, and trajectories that none has seen choose between them and the solver
+without numbers (as in ``tune_grid``).
 """
 
 from __future__ import annotations
