@@ -130,7 +130,8 @@ def measure(case: Network, args: argparse.Namespace) -> dict[str, Any]:
             assert y is not None
             assert case.calls == n, f"{name} made {case.calls} calls of {n}"
             rows[name][str(n)] = errors(y, exact)
-    return {"trajectories": len(case.x), "tuning, CPU seconds": round(seconds), "errors": rows}
+    counted = {"trajectories": len(case.x), "threads": torch.get_num_threads()}
+    return {**counted, "tuning, CPU seconds": round(seconds), "errors": rows}
 
 
 def best(rows: dict[str, Any], n: int, kind: int) -> tuple[float, str]:
@@ -185,7 +186,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="of tuning")
     parser.add_argument("--quick", action="store_true", help="6 seconds of training, few states")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     if args.quick:
         args.n, args.n_tune, args.minutes = 8, 8, 0.1
     pairs = [item.split("=", 1) for item in args.models]
