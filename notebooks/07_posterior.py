@@ -393,7 +393,7 @@ few = many.rows(slice(400))
 o, sums = few.y, A.matrix.square().sum()
 
 
-def filter_particles(count=300, steps=100, forgets=False):
+def filter_particles(count=300, steps=200, forgets=False):
     rows = len(o)
     g = torch.Generator().manual_seed(10)
     grid = sg.grids.default(sde, steps, to_zero=True)

@@ -406,7 +406,7 @@ def test_a_new_hierarchy_starts_as_the_vae():
         (lambda: GAN((2,), ratio=math.inf), ValueError, "ratio"),
         (lambda: MinimaxGAN((2,), classes=0), ValueError, "classes"),
         (lambda: VAE(nn.Identity()), TypeError, "codec must be a Codec"),
-        (lambda: VAE(codec(), classes=2), ValueError, "no classes but by a mixture"),
+        (lambda: VAE(codec(), classes=2), ValueError, "classes need components > 0"),
         (lambda: VAE(codec()).with_mixture(normal(5, 2)), ValueError, "5 data of class 0"),
         (lambda: VAE(codec()).with_mixture(normal(5, 2), [0]), ValueError, "labels y must be"),
         (lambda: HVAE(codec(), above=()), ValueError, "without it is a VAE"),
