@@ -49,7 +49,7 @@ from ..moments import Coefficient, Moments, isotropic
 from ..ops import sum_rest
 from ..scores import Score
 from ..sdes import LinearSDE, Reverse
-from ..solvers import Exponential
+from ..solvers import Exponential, Spectral
 from ..solvers.base import Memory
 from ..solvers.weights import lagrange
 from .probes import forms, trace
@@ -152,7 +152,9 @@ class Whitened:
         self._count = torch.ones(len(self._values), dtype=torch.float64)
         if moments.basis is not None or len(self._values) == 1:
             self._count[0] = n - len(self._values) + 1
-        self.solver = Exponential(order, moments, True)
+        # Whitened data are nearly Gaussian, and nothing here is followed through noise to a mode.
+        rule = Spectral(self.variance, n, ridge=0.02, power=0.4)
+        self.solver = Exponential(order, moments, True, rule)
         low = self._share(start) if start else _LEAST
         high = self._share(self.sde.T)
         self.span = math.log1p(low) ** (1 / _POWER), math.log1p(high) ** (1 / _POWER)

@@ -126,28 +126,37 @@ class Spectral(Weights):
     its score is how it comes to one. Near the data, inside one mode, the q_v are how scores bend,
     which a polynomial does not know. For small steps the rule has the order of ``Polynomial``.
 
-    The law of v has density v^0.2 in log v, from 1/1000 of the mean variance to (n + 1) / 2 times
-    it: n coordinates share n times the mean variance, and one direction may hold most of it.
+    The law of v has density v^power in log v, from 1/1000 of the mean variance to (n + 1) / 2
+    times it: n coordinates share n times the mean variance, and one direction may hold most of it.
 
     Args:
         variance: mean variance of the data over coordinates.
         dimensions: number n of coordinates.
+        ridge: one for all levels of noise instead, for data that are nearly Gaussian.
+        power: of the density of v.
 
     Raises:
-        ValueError: a variance or number of dimensions that is not positive.
+        ValueError: a variance, a number of dimensions or a ridge that is not positive, a power
+            below 0.
 
     >>> sg.Exponential(3, 0.4, corrector=True, weights=sg.solvers.Spectral(0.4, 2)).order
     4
     """
 
-    _RIDGE = 0.7
-
-    def __init__(self, variance: float, dimensions: int) -> None:
+    def __init__(
+        self,
+        variance: float,
+        dimensions: int,
+        ridge: float | None = None,
+        power: float = 0.2,
+    ) -> None:
         variance = check_number(variance, "variance", above=0)
         dimensions = check_count(dimensions, "dimensions")
         self.variance, self.dimensions = variance, dimensions
+        power = check_number(power, "power", least=0)
+        self.ridge = None if ridge is None else check_number(ridge, "ridge", above=0)
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)
-        self._v, self._weight = variance * self._relative, self._relative**0.1
+        self._v, self._weight = variance * self._relative, self._relative ** (power / 2)
 
     def __call__(
         self, nodes: np.ndarray, start: float, end: float, c: np.ndarray, kappa: float
@@ -167,8 +176,9 @@ class Spectral(Weights):
         columns, target = columns / scale, (missed * importance)[..., None]
         rows = columns.swapaxes(1, 2)
         w = math.exp(-2 * end)
-        ridge = self._RIDGE**2 * w / (w + self.variance)
-        square = rows @ columns + ridge * np.eye(len(nodes) - 1)
+        noise = 0.7 * math.sqrt(w / (w + self.variance))
+        ridge = noise if self.ridge is None else self.ridge
+        square = rows @ columns + ridge**2 * np.eye(len(nodes) - 1)
         change = np.linalg.solve(square, rows @ target)[..., 0] / scale[:, 0]
         return plain + np.concatenate([-change.sum(1, keepdims=True), change], axis=1).T
 
