@@ -15,7 +15,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 # What runs in some seconds is tested each time; the others with `-m slow`.
-FAST = {"01_processes", "02_langevin", "03_reversal", "10_one_process"}
+FAST = {"01_processes", "02_langevin", "10_one_process"}
 LARGEST = 4_000_000
 BY_NAME = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
