@@ -55,14 +55,21 @@ def rough(sde: LinearSDE) -> GaussianMixture:
     return GaussianMixture(sde, weights, means, 0.6 * factor * k**-1)
 
 
-def patches(sde: LinearSDE) -> GaussianMixture:
-    """Hold-out, 64-D real data: spread 0.08 around 1000 grey 8 x 8 patches of a photograph."""
+def tiles(name: str, side: int, n: int, seed: int, grey: bool = False) -> Tensor:
+    """n squares of pixels of a photograph that scikit-learn ships, in -1 .. 1: (n, side^2 C)."""
     from sklearn.datasets import load_sample_image
 
-    grey = torch.from_numpy(load_sample_image("china.jpg").astype(np.float64)).mean(2) / 127.5 - 1
-    tiles = grey[:424, :640].unfold(0, 8, 8).unfold(1, 8, 8).reshape(-1, 64)
-    index = torch.randperm(len(tiles), generator=torch.Generator().manual_seed(31))[:1000]
-    return GaussianMixture(sde, torch.ones(1000), tiles[index], 0.08)
+    image = torch.from_numpy(load_sample_image(name).astype(np.float64))
+    image = (image.mean(2, keepdim=True) if grey else image) / 127.5 - 1
+    height, width = (size // side * side for size in image.shape[:2])
+    squares = image[:height, :width].unfold(0, side, side).unfold(1, side, side)
+    squares = squares.reshape(-1, side**2 * image.shape[2])
+    return squares[torch.randperm(len(squares), generator=torch.Generator().manual_seed(seed))[:n]]
+
+
+def patches(sde: LinearSDE) -> GaussianMixture:
+    """Hold-out, 64-D real data: spread 0.08 around 1000 grey 8 x 8 patches of a photograph."""
+    return GaussianMixture(sde, torch.ones(1000), tiles("china.jpg", 8, 1000, 31, grey=True), 0.08)
 
 
 def wine(sde: LinearSDE) -> GaussianMixture:
@@ -85,12 +92,7 @@ def tree(sde: LinearSDE) -> GaussianMixture:
 
 def flower(sde: LinearSDE) -> GaussianMixture:
     """New hold-out, 27-D real data: spread 0.06 around 400 patches of 3 x 3 pixels in colour."""
-    from sklearn.datasets import load_sample_image
-
-    image = torch.from_numpy(load_sample_image("flower.jpg").astype(np.float64)) / 127.5 - 1
-    tiles = image[:426, :639].unfold(0, 3, 3).unfold(1, 3, 3).reshape(-1, 27)
-    index = torch.randperm(len(tiles), generator=torch.Generator().manual_seed(59))[:400]
-    return GaussianMixture(sde, torch.ones(400), tiles[index], 0.06)
+    return GaussianMixture(sde, torch.ones(400), tiles("flower.jpg", 3, 400, 59), 0.06)
 
 
 def helix(sde: LinearSDE) -> GaussianMixture:
@@ -103,12 +105,7 @@ def helix(sde: LinearSDE) -> GaussianMixture:
 
 def texture(sde: LinearSDE) -> GaussianMixture:
     """Unseen, 48-D real data: spread 0.07 around 500 patches of 4 x 4 pixels in colour."""
-    from sklearn.datasets import load_sample_image
-
-    image = torch.from_numpy(load_sample_image("china.jpg").astype(np.float64)) / 127.5 - 1
-    tiles = image[:424, :640].unfold(0, 4, 4).unfold(1, 4, 4).reshape(-1, 48)
-    index = torch.randperm(len(tiles), generator=torch.Generator().manual_seed(83))[:500]
-    return GaussianMixture(sde, torch.ones(500), tiles[index], 0.07)
+    return GaussianMixture(sde, torch.ones(500), tiles("china.jpg", 4, 500, 83), 0.07)
 
 
 def crumbs(sde: LinearSDE) -> GaussianMixture:

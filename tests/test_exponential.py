@@ -278,12 +278,15 @@ def test_spectral_weights_tend_to_polynomial_ones_for_small_steps() -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 2, 40])
 @pytest.mark.parametrize("c", [0.0, 0.3, math.inf])
-def test_spectral_weights_minimise_what_they_say(dimensions: int, c: float) -> None:
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.02, "power": 0.4}])
+def test_spectral_weights_minimise_what_they_say(
+    dimensions: int, c: float, options: dict[str, float]
+) -> None:
     """The sum over a law of v as one least-squares system, with rows of the ridge below."""
     variance, kappa, start, end, nodes = 0.4, 1.0, 0.2, 1.1, np.array([0.2, -0.5, -1.4])
-    # v^0.2 in log v, from a thousandth of the mean variance to (n + 1) / 2 of it; 48 points.
+    # v^power in log v, from a thousandth of the mean variance to (n + 1) / 2 of it; 48 points.
     log_v = np.linspace(math.log(1e-3), math.log((dimensions + 1) / 2), 48)
-    v, weight = variance * np.exp(log_v), np.exp(0.2 * log_v)
+    v, weight = variance * np.exp(log_v), np.exp(options.get("power", 0.2) * log_v)
     lam, gauss = quadrature(start, end)
     k = kernel(lam, end, np.array([c]), kappa)[0] * gauss
 
@@ -297,10 +300,12 @@ def test_spectral_weights_minimise_what_they_say(dimensions: int, c: float) -> N
     # The weights sum to int K: what the others change, the first takes back.
     columns = scale[:, None] * (q(nodes)[:, 1:] - q(nodes)[:, :1])
     noise = math.exp(-2 * end)
-    ridge = 0.7 * math.sqrt(noise / (noise + variance)) * np.diag(np.linalg.norm(columns, axis=0))
+    r = options.get("ridge", 0.7 * math.sqrt(noise / (noise + variance)))
+    ridge = r * np.diag(np.linalg.norm(columns, axis=0))
     rows, right = np.vstack([columns, ridge]), np.concatenate([target, np.zeros(2)])
     change = np.linalg.lstsq(rows, right, rcond=None)[0]
-    found = Spectral(variance, dimensions)(nodes, start, end, np.array([c]), kappa)[:, 0]
+    rule = Spectral(variance, dimensions, **options)
+    found = rule(nodes, start, end, np.array([c]), kappa)[:, 0]
     np.testing.assert_allclose(found[1:], plain[1:] + change, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found.sum(), plain.sum(), rtol=1e-10)
 
