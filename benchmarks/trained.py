@@ -30,6 +30,7 @@ from sde_gen import Exponential, ScoreNetwork, Solver, Streams, grids, solve, tu
 from sde_gen.sampling import default_solver
 from sde_gen.scores import Score
 from sde_gen.training import load
+from sde_gen.tuning import ROWS
 
 CALLS = (5, 10, 20)
 PEERS = [
@@ -65,7 +66,7 @@ class Network(Case):
     def tuned(self, n: int, minutes: float) -> Solver:
         """What is tuned on other trajectories, in so many minutes."""
         classes = getattr(self.net.net, "classes", None)
-        model = self.net.given(y=torch.arange(3 * n) % classes) if classes else self.net
+        model = self.net.given(y=torch.arange(ROWS * n) % classes) if classes else self.net
         return tune_solver(model, steps=CALLS, n=n, end=self.end, seed=1000, minutes=minutes)
 
 

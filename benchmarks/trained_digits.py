@@ -39,6 +39,7 @@ from sde_gen import ScoreNetwork, Streams, data, error_budget, tune_solver
 from sde_gen.demo.models import train_models
 from sde_gen.metrics import energy_distance, sliced_wasserstein
 from sde_gen.training import load, save
+from sde_gen.tuning import ROWS
 
 FAMILIES = {
     "azula": ("xEAB-2", "xEAB-3", "zEAB-3", "zEAB-4", "vAB-3"),
@@ -99,7 +100,7 @@ def steps(case: Trained, calls: tuple[int, ...]) -> dict[str, Any]:
         for grid in GRIDS
     }
     peers = {k: run for k, run in _peers.table().items() if k in wanted}
-    many = case.network.given(y=torch.arange(3 * TRIALS) % 10)
+    many = case.network.given(y=torch.arange(ROWS * TRIALS) % 10)
     # Three numbers of calls; the others take the nearest, which costs a fifth of fitting all.
     few = [k for k in calls if k in (5, 10, 20)]
     tuned = tune_solver(many, steps=few, n=TRIALS, end=case.end, seed=1000)

@@ -281,15 +281,20 @@ def default(
     >>> sg.grids.default(sg.VP(), 10).shape
     torch.Size([11])
     """
-    data_std = check_number(data_std, "data_std", above=0)
     start, end, n = _limits(sde, steps, start, end, to_zero)
-    ends = _ends(sde, start, end)
+    share = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    return _finish(default_at(sde, share, start, end, data_std), start, end, to_zero)
+
+
+def default_at(sde: KernelSDE, share: Tensor, start: float, end: float, data_std: float) -> Tensor:
+    """Times at which these shares (n + 1,), 0 to 1, of the default grid of n steps are done."""
+    data_std = check_number(data_std, "data_std", above=0)
+    ends, n = _ends(sde, start, end), len(share) - 1
     f = 0.5 * min(1.0, (12 / n) ** 4) if float(ends[0]) >= _NOISE * data_std else 0.0
     unit = math.sqrt(0.35 / data_std)
     a, b = (_vp_time(ends * unit) ** (1 / _POWER)).tolist()
-    share = (torch.arange(n + 1, dtype=torch.float64) + f) / (n + f)
-    ratios = _vp_ratio((a + (b - a) * share) ** _POWER) / unit
-    return _finish(sde.time_at(-2 * torch.log(ratios)), start, end, to_zero)
+    ratios = _vp_ratio((a + (b - a) * (n * share + f) / (n + f)) ** _POWER) / unit
+    return sde.time_at(-2 * torch.log(ratios))
 
 
 @dataclass(frozen=True, eq=False)

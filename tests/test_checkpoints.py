@@ -217,7 +217,7 @@ def test_every_fact_comes_back(tmp_path):
 
 def tuned_model() -> sg.ScoreNetwork:
     found = sg.ScoreNetwork(drawn(MLP((3,), 16, 1)), sg.VP())
-    choice = Choice(5, sg.Exponential(1), bend=(1.5,))
+    choice = Choice(5, sg.Exponential(1), shares=(0.1, 0.3, 0.5, 0.8))
     found.tuned = Tuned([choice], weights=found.fingerprint())
     return found
 

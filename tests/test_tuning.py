@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -23,12 +24,15 @@ from sde_gen.sampling import default_solver
 from sde_gen.solvers import deis
 from sde_gen.training.checkpoints import CONFIG, CheckpointError
 from sde_gen.tuning import Choice, Tuned, Warped
-from sde_gen.tuning.solver import _least_squares
+from sde_gen.tuning.moments import score_moments
+from sde_gen.tuning.numbers import least_squares
+from sde_gen.tuning.polish import Walk, _move, _update, polished
+from sde_gen.tuning.search import Search, _judged, bent, evaluations
 from sde_gen.tuning.trials import (
     affordable,
+    base_solver,
+    by_chance,
     checked,
-    evaluations,
-    sign_test,
     trials,
     typical_error,
 )
@@ -54,31 +58,41 @@ def endpoint_errors(
 # --- grids of a few numbers ---------------------------------------------------------------------
 
 
-def test_no_bend_is_the_quadratic_grid() -> None:
-    times = Warped((0.0, 0.0))(SDE, 12, end=END)
-    # Both read off a table of 400 intervals, linearly: steps of 0.03 in log(sigma / alpha).
-    torch.testing.assert_close(times, grids.quadratic(SDE, 12, end=END), rtol=1e-4, atol=0)
+@pytest.mark.parametrize("to_zero", [False, True])
+def test_even_shares_are_the_default_grid(to_zero: bool) -> None:
+    even = tuple((np.arange(1, 12) / 12).tolist())
+    for k in (6, 12):  # a number of steps of its own, and another
+        times = Warped(even, 0.4)(SDE, k + to_zero, end=END, to_zero=to_zero)
+        usual = grids.default(SDE, k + to_zero, end=END, data_std=0.4, to_zero=to_zero)
+        torch.testing.assert_close(times, usual, rtol=1e-12, atol=0)
+    assert bent((0.0, 0.0), 12) == pytest.approx(even, abs=1e-12)
+
+
+def test_shares_say_which_of_the_default_grid_is_done() -> None:
+    """The default grid of eight steps is even in sqrt(time^(2 / 2.35)) of a unit that it scales:
+    halves and quarters of its steps are nodes of grids of two and four without a longer start."""
+    fine = grids.default(SDE, 8, start=0.3, end=END)  # no start from pure noise, so no first step
+    times = Warped((0.25, 0.5, 0.625))(SDE, 4, start=0.3, end=END)
+    torch.testing.assert_close(times, fine[[0, 2, 4, 5, 8]], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("bend", [(1.5,), (0.4, -0.7, 0.2, 0.5), (-300.0,)])
 def test_nodes_have_the_density_that_the_numbers_say(bend: tuple[float, ...]) -> None:
-    """u(t), the share of the quadratic grid, has the distribution function int exp(sum c P)."""
-    times = Warped(bend)(SDE, 50, end=END)
-    assert bool((times.diff() < 0).all())
-    assert (float(times[0]), float(times[-1])) == (SDE.T, END)
+    """Shares u at 1 / 50, 2 / 50 ... of the distribution function int exp(sum c P)."""
+    shares = torch.tensor(bent(bend, 50), dtype=F64)
+    assert bool((shares.diff() > 0).all())
+    assert 0 < float(shares[0]) < float(shares[-1]) < 1
     if max(map(abs, bend)) > 10:  # bounded: nothing to compare, but a grid all the same
         return
-    root = times.sqrt()  # standard VP: the quadratic grid is even in the root of its time
-    u = (root[0] - root) / (root[0] - root[-1])
     fine = torch.linspace(0, 1, 200_001, dtype=F64)
     z = 2 * fine - 1
     legendre = [z, (3 * z**2 - 1) / 2, (5 * z**3 - 3 * z) / 2, (35 * z**4 - 30 * z**2 + 3) / 8]
     density = torch.exp(sum(c * p for c, p in zip(bend, legendre, strict=False)))  # type: ignore[arg-type]
-    share = torch.cumulative_trapezoid(density, fine)
-    share = torch.cat([share.new_zeros(1), share]) / share[-1]
-    at = share[(u * 200_000).round().long()]
+    done = torch.cumulative_trapezoid(density, fine)
+    done = torch.cat([done.new_zeros(1), done]) / done[-1]
+    at = done[(shares * 200_000).round().long()]
     # 50 nodes against a table of 400 points: within a hundredth of a step.
-    torch.testing.assert_close(50 * at, torch.arange(51, dtype=F64), rtol=0, atol=0.01)
+    torch.testing.assert_close(50 * at, torch.arange(1, 50, dtype=F64), rtol=0, atol=0.01)
 
 
 # --- numbers of a step --------------------------------------------------------------------------
@@ -103,7 +117,7 @@ def test_least_squares_against_an_independent_solution() -> None:
     for ridge in (1e-3, 0.5):
         more = torch.diag(a.norm(dim=0)) * math.sqrt(ridge)
         exact = torch.linalg.lstsq(torch.cat([a, more]), torch.cat([b, b.new_zeros(3)])).solution
-        found = torch.tensor(_least_squares(d, missed, ridge), dtype=F64)
+        found = torch.tensor(least_squares(d, missed, ridge), dtype=F64)
         torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
 
 
@@ -127,11 +141,14 @@ def test_numbers_make_the_wrong_reference_exact() -> None:
 # --- the choice is honest -----------------------------------------------------------------------
 
 
-def test_sign_test_is_the_binomial_tail() -> None:
-    from scipy.stats import binom
-
-    for wins, n in ((0, 8), (5, 8), (40, 64), (64, 64)):
-        assert sign_test(wins, n) == pytest.approx(binom.sf(wins - 1, n, 0.5), rel=1e-12)
+def test_chance_is_counted_over_all_signs() -> None:
+    """The share of the 2^n signs of the same sizes whose positive ranks sum to no more."""
+    gain = torch.tensor([-0.9, 0.2, -0.4, -1.3, 0.05, -0.6, 0.7], dtype=F64)
+    ranks = gain.abs().argsort().argsort() + 1
+    signs = torch.tensor(list(itertools.product((0, 1), repeat=len(gain))))
+    sums, mine = signs @ ranks, ranks[gain > 0].sum()
+    assert by_chance(gain) == pytest.approx(float((sums <= mine).double().mean()), rel=1e-12)
+    assert by_chance(torch.zeros(9, dtype=F64)) == 1.0
 
 
 def test_the_typical_error_is_between_two_means() -> None:
@@ -151,9 +168,9 @@ def test_it_wins_on_trajectories_of_its_own_problem(tuned: Tuned) -> None:
         usual = grids.default(SDE, k, end=END, data_std=model.facts.std)
         theirs = endpoint_errors(model, x, exact, usual, default_solver(model))
         gain = torch.log(mine / theirs)
-        assert sign_test(int((gain < 0).sum()), len(gain)) < 0.05
+        assert by_chance(gain) < 0.05
         # What was promised, within three standard errors of either set.
-        spread = 3 * float(gain.std()) * math.sqrt(1 / 64 + 1 / 256)
+        spread = 3 * float(gain.std()) * math.sqrt(1 / (3 * 64) + 1 / 256)
         assert abs(float(gain.mean()) - math.log(tuned.choice(k).ratio)) < spread
 
 
@@ -189,8 +206,8 @@ def test_the_path_leads_through_exact_states() -> None:
 
 def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was fitted: where it loses on the judge's trajectories the default comes back."""
-    grid = importlib.import_module("sde_gen.tuning.grid")
-    made = grid.trials
+    search = importlib.import_module("sde_gen.tuning.search")
+    made = search.trials
 
     def spoiled(*args: Any, path: bool) -> list[Any]:
         fit, choose, judge = made(*args, path=path)
@@ -199,24 +216,30 @@ def test_what_loses_on_the_last_set_is_dropped(monkeypatch: pytest.MonkeyPatch) 
         answer = solve(judge.flow, x, usual, default_solver(model))
         return [fit, choose, replace(judge, exact=answer)]  # the default is now without error
 
-    monkeypatch.setattr(grid, "trials", spoiled)
+    monkeypatch.setattr(search, "trials", spoiled)
     found = tune_solver(mixture(SDE), steps=8, n=32, end=END)
     assert found.name == "default"
     assert found.p_value == 1.0
 
 
-@pytest.mark.parametrize(("wins", "taken"), [(41, True), (40, False)])
-def test_the_judge_counts_trajectories(
-    monkeypatch: pytest.MonkeyPatch, wins: int, taken: bool
-) -> None:
-    """Of 64 fair coins 40 or more show heads with probability 0.030, 39 or more with 0.052: what
-    wins on 39 is dropped, however much it wins there."""
-    grid = importlib.import_module("sde_gen.tuning.grid")
-    default, rival = Choice(4, Exponential(2)), Choice(4, Exponential(2), (0.1,))
-    gain = torch.cat([torch.full((wins - 1,), -3.0), torch.full((65 - wins,), 0.1)])
-    monkeypatch.setattr(grid, "_errors", lambda trial, c, times: gain if c is rival else 0 * gain)
-    nowhere = torch.empty(0)
-    found = grid._judged([None] * 3, (default, nowhere), [(rival, nowhere)])
+@pytest.mark.parametrize(("losses", "taken"), [(2, True), (3, False)])
+def test_the_judge_weighs_trajectories(losses: int, taken: bool) -> None:
+    """Losses of the ranks 1 and 2 of 8 are forgiven: no more have 5 of the 256 signs. Three of
+    the largest are not, however much is won."""
+    default, rival = Choice(4, Exponential(2)), Choice(4, Exponential(2), (0.2, 0.5, 0.8))
+    size = torch.arange(1, 9, dtype=F64)
+    gain = -size
+    gain[: 2 if taken else 0] *= -1
+    gain[8 - (0 if taken else losses) :] *= -1
+
+    class Told(Search):
+        def errors(self, choice: Choice, trial: Any) -> Tensor:
+            return gain if choice is rival else 0 * gain
+
+    told = Told(cast(Any, None), SDE, END, 1.0, False)
+    found = _judged(cast(Any, [None] * 3), told, default, [rival])
+    p = by_chance(gain)
+    assert (p == pytest.approx(5 / 256)) if taken else p > 0.05
     assert found.name == ("grid" if taken else "default")
     if taken:
         assert found.ratio == pytest.approx(math.exp(float(gain.mean())))
@@ -237,17 +260,17 @@ def test_the_score_is_asked_as_often_as_the_docstring_says() -> None:
     for tune, numbers in ((tune_grid, False), (tune_solver, True)):
         rows = 0
         tune(model, steps=steps, n=n, end=END)
-        each = evaluations(steps, numbers)
+        each = evaluations(steps, numbers, share=1.0)  # in a plane all are differentiated
         # The simplex may end a trial or two past its number (it finishes the move that it makes),
-        # or sooner; a target's steps are an equal number in each interval.
-        assert n * (each - 30 * sum(steps)) < rows <= n * (each + 4 * sum(steps))
+        # or sooner, and so does polish: what is said is the most, and not much more than it took.
+        assert 0.4 * n * each < rows <= n * (each + 4 * sum(steps))
 
 
-@pytest.mark.parametrize(("minutes", "n"), [(1.0, 60), (100.0, 256), (1e-3, 8)])
+@pytest.mark.parametrize(("minutes", "n"), [(2.0, 60), (100.0, 256), (1e-3, 8)])
 def test_minutes_pay_for_trajectories(
     monkeypatch: pytest.MonkeyPatch, minutes: float, n: int
 ) -> None:
-    """A clock by which a call on 16 rows takes 16 hundredths of a second: 6,000 a minute."""
+    """A clock by which a call on 8 rows takes 16 hundredths of a second: 3,000 a minute."""
     clock = iter(0.16 * k for k in range(6))
     monkeypatch.setattr("sde_gen.tuning.trials.perf_counter", lambda: next(clock))
     assert affordable(ring(SDE), 256, minutes, 100) == n
@@ -256,14 +279,14 @@ def test_minutes_pay_for_trajectories(
 def test_tuning_within_minutes_takes_the_rows_that_are_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A clock that stands for a slow network: 8 trajectories of 32, and the first 24 rows."""
+    """A clock that stands for a slow network: 8 trajectories of 32, and the first 40 rows."""
     monkeypatch.setattr("sde_gen.tuning.trials.perf_counter", iter(range(9)).__next__)
     torch.manual_seed(0)
     net = MLP((3,), width=16, depth=1, classes=3)
-    bound = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).given(y=torch.arange(96) % 3)
+    bound = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).given(y=torch.arange(160) % 3)
     found = tune_grid(bound, steps=4, n=32, minutes=1.0)
-    expected = tune_grid(bound.rows(slice(0, 24)), steps=4, n=8)
-    assert found.choices[0].bend == expected.choices[0].bend
+    expected = tune_grid(bound.rows(slice(0, 40)), steps=4, n=8)
+    assert found.choices[0].shares == expected.choices[0].shares
     assert found.choices[0].p_value == expected.choices[0].p_value
 
 
@@ -339,7 +362,7 @@ def test_images_and_labels() -> None:
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
     model = sg.ScoreNetwork(net, SDE, facts=sg.Facts(std=0.5)).eval()
-    y = torch.arange(3 * 16) % 3
+    y = torch.arange(5 * 16) % 3
     found = tune_solver(model.given(y=y), steps=5, n=16)
     model.tuned = found
     labels = torch.tensor([0, 1, 2, 0])
@@ -348,27 +371,137 @@ def test_images_and_labels() -> None:
     assert torch.equal(a, sample(model.given(y=labels), 4, 5, seed=0, solver=found))
     # A guided score is not what was tuned.
     assert (model + model).tuned is None
-    with pytest.raises(ValueError, match="bind 51 rows to the model"):
+    with pytest.raises(ValueError, match="bind 85 rows to the model"):
         tune_grid(model.given(y=y), steps=5, n=17)
 
 
-def test_ends_of_the_trajectories_tell_the_covariance() -> None:
-    """With nothing but the score, Gaussian data in a plane are as good as known: what is left is
-    how well 64 samples show a covariance."""
+def test_the_score_tells_the_covariance() -> None:
+    """With nothing but the score, Gaussian data are known: only rounding is left of the error."""
     model = gaussian(SDE)
     model = model.with_facts(replace(model.facts, moments=None))
-    found = tune_grid(model, steps=5, n=64, end=END)
-    reference = found.choices[0].solver.reference
-    assert found.name == "grid"
-    exact = torch.diag(torch.tensor([0.3, 0.6, 1.2], dtype=F64) ** 2)
-    assert reference.basis is not None
-    c = reference.basis @ torch.diag(reference.values[1:]) @ reference.basis.T
-    # Var of a sample covariance: (c_ii c_jj + c_ij^2) / n, five standard deviations.
-    scale = torch.sqrt((exact.diagonal()[:, None] * exact.diagonal() + exact**2) / 64)
-    assert bool(((c - exact).abs() < 5 * scale).all())
+    found = tune_grid(model, steps=5, n=16, end=END)
+    assert found.ratio < 1e-4
+    c = dense(found.choices[0].solver.reference)
+    torch.testing.assert_close(c, torch.diag(torch.tensor([0.3, 0.6, 1.2], dtype=F64) ** 2))
+    # Samples show it to a root of 2 / 5000.
     given = torch.randn(5000, 3, dtype=F64) * torch.tensor([0.3, 0.6, 1.2])
-    knows = tune_grid(model, steps=5, n=64, end=END, data=given)
-    assert knows.ratio < found.ratio < 0.8
+    told = tune_grid(model, steps=5, n=16, end=END, data=given)
+    assert found.ratio < told.ratio < 0.2
+
+
+def dense(known: sg.Moments) -> Tensor:
+    """The covariance as a matrix."""
+    assert known.basis is not None
+    floor, values = known.values[0], known.values[1:]
+    return known.basis * (values - floor) @ known.basis.T + floor * torch.eye(len(known.basis))
+
+
+def test_moments_read_off_a_score() -> None:
+    """Of a mixture the third cumulant is left, which noise of 30 to 300 times the variance hides
+    by as much; samples would show each entry to a tenth."""
+    law = mixture(SDE)
+    p, means = law.log_weights.exp(), law.means
+    m = p @ means
+    inside = p @ law.variance.expand(means.shape)
+    exact = ((means - m).T * p) @ (means - m) + torch.diag(inside)
+    x = law.sample(64, torch.Generator().manual_seed(1)).double()
+    found = score_moments(law, x)
+    assert float((dense(found) - exact).norm()) < 0.05 * float(exact.norm())
+    assert found.mean is not None
+    assert float((found.mean - m).norm()) < 0.05 * float(exact.diagonal().sum().sqrt())
+
+
+def test_moments_of_more_coordinates_than_samples() -> None:
+    """Five wide directions of 80: eight samples read at eight levels show sixteen directions, and
+    those five and their variances to the share of them that the others have, 1e-4 / 1."""
+    basis = torch.linalg.qr(torch.randn(80, 5, dtype=F64)).Q
+    values = torch.tensor([2.0, 1.5, 1.2, 1.1, 1.0], dtype=F64)
+    covariance = basis * values @ basis.T + 1e-4 * torch.eye(80, dtype=F64)
+    law = sg.Gaussian(SDE, torch.zeros(80, dtype=F64), covariance=covariance)
+    found = score_moments(law, law.sample(8, torch.Generator().manual_seed(0)).double())
+    assert found.basis is not None
+    assert found.basis.shape == (80, 16)
+    wide = found.values[1:].sort(descending=True).values[:5]
+    torch.testing.assert_close(wide, values + 1e-4, rtol=0.01, atol=0)
+    got = dense(found)
+    torch.testing.assert_close(basis.T @ got @ basis, torch.diag(values + 1e-4), rtol=0, atol=0.02)
+
+
+# --- all numbers at once ------------------------------------------------------------------------
+
+
+def walk(numbers: bool = True) -> tuple[Any, Walk]:
+    """Six steps on a mixture, with numbers that are not 0."""
+    model = mixture(SDE)
+    [trial, _, _] = trials(model, END, 16, 0, 6)
+    rows = tuple((0.02 * (i + 1),) * min(i + 1, 4) for i in range(6)) if numbers else None
+    shares = (0.2, 0.35, 0.5, 0.7, 0.9)
+    levels = tuple((-0.5 * SDE.log_snr(Warped(shares, 0.8)(SDE, 6, end=END))).tolist())
+    choice = Choice(6, base_solver(model), shares, levels if numbers else (), rows)
+    return trial, Walk(choice, SDE.T, END, 0.8)
+
+
+def test_a_walk_is_the_tuned_solver() -> None:
+    """It ends where ``solve`` with the choice ends, and reads back what it was made of."""
+    trial, made = walk()
+    again = made.choice(trial, made.start())
+    assert again.shares == pytest.approx(made.first.shares, abs=1e-12)
+    assert again.numbers is not None
+    assert made.first.numbers is not None
+    for a, b in zip(again.numbers, made.first.numbers, strict=True):
+        assert a == pytest.approx(b)
+    tuned = Tuned([made.first], 0.8)
+    x = solve(trial.flow, trial.x, tuned.grid(SDE, 6, end=END), tuned)
+    missed = made.missed(trial, made.start())
+    torch.testing.assert_close(missed, x - trial.exact, rtol=1e-9, atol=1e-12)
+
+
+def test_derivatives_of_the_ends_by_all_unknowns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against central differences of whole runs; the shift is small here, as they need."""
+    monkeypatch.setattr("sde_gen.tuning.polish._SHIFT", 1e-6)
+    trial, made = walk()
+    theta = made.start()
+    found = made.slopes(trial, theta, made.missed(trial, theta))
+    assert found.shape == (6 + 1 + 2 + 3 + 4 + 4 + 4, 16, 2)
+    for j, slope in enumerate(found):
+        h = 1e-5 * np.eye(len(theta))[j]
+        central = (made.missed(trial, theta + h) - made.missed(trial, theta - h)) / 2e-5
+        torch.testing.assert_close(slope, central, rtol=1e-3, atol=1e-5)
+
+
+def test_a_move_against_an_independent_solution() -> None:
+    """The damped normal equations against lstsq of the weighted rows, damping and ridge as rows;
+    and an update makes the derivatives say what the move changed."""
+    slopes, e = torch.randn(4, 30, 3, dtype=F64), torch.randn(40, 3, dtype=F64)
+    slopes *= 1e-2 * torch.tensor([1.0, 2.0, 5.0, 3.0], dtype=F64)[:, None, None]
+    r = e.norm(dim=1)
+    soft = 0.3 * r.median()
+    w = 1 / (r[:30] ** 2 + soft**2) / 30 + 1 / ((r[:30] + soft) * r.mean() * 30)
+    reach = slopes.square().sum((0, 2)).sqrt()
+    w = w / 2 / (1 + (reach / (5 * reach.median())) ** 2)
+    root = w.sqrt()[:, None]
+    a, b = (root * slopes).flatten(1).T, -(root * e[:30]).flatten()
+    held = torch.diag(torch.sqrt(0.3 * a.square().sum(0) + 1e-3))
+    exact = torch.linalg.lstsq(torch.cat([a, held]), torch.cat([b, b.new_zeros(4)])).solution
+    exact[:2] = exact[:2].clamp(-0.7, 0.7)
+    move = _move(slopes, e, 0.3, 2)
+    torch.testing.assert_close(torch.from_numpy(move), exact, rtol=1e-9, atol=1e-12)
+    change = torch.randn(30, 3, dtype=F64)
+    carried = slopes + _update(slopes, move, change)
+    torch.testing.assert_close(torch.einsum("p,pbn->bn", torch.from_numpy(move), carried), change)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_polish_only_lowers_the_error(numbers: bool) -> None:
+    """By at least a third with numbers, on the trajectories that it sees, choice by choice."""
+    trial, made = walk(numbers)
+    search = Search(trial, SDE, END, 0.8, numbers)
+    first = replace(made.first, numbers=tuple((0.0,) * min(i + 1, 4) for i in range(6))) if (
+        numbers) else made.first  # fmt: skip
+    found = [first, *polished(trial, first, search.times(first), 0.8)]
+    errors = [typical_error(search.errors(c, trial)) for c in found]
+    assert all(b <= a + 1e-9 for a, b in itertools.pairwise(errors))
+    assert errors[-1] < errors[0] - (math.log(1.5) if numbers else 0.0)
 
 
 # --- what cannot work ---------------------------------------------------------------------------
@@ -381,9 +514,9 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "one step": (lambda: tune_solver(ring(SDE), steps=(5, 1)), ValueError, ">= 2, got 1"),
     "half a step": (lambda: tune_grid(ring(SDE), steps=2.5), ValueError, ">= 2, got 2.5"),  # type: ignore[arg-type]
     "a NaN score": (
-        lambda: tune_grid(Bound(24), n=8), FloatingPointError, "score is not finite at t = 1,"),
+        lambda: tune_grid(Bound(40), n=8), FloatingPointError, "score is not finite at t = 1,"),
     "30 labels": (
-        lambda: tune_grid(Bound(30), n=8), ValueError, "bind 24 rows .* for each set; got 30"),
+        lambda: tune_grid(Bound(30), n=8), ValueError, "bind 40 rows .*; got 30"),
     "other data": (
         lambda: tune_grid(ring(SDE), data=torch.zeros(9, 3)), ValueError,
         r"data must be \(N, 2\), got \(9, 3\)"),
@@ -413,7 +546,7 @@ class Bound(sg.Score):
 
 @pytest.mark.parametrize("steps", [5, np.int64(5), (5,), [np.int64(5), 5], np.array([5])])
 def test_steps_and_sizes_are_any_integers(steps: Any) -> None:
-    assert checked(Bound(24), None, steps, cast(int, np.int32(8))) == (5,)
+    assert checked(Bound(40), None, steps, cast(int, np.int32(8))) == (5,)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -442,7 +575,7 @@ def trained() -> sg.ScoreNetwork:
     first, second = found.choices
     assert first.numbers is not None
     # Whatever was taken for the second: a covariance that both share.
-    second = replace(second, solver=first.solver, bend=(0.1, -0.2))
+    second = replace(second, solver=first.solver, shares=(0.1, 0.3, 0.5, 0.6, 0.7, 0.9))
     model.tuned = Tuned([first, second], found.data_std, found.end, found.weights)
     return model
 
@@ -474,7 +607,8 @@ WRONG: dict[str, tuple[object, str]] = {
     "ratio": (-1.0, r"is no Choice: need .*ratio > 0"),
     "levels": ([1.0], r"is no Choice: 4 steps have as many numbers and a level more"),
     "numbers": ([[0.0] * 4] * 4, r"is no Choice: numbers\[0\] are 4, with 1 directions"),
-    "bend": ([float(10**20), "1"], r"bend\[1\] must be a finite number"),
+    "shares": ([0.1, "1", 0.9], r"shares\[1\] must be a finite number"),
+    "shares ": ([0.1, 0.9, 0.5], r"is no Choice: shares of 4 steps are 3 numbers that rise"),
 }
 
 
@@ -488,7 +622,7 @@ def test_what_is_wrong_is_named(trained: sg.ScoreNetwork, tmp_path: Path, where:
     *path, last = where.split(".")
     for key in path:
         node = node[key]
-    node[last] = value
+    node[last.strip()] = value
     (tmp_path / CONFIG).write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"config.json: tuned.choices\[0\].?{message}"):
         sg.load(tmp_path)

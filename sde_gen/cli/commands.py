@@ -196,11 +196,11 @@ def _keep(options: argparse.Namespace, folder: Path, table: Table | None) -> Non
 def _tune(options: argparse.Namespace) -> None:
     from ..data import check_writable
     from ..training import load, save
-    from ..tuning import tune_solver
+    from ..tuning import ROWS, tune_solver
 
     model = load(options.model, options.device)
     check_writable(Path(options.model) / "config.json")
-    y = _labels(model, 3 * options.n, None)
+    y = _labels(model, ROWS * options.n, None)
     score = model if y is None else model.given(y=y.to(model.device))
     model.tuned = tune_solver(
         score, steps=options.steps, n=options.n, seed=options.seed, minutes=options.minutes

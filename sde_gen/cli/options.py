@@ -27,9 +27,9 @@ minutes on two CPU cores."""
 
 TUNE_HELP = """\
 Fits time grids and solvers to the model and stores them with it, where they beat the default on
-trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes two minutes
-for the model of the demo on one CPU core. Other numbers of --steps, --guidance and --eta still
-work, and gain less or nothing."""
+trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes some five
+minutes for the model of the demo on one CPU core; --minutes 1 fits fewer trajectories. Other
+numbers of --steps, --guidance and --eta still work, and gain less or nothing."""
 
 
 SAMPLE_HELP = """\
@@ -196,7 +196,7 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=[5, 10, 20],
         help="the numbers of network calls that samples will cost (default: 5 10 20)",
     )
-    add.add_argument("--n", type=int, default=256, help="trajectories in a set (default: 256)")
+    add.add_argument("--n", type=int, default=256, help="trajectories to fit to (default: 256)")
     add.add_argument("--minutes", type=float, help="take fewer, as many as so much time pays for")
     _add_common(add)
 

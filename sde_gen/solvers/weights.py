@@ -153,7 +153,7 @@ class Spectral(Weights):
         variance = check_number(variance, "variance", above=0)
         dimensions = check_count(dimensions, "dimensions")
         self.variance, self.dimensions = variance, dimensions
-        power = check_number(power, "power", least=0)
+        self.power = power = check_number(power, "power", least=0)
         self.ridge = None if ridge is None else check_number(ridge, "ridge", above=0)
         self._relative = np.geomspace(1e-3, (dimensions + 1) / 2, 48)
         self._v, self._weight = variance * self._relative, self._relative ** (power / 2)

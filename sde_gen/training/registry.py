@@ -163,5 +163,5 @@ for _solver in (Exponential, Leap):
     _add(_solver, lambda s: {"order": s.nodes, **_named("reference", "corrector", "weights")(s)})
 _add(Polynomial, _named("variable"))
 _add(Midpoint, _named())
-_add(Spectral, _named("variance", "dimensions"))
+_add(Spectral, _named("variance", "dimensions", "ridge", "power"))
 _add(ScoreNetwork, _named(*inspect.signature(_score_network).parameters), _score_network)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..moments import data_moments
 from ..noise import Streams
 from ..ops import as_integer, check_count
 from ..sampling import default_solver, solve
@@ -24,8 +24,8 @@ from ..solvers.weights import lagrange
 
 FINE = 64
 """Steps of a reference, at least: four times the largest number that is tuned for."""
-FIRST, NEXT = 40, 20
-"""Trials of a simplex, for the first number of steps and for each other."""
+ROWS = 5
+"""Trajectories in all sets, over n."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,18 @@ class Trial:
     exact: Tensor
     path: Path | None = None
 
+    @property
+    def sde(self) -> LinearSDE:
+        """The process of the flow."""
+        sde = self.flow.sde
+        assert isinstance(sde, LinearSDE)
+        return sde
+
+    def part(self, m: int) -> Trial:
+        """The first m of the trajectories, without a path."""
+        rows = slice(0, m)
+        return Trial(self.flow.rows(rows), self.x[rows], self.exact[rows])
+
     def errors(self, y: Tensor) -> Tensor:
         """log RMSE of each trajectory, float64 (n,) on the CPU; no less than the exact ends are
         known to, so that of two solvers without error neither wins."""
@@ -93,9 +105,13 @@ def typical_error(logs: Tensor) -> float:
     return (mean + float(logs.mean())) / 2
 
 
-def sign_test(wins: int, n: int) -> float:
-    """P(at least this many wins of n fair coins)."""
-    return sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+def by_chance(gain: Tensor) -> float:
+    """P(as low a sum of signed ranks) if the gains, of log errors, were as often above 0 as below
+    by as much (Wilcoxon 1945)."""
+    from scipy.stats import wilcoxon
+
+    values = gain.numpy()
+    return float(wilcoxon(values, alternative="less").pvalue) if values.any() else 1.0
 
 
 def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) -> tuple[int, ...]:
@@ -106,8 +122,8 @@ def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) ->
         raise TypeError(f"solver must be an Exponential, got {type(solver).__name__}")
     check_count(n, "n", 8)  # The sign test needs them.
     bound = getattr(model, "batch", None)
-    if bound not in (None, 3 * n):
-        raise ValueError(f"bind {3 * n} rows to the model, a third for each set; got {bound}")
+    if bound not in (None, ROWS * n):
+        raise ValueError(f"bind {ROWS * n} rows to the model, {ROWS} n; got {bound}")
     wanted = [check_count(k, "steps", 2) for k in _each(steps)]
     if not wanted:
         raise ValueError("steps must be one or more integers >= 2, got none")
@@ -120,19 +136,10 @@ def _each(steps: object) -> tuple[object, ...]:
     return tuple(steps) if many else (steps,)  # type: ignore[arg-type]
 
 
-def evaluations(counts: Sequence[int], numbers: bool) -> int:
-    """How often the score is evaluated for each trajectory of a set: three references, the
-    simplex, choosing and judging; with ``numbers`` another simplex, six fits and candidates."""
-    first, *others = counts
-    trials = FIRST * first + NEXT * sum(others)
-    judged = sum(counts) * (17 if numbers else 5)
-    return 3 * max(FINE, 4 * max(counts)) + trials * (1 + numbers) + judged
-
-
 def affordable(model: Score, n: int, minutes: float, each: int) -> int:
     """n, or as many trajectories (8 or more) as ``minutes`` pay for, each of so many
-    evaluations: by the time of a call on 16 rows."""
-    sde, rows = model.sde, min(16, 3 * n)
+    evaluations: by the time of a call on 8 rows."""
+    sde, rows = model.sde, 8
     assert isinstance(sde, LinearSDE)
     assert model.shape is not None
     blank = torch.empty(rows, *model.shape, dtype=as_trial(model), device=model.device)
@@ -154,16 +161,17 @@ def as_trial(model: Score) -> torch.dtype:
 def trials(
     model: Score, end: float, n: int, seed: int, most: int, path: bool = False
 ) -> list[Trial]:
-    """Three disjoint sets of n trajectories from T to ``end``; of the first also the ``path``."""
+    """Disjoint sets of n, n and 3 n trajectories from T to ``end``, the last cheap to use and so
+    the larger; of the first also the ``path``."""
     sde, shape = model.sde, model.inside
     assert isinstance(sde, LinearSDE)
     assert shape is not None
-    blank = torch.empty(3 * n, *shape, dtype=as_trial(model), device=model.device)
+    blank = torch.empty(ROWS * n, *shape, dtype=as_trial(model), device=model.device)
     x = float(sde.sigma(sde.T)) * Streams(seed).start(blank)
     times = grids.default(sde, max(FINE, 4 * most), end=end, data_std=model.facts.std)
     made = []
-    for i in range(0, 3 * n, n):
-        part = slice(i, i + n)
+    for i, j in pairwise((0, n, 2 * n, ROWS * n)):
+        part = slice(i, j)
         flow = sde.probability_flow(model.rows(part))
         if path and i == 0:
             there = [x[part], *states(flow, x[part], times, reference(model), every=1)]
@@ -191,15 +199,6 @@ def states(
         if i % (every or len(plan)) == 0:
             kept.append(x)
     return kept
-
-
-def informed(model: Score, x: Tensor) -> Score:
-    """The model, knowing the mean and covariance of samples x (N, *D).
-
-    Four samples for each principal direction: fewer say more of themselves than of the data.
-    """
-    moments = data_moments(x, rank=max(1, len(x) // 4))
-    return model.with_facts(replace(model.facts, moments=moments))
 
 
 def base_solver(model: Score) -> Exponential:

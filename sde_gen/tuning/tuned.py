@@ -24,17 +24,22 @@ Numbers = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Warped:
-    """A grid of four (or any) numbers: the density of ``grids.quadratic``, bent smoothly.
+    """The default grid for so many steps with its nodes moved.
 
-    In u, the share of its steps that the quadratic grid has done (0 to 1), nodes have density
-    proportional to exp(sum_k bend_k P_k(2 u - 1)), k = 1, 2, ..., with Legendre polynomials P_k.
-    Called as the functions of ``grids``.
+    Node i of the grid lies where the share shares[i - 1] of the default grid's steps is done. For
+    another number of steps the shares are read as a curve, straight between the nodes. Called as
+    the functions of ``grids``.
 
-    >>> sg.tuning.Warped((0.0, 0.0, 0.0, 0.0))(sg.VP(), 10).shape
-    torch.Size([11])
+    Args:
+        shares: of the inner nodes, rising between 0 and 1.
+        data_std: of the default grid.
+
+    >>> sg.tuning.Warped((0.4, 0.7))(sg.VP(), 3).shape
+    torch.Size([4])
     """
 
-    bend: tuple[float, ...]
+    shares: tuple[float, ...]
+    data_std: float = 1.0
 
     def __call__(
         self,
@@ -45,12 +50,19 @@ class Warped:
         to_zero: bool = False,
     ) -> Tensor:
         """steps + 1 falling times, as the functions of ``grids``."""
-        log_ratios = -0.5 * sde.log_snr(grids.quadratic(sde, 400, start, end))
-        log_density = np.polynomial.legendre.legval(np.linspace(-1, 1, 401), [0, *self.bend])
-        # Bounded, so that no level is out of reach of the interpolation.
-        density = torch.from_numpy(np.exp(np.clip(log_density - log_density.max(), -16, 0)))
-        share = torch.cat([density.new_zeros(1), (density[1:] + density[:-1]).cumsum(0)])
-        return grids.Density(log_ratios, share / share[-1])(sde, steps, start, end, to_zero)
+        times = grids.default(sde, steps, start, end, self.data_std, to_zero)
+        n = len(times) - 1 - to_zero
+        nodes = torch.tensor([0.0, *self.shares_of(n), 1.0], dtype=torch.float64)
+        first, last = float(times[0]), float(times[n])
+        times[1:n] = grids.default_at(sde, nodes, first, last, self.data_std)[1:-1]
+        return times
+
+    def shares_of(self, steps: int) -> tuple[float, ...]:
+        """The shares for so many steps, (steps - 1,)."""
+        known = np.array([0.0, *self.shares, 1.0])
+        nodes = np.linspace(0, len(known) - 1, steps + 1)[1:-1]
+        found: list[float] = np.interp(nodes, np.arange(len(known)), known).tolist()
+        return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +72,7 @@ class Choice:
     Attributes:
         steps: from the noise to the last positive time.
         solver: whose steps they are.
-        bend: of the ``Warped`` grid; None is the default grid.
+        shares: of the ``Warped`` grid, (steps - 1,); None is the default grid.
         levels: log(sigma / alpha) at the nodes that ``numbers`` were fitted on, (steps + 1,).
         numbers: coefficients of each step; None is the solver as it is.
         ratio: error / the default's on trajectories that nothing was fitted to or chosen by
@@ -68,8 +80,8 @@ class Choice:
         p_value: of the sign test that the default is as good there.
 
     Raises:
-        ValueError: steps or a ratio that are not positive, numbers that are not those of so many
-            steps, nor of what the solver remembers at each.
+        ValueError: steps or a ratio that are not positive, shares or numbers that are not those
+            of so many steps, nor of what the solver remembers at each.
 
     >>> sg.tuning.Choice(10, sg.Exponential(3)).steps
     10
@@ -77,7 +89,7 @@ class Choice:
 
     steps: int
     solver: Exponential
-    bend: tuple[float, ...] | None = None
+    shares: tuple[float, ...] | None = None
     levels: tuple[float, ...] = ()
     numbers: Numbers | None = None
     ratio: float = 1.0
@@ -86,6 +98,13 @@ class Choice:
     def __post_init__(self) -> None:
         if not (self.steps >= 1 and self.ratio > 0):
             raise ValueError(f"need steps >= 1 and ratio > 0, got {self.steps} and {self.ratio}")
+        if self.shares is not None:
+            nodes = (0.0, *self.shares, 1.0)
+            if len(nodes) != self.steps + 1 or any(b <= a for a, b in pairwise(nodes)):
+                raise ValueError(
+                    f"shares of {self.steps} steps are {self.steps - 1} numbers that rise between"
+                    f" 0 and 1, got {self.shares}"
+                )
         if self.numbers is None:
             return
         if not len(self.numbers) == len(self.levels) - 1 == self.steps:
@@ -103,7 +122,7 @@ class Choice:
     @property
     def name(self) -> str:
         """What was taken: ``"default"``, ``"grid"`` or ``"grid and numbers"``."""
-        if self.bend is None:
+        if self.shares is None:
             return "default"
         return "grid" if self.numbers is None else "grid and numbers"
 
@@ -196,9 +215,9 @@ class Tuned(Solver):
         if end is None and self.end is not None:
             end = float(sde.time_at(-2 * math.log(self.end)))
         choice = self.choice(max(1, steps - to_zero))
-        if choice.bend is None:
+        if choice.shares is None:
             return grids.default(sde, steps, start, end, self.data_std, to_zero)
-        return Warped(choice.bend)(sde, steps, start, end, to_zero)
+        return Warped(choice.shares, self.data_std)(sde, steps, start, end, to_zero)
 
     def check(self, process: SDE) -> None:
         """A probability flow of a linear process."""
