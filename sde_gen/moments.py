@@ -7,8 +7,11 @@ is then just f of those variances, and ``apply`` sums f_j(C) x_j without ever fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -150,6 +153,50 @@ class Moments:
             if not inner:
                 return x
             return x + (torch.stack(inner).sum(0) @ basis.T).reshape(x.shape)
+
+    def both(
+        self,
+        first: Sequence[Coefficient],
+        second: Sequence[Coefficient],
+        tensors: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Two such sums of the same tensors; in ``fused`` by one kernel where C is one number."""
+        if _fused.get() and self.basis is None and len(self.values) == 1:
+            numbers = torch.zeros(2, max(TERMS, len(tensors)), dtype=torch.float64)
+            for row, f in zip(numbers, (first, second), strict=True):
+                row[: len(f)] = torch.tensor([float(v) for v in f], dtype=torch.float64)
+            # As many tensors for every step, and none twice: one kernel serves all.
+            missing = numbers.shape[1] - len(tensors)
+            padded = [*tensors, *(torch.zeros_like(tensors[0]) for _ in range(missing))]
+            return _kernel()(alike(numbers, tensors[0]), padded)
+        return self.apply(first, tensors), self.apply(second, tensors)
+
+
+TERMS = 6
+"""State, score and four values: what the default solver combines."""
+_fused: ContextVar[bool] = ContextVar("fused", default=False)
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """``Moments.both`` runs through ``torch.compile`` in here: one pass over memory for twelve."""
+    before = _fused.set(True)
+    try:
+        yield
+    finally:
+        _fused.reset(before)
+
+
+@cache
+def _kernel() -> Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor]]:
+    return torch.compile(_sums)
+
+
+def _sums(numbers: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    a, b = numbers[0, 0] * tensors[0], numbers[1, 0] * tensors[0]
+    for j, x in enumerate(tensors[1:], 1):
+        a, b = a + numbers[0, j] * x, b + numbers[1, j] * x
+    return a, b
 
 
 def handed(f: Tensor, device: torch.device) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import torch
 from problems import F64
 from torch import Tensor
 
+import sde_gen as sg
 from sde_gen import data_moments
-from sde_gen.moments import Moments, isotropic
+from sde_gen.moments import Moments, fused, isotropic
 
 
 def test_moments_of_many_dimensions_are_those_of_the_data() -> None:
@@ -174,3 +177,57 @@ def test_what_are_no_moments(
 ) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+# --- two sums in one kernel ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [2, 4, 6, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_sums_of_one_kernel(
+    known: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number of tensors, with shorter rows of numbers; here without the compiler."""
+    moments = importlib.import_module("sde_gen.moments")
+    asked = []
+
+    def kernel(numbers: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        asked.append(len(tensors))
+        found: tuple[torch.Tensor, ...] = moments._sums(numbers, tensors)
+        return found
+
+    monkeypatch.setattr(moments, "_kernel", lambda: kernel)
+    tensors = list(torch.randn(known, 5, 3, dtype=dtype))
+    first, second = torch.randn(2, known, dtype=torch.float64).tolist()
+    law = moments.isotropic(0.5)
+    with moments.fused():
+        a, b = law.both(first, second[:2], tensors)
+    assert asked == [max(known, moments.TERMS)]
+    stacked = torch.stack(tensors).double()
+    exact = torch.einsum("j,jbd->bd", torch.tensor(first, dtype=torch.float64), stacked)
+    torch.testing.assert_close(a, exact.to(dtype))
+    exact = torch.einsum("j,jbd->bd", torch.tensor(second[:2], dtype=torch.float64), stacked[:2])
+    torch.testing.assert_close(b, exact.to(dtype))
+    law.both(first, second, tensors)  # not outside
+    wide = moments.Moments(torch.tensor([0.2, 0.4, 0.8]))
+    with moments.fused():  # nor where every coordinate has a number of its own
+        wide.both([torch.ones(3)] * known, [torch.ones(3)] * known, tensors)
+    assert len(asked) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+@pytest.mark.slow
+def test_the_compiled_kernel_is_the_same_sum() -> None:
+    """For several batches and early steps, whose values are fewer."""
+    sde = sg.VP()
+    law = sg.GaussianMixture(sde, torch.ones(2), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3)
+    law = law.with_facts(replace(law.facts, moments=None))
+    for n in (64, 7):
+        x = torch.randn(n, 2)
+        times = sg.grids.default(sde, 9)
+        flow = sde.probability_flow(law)
+        solver = sg.default_solver(law)
+        assert solver.reference.basis is None
+        plain = sg.solve(flow, x, times, solver)
+        with fused(), torch.no_grad():
+            torch.testing.assert_close(sg.solve(flow, x, times, solver), plain, rtol=0, atol=1e-5)

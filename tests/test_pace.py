@@ -354,6 +354,7 @@ def test_it_is_compiled_once_and_not_for_others(monkeypatch) -> None:
     assert len(calls) == 7
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.slow
 def test_the_compiler_draws_the_same(wide) -> None:
     plain = sg.sample(wide, 5, 4, seed=0)

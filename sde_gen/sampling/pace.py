@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..many import cutting, place, shared
+from ..moments import fused
 from ..ops import check_count, check_kind
 from ..scores import Score, ScoreNetwork, Sum
 
@@ -188,7 +189,7 @@ def network_in(score: object) -> ScoreNetwork | None:
 
 @contextmanager
 def kept(model: Score, pace: Pace) -> Iterator[None]:
-    """The network in a model is compiled in here, where the pace says so."""
+    """The network in a model and a step's sums are compiled in here, where the pace says so."""
     network = network_in(model) if pace.compiled else None
     if network is None or not isinstance(network.net, nn.Module):
         yield
@@ -200,7 +201,8 @@ def kept(model: Score, pace: Pace) -> Iterator[None]:
         _compiled[net] = net._compiled_call_impl
     net._compiled_call_impl = _compiled[net]
     try:
-        yield
+        with fused():
+            yield
     finally:
         net._compiled_call_impl = before
 

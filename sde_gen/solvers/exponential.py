@@ -115,6 +115,9 @@ class Combination:
     ) -> tuple[Tensor, Memory]:
         """Both rows of the map, applied."""
         known = (x, s, *past)
+        if self.kept and self.std is None:
+            x, q = self.reference.both(self.x, self.q, known)
+            return x, (q, *past[: self.kept - 1])
         if self.kept:
             past = (self.reference.apply(self.q, known), *past[: self.kept - 1])
         if self.std is None or z is None:
