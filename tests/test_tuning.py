@@ -649,3 +649,17 @@ def test_the_command_line_tunes_and_samples(
     out = str(tmp_path / "x.npz")
     assert main(["sample", str(folder), "--out", out, "--steps", "5"]) == 0
     assert "tuned to this model" in capsys.readouterr().out
+
+
+def test_weights_with_options_come_back(tmp_path: Path) -> None:
+    model = network()
+    weights = sg.solvers.Spectral(0.3, 3, ridge=0.02, power=0.4)
+    model.tuned = Tuned([Choice(4, Exponential(3, 0.3, corrector=True, weights=weights))])
+    sg.save(model, tmp_path)
+    found = sg.load(tmp_path).tuned
+    assert isinstance(found, Tuned)
+    same = found.choices[0].solver.weights
+    assert isinstance(same, sg.solvers.Spectral)
+    assert (same.ridge, same.power) == (0.02, 0.4)
+    a, b = (sample(model, 6, 5, seed=2, solver=t) for t in (model.tuned, found))
+    assert torch.equal(a, b)

@@ -34,9 +34,9 @@ def tune_grid(
     The solver knows the data's standard deviation or their covariance, whichever is better on
     the first set; what ``data`` and ``model.facts.moments`` do not tell is read off the score.
 
-    Costs n times 5 max(64, 4 max(steps)) evaluations of the score, 20 (steps[0] + sum(steps)) and
-    some 34 sum(steps) + sum(steps^2): 0.3 million by default, one to two minutes for the U-Net of
-    the demo on one CPU core. Two or three dimensions take up to three times the last.
+    Costs at most n (5 max(64, 4 max(steps)) + 20 steps[0] + 50 sum(steps) + sum(steps^2))
+    evaluations of the score: 0.35 million by default, two minutes for the U-Net of the demo on one
+    CPU core. In few dimensions sum(steps^2) counts up to three times.
 
     Args:
         model: a score that knows its linear process and shape. Where labels are bound per

@@ -122,12 +122,13 @@ class Search:
     ) -> Iterator[list[Choice]]:
         """For each number of steps what fits it, better and better."""
         bend, size, most = np.zeros(BENDS), 0.5, FIRST
+        ridges = RIDGES if self.numbers else RIDGES[-1:]
         for k in counts:
             plain = bent((), k)
-            starts = [self._fitted(k, s, plain, r) for s in solvers for r in RIDGES]
+            starts = [self._fitted(k, s, plain, r) for s in solvers for r in ridges]
             solver = min(starts, key=lambda start: start[0])[1].solver
             bend = self._simplex(k, solver, bend, size, most)
-            starts += [self._fitted(k, solver, bent(bend.tolist(), k), r) for r in RIDGES]
+            starts += [self._fitted(k, solver, bent(bend.tolist(), k), r) for r in ridges]
             found = min(starts, key=lambda start: start[0])[1]
             yield [found, *polished(self.trial, found, self.times(found), self.std)]
             size, most = 0.25, NEXT
@@ -178,7 +179,7 @@ def evaluations(counts: Sequence[int], numbers: bool, share: float = 0.25) -> in
     """How often the score is evaluated, over n: for references, moments, starts, simplex, polish
     (a ``share`` of n is differentiated), to choose and to judge."""
     starts = (FIRST - NEXT) * counts[0] + NEXT * sum(counts)
-    starts += 3 * len(RIDGES) * sum(counts)
+    starts += 3 * (len(RIDGES) if numbers else 1) * sum(counts)
     polish = sum(calls(k, share, numbers) for k in counts)
     judged = sum(counts) * (MOVES // 3 + 9)
     return round(ROWS * max(FINE, 4 * max(counts)) + LEVELS + starts + polish + judged)
