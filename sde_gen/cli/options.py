@@ -27,7 +27,7 @@ minutes on two CPU cores."""
 
 TUNE_HELP = """\
 Fits time grids and solvers to the model and stores them with it, where they beat the default on
-trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes some five
+trajectories that nothing was fitted to; `sample` and `evaluate` then use them. Takes some four
 minutes for the model of the demo on one CPU core; --minutes 1 fits fewer trajectories. Other
 numbers of --steps, --guidance and --eta still work, and gain less or nothing."""
 

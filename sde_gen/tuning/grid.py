@@ -35,7 +35,7 @@ def tune_grid(
     the first set; what ``data`` and ``model.facts.moments`` do not tell is read off the score.
 
     Costs at most n (5 max(64, 4 max(steps)) + 20 steps[0] + 50 sum(steps) + sum(steps^2))
-    evaluations of the score: 0.35 million by default, two minutes for the U-Net of the demo on one
+    evaluations of the score: 0.3 million by default, two minutes for the U-Net of the demo on one
     CPU core. In few dimensions sum(steps^2) counts up to three times.
 
     Args:

@@ -35,7 +35,7 @@ def tune_solver(
     and the solver without numbers.
 
     Costs the evaluations of ``tune_grid`` and some 2 n sum(steps^2) more, in few dimensions up to
-    8 n: 0.9 million by default, some five minutes for the U-Net of the demo on one CPU core;
+    8 n: 0.8 million by default, some four minutes for the U-Net of the demo on one CPU core;
     ``minutes`` takes fewer trajectories. Memory: n max(64, 4 max(steps)) states in single
     precision, and derivatives of a quarter of the ends by 5 max(steps) numbers, or of as many as
     fit in half a gigabyte.
