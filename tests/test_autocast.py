@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sde_gen as sg
 from sde_gen import grids
 from sde_gen.tuning import Choice
-from sde_gen.tuning.solver import _least_squares
+from sde_gen.tuning.numbers import least_squares
 
 SDE = sg.VP()
 CLD = sg.CriticallyDamped()
@@ -133,5 +133,5 @@ def test_a_damped_network_too() -> None:
 def test_tuning_fits_in_full_precision() -> None:
     """Trajectories are float32 where the device has no float64."""
     d, missed = torch.randn(3, 20, 4), torch.randn(20, 4)
-    plain, half = twice(lambda: torch.tensor(_least_squares(d, missed, 1e-3)))
+    plain, half = twice(lambda: torch.tensor(least_squares(d, missed, 1e-3)))
     assert torch.equal(half, plain)

@@ -294,14 +294,15 @@ def test_the_tweedie_twist_makes_the_evidence_surer() -> None:
     prior = GaussianMixture(SDE, torch.ones(6), torch.randn(6, 4, generator=g, dtype=F64), 0.25)
     a = torch.randn(2, 4, generator=g, dtype=F64) / 2
     y = prior.sample(120, g) @ a.T + 0.1 * torch.randn(120, 2, generator=g, dtype=F64)
-    seen = Observation(Matrix(a), y, 0.1)
+    seen = Observation(Matrix(a), y.repeat(3, 1), 0.1)
     exact = log_evidence(prior, seen)
     off = []
     for rule in RULES:
         found = particles(told(prior), seen, 60, 40, seed=0, dtype=F64, covariance=rule)
         off.append((found.log_evidence - exact).square().mean())
-    # F(120, 120) lies below 1.53 in 99 of 100 cases.
-    assert float(off[0] / off[1]) > 1.53, off
+    # F(360, 360) lies below 1.28 in 99 of 100 cases; over ten seeds of 120 the mean is 1.9, and
+    # one of 120 alone is between 1.1 and 3.5.
+    assert float(off[0] / off[1]) > 1.28, off
 
 
 def test_the_tweedie_twist_pulls_once_a_measurement() -> None:

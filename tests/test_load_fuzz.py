@@ -43,7 +43,7 @@ def tuned() -> Model:
     assert known is not None
     numbers = ((0.1,), (0.1, 0.2))
     solver = Exponential(2, known, True, Spectral(1.0, 2))
-    rows = [Choice(1, Exponential(1)), Choice(2, solver, (0.1, 0.2), (3.0, 0.0, -3.0), numbers)]
+    rows = [Choice(1, Exponential(1)), Choice(2, solver, (0.4,), (3.0, 0.0, -3.0), numbers)]
     model.tuned = Tuned(rows, weights=model.fingerprint())
     return model
 
