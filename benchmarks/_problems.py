@@ -3,9 +3,9 @@
 Three laws are those of ``tests/problems.py``. Three more were *held out*: they differ in scale,
 mean, dimension and smoothness; the first step and the grid of few steps were later chosen on all
 six, the weights and the grid of now on all nine with ``new``. The three of ``unseen`` are younger
-than all of that, and nothing was chosen on them. All states
-here are y = x / alpha, and the noise level is s = sigma / alpha, so that solvers written for any
-process start and end at the same points.
+than all of that; the tuner of now was made with them in view, and before the three of ``fresh``,
+on which nothing was chosen. All states here are y = x / alpha, and the noise level is
+s = sigma / alpha, so that solvers written for any process start and end at the same points.
 """
 
 from __future__ import annotations
@@ -117,7 +117,33 @@ def crumbs(sde: LinearSDE) -> GaussianMixture:
     return GaussianMixture(sde, 1 / k, means, std)
 
 
-Group = Literal["main", "held out", "new", "unseen"]
+def shells(sde: LinearSDE) -> GaussianMixture:
+    """Fresh, 5-D: 80 components of spread 0.07 on two spheres."""
+    generator = torch.Generator().manual_seed(4242)
+    u = torch.randn(80, 5, generator=generator, dtype=F64)
+    radii = torch.tensor([1.0, 2.0], dtype=F64).repeat(40)
+    means = u * (radii / u.norm(dim=1)).unsqueeze(1)
+    return GaussianMixture(sde, torch.ones(80), means, 0.07)
+
+
+def cross(sde: LinearSDE) -> GaussianMixture:
+    """Fresh, 10-D: 20 unequal components at +-2 on the axes, a spread for each coordinate."""
+    generator = torch.Generator().manual_seed(9)
+    means = 2 * torch.cat([torch.eye(10, dtype=F64), -torch.eye(10, dtype=F64)])
+    std = 0.05 + 0.5 * torch.rand(20, 10, generator=generator, dtype=F64)
+    return GaussianMixture(sde, torch.arange(1, 21).double(), means, std)
+
+
+def cancer(sde: LinearSDE) -> GaussianMixture:
+    """Fresh, 30-D real table: spread 0.2 around the standardised rows of breast cancer."""
+    from sklearn.datasets import load_breast_cancer
+
+    x = torch.from_numpy(load_breast_cancer().data)
+    x = (x - x.mean(0)) / x.std(0)
+    return GaussianMixture(sde, torch.ones(len(x)), x, 0.2)
+
+
+Group = Literal["main", "held out", "new", "unseen", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,9 @@ PROBLEMS = {
     "helix": Problem(helix, 256, "unseen"),
     "texture": Problem(texture, 128, "unseen"),
     "crumbs": Problem(crumbs, 256, "unseen"),
+    "shells": Problem(shells, 192, "fresh"),
+    "cross": Problem(cross, 192, "fresh"),
+    "cancer": Problem(cancer, 192, "fresh"),
 }
 
 RANGES: dict[str, tuple[LinearSDE, float]] = {"edm": (EDM(80.0), 0.002), "vp": (VP(), 1e-3)}

@@ -43,6 +43,7 @@ GROUPS = {
     "held-out problems": "held out",
     "new problems": "new",
     "unseen problems": "unseen",
+    "fresh problems": "fresh",
 }
 RAW = HERE / "results" / "error_vs_calls"
 Cell = tuple[float, float]
