@@ -37,7 +37,7 @@ MOVES, CARRIED, DAMPING = 9, 2, 1e-2
 """Moves at most, and how often derivatives are carried along instead of taken anew."""
 _SHIFT, _LONGEST = 0.03, 0.7
 """Of a difference, and of a log length in one move."""
-_ENOUGH, _MOST = 32, 2**26
+_ENOUGH, _MOST = 32, 2**25
 """Numbers of the ends for each unknown, and derivatives in all."""
 
 Stop = tuple[Tensor, Memory]
@@ -71,7 +71,7 @@ def polished(trial: Trial, choice: Choice, times: Tensor, std: float) -> Iterato
             slopes = None
             yield walk.choice(trial, theta)
             continue
-        slopes = slopes + _update(slopes, move, (moved - e)[: len(part.x)])
+        _update(slopes, move, (moved - e)[: len(part.x)])
         theta, e, damping, gain, error = theta + move, moved, damping / 6, error - found, found
         if gain < 0.01 and age == 0:
             break
@@ -117,11 +117,12 @@ def _move(slopes: Tensor, e: Tensor, damping: float, steps: int) -> np.ndarray:
     return move
 
 
-def _update(slopes: Tensor, move: np.ndarray, change: Tensor) -> Tensor:
-    """Broyden's: the least that makes the derivatives say the change (m, n) of a move."""
+def _update(slopes: Tensor, move: np.ndarray, change: Tensor) -> None:
+    """Broyden's, in place: the least that makes derivatives say the change (m, n) of a move."""
     step = torch.from_numpy(move).to(slopes)
     missed = change - torch.einsum("p,pbn->bn", step, slopes)
-    return torch.einsum("p,bn->pbn", step / (step @ step), missed)
+    for slope, share in zip(slopes, (step / (step @ step)).unbind(), strict=True):
+        slope += share * missed
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def tune_solver(
     8 n: 0.8 million by default, some four minutes for the U-Net of the demo on one CPU core;
     ``minutes`` takes fewer trajectories. Memory: n max(64, 4 max(steps)) states in single
     precision, and derivatives of a quarter of the ends by 5 max(steps) numbers, or of as many as
-    fit in half a gigabyte.
+    fit in a quarter of a gigabyte, three times over.
 
     Args:
         model: a score that knows its linear process and shape. Where labels are bound per

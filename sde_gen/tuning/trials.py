@@ -120,7 +120,7 @@ def checked(model: Score, solver: object, steps: int | Sequence[int], n: int) ->
         raise TypeError("model must be a score that knows its linear process and data shape")
     if solver is not None and not isinstance(solver, Exponential):
         raise TypeError(f"solver must be an Exponential, got {type(solver).__name__}")
-    check_count(n, "n", 8)  # The sign test needs them.
+    check_count(n, "n", 8)  # The signed-rank test needs them.
     bound = getattr(model, "batch", None)
     if bound not in (None, ROWS * n):
         raise ValueError(f"bind {ROWS * n} rows to the model, {ROWS} n; got {bound}")

@@ -77,7 +77,7 @@ class Choice:
         numbers: coefficients of each step; None is the solver as it is.
         ratio: error / the default's on trajectories that nothing was fitted to or chosen by
             (geometric mean over them); 1 where this is the default.
-        p_value: of the sign test that the default is as good there.
+        p_value: of the signed-rank test that the default is as good there.
 
     Raises:
         ValueError: steps or a ratio that are not positive, shares or numbers that are not those
