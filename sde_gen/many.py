@@ -12,7 +12,9 @@ without one there is one process, and nothing else changes.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
@@ -131,7 +133,7 @@ def agree(check: Callable[[], object]) -> None:
             check()
     except (OSError, ValueError) as error:
         found = [error]
-    dist.broadcast_object_list(found, src=0, group=_group())
+    dist.broadcast_object_list(found, src=0, group=hosts())
     if found[0] is not None:
         raise found[0]
 
@@ -145,17 +147,28 @@ def _checked(x: Tensor, count: int) -> Tensor:
 def _gathered(own: list[Tensor]) -> list[list[Tensor]]:
     """What each process has."""
     parts: list[list[Tensor]] = [[] for _ in range(place()[1])]
-    dist.all_gather_object(parts, own, _group())
+    dist.all_gather_object(parts, own, hosts())
     return parts
 
 
 _groups: list[dist.ProcessGroup] = []
 
 
-def _group() -> dist.ProcessGroup:
-    """All processes, talking from host to host: what is gathered lies on the CPU."""
+def hosts() -> dist.ProcessGroup:
+    """All processes, talking from host to host; joined by the first call, left at exit."""
     if not dist.is_initialized():
+        _groups.clear()
         dist.init_process_group("gloo")
     if not _groups:
         _groups.append(dist.new_group(backend="gloo"))
+        atexit.register(_leave)
     return _groups[0]
+
+
+def _leave() -> None:
+    """End gloo's threads while the interpreter lives: one that lets go of a tensor as it is torn
+    down aborts the process, whose work was done (pytorch/pytorch, pull request 179291). Not after
+    an error, nor NCCL's: the others may be elsewhere, and to leave may wait for them."""
+    own = _groups.pop()
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group(None if dist.get_backend() == "gloo" else own)

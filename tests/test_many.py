@@ -281,6 +281,18 @@ except FileExistsError as error:
     assert [text for text, _ in told] == ["there already\n"] * 3
 
 
+def test_the_end_waits_for_threads_that_still_hold_tensors() -> None:
+    """Left to themselves they abort the process at its end: six of eight times here."""
+    script = """
+import torch
+from sde_gen import many
+many.agree(lambda: None)
+for _ in range(9):
+    torch.distributed.all_reduce(torch.zeros(300_000), group=many.hosts(), async_op=True)
+"""
+    assert together([sys.executable, "-c", script], 3) == [("", "")] * 3
+
+
 def test_many_may_ask_at_once_whether_they_can_write(tmp_path) -> None:
     """Of folders that are not there yet, and are not there afterwards."""
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
+from torch import distributed as dist
+
+from .. import many
 
 
 class Clock:
     """Reads the time since it was read last.
 
     Args:
-        group: the processes that agree, on their hosts; None where there is one.
+        processes: how many agree.
     """
 
-    def __init__(self, group: Any = None) -> None:
-        self.group = group
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
         self.start()
 
     def start(self) -> None:
@@ -27,17 +29,17 @@ class Clock:
         """Seconds since the last call, the mean over the processes, and whether any was told."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        if self.group is not None:
+        if self.processes > 1:
             both = torch.tensor([seconds, told], dtype=torch.float64)
-            torch.distributed.all_reduce(both, group=self.group)
-            seconds = float(both[0]) / torch.distributed.get_world_size(self.group)
+            dist.all_reduce(both, group=many.hosts())
+            seconds = float(both[0]) / self.processes
             told = bool(both[1] > 0)
         return seconds, told
 
     def mean(self, value: float) -> float:
         """The mean of a number over the processes; infinite where it is in one of them."""
-        if self.group is None:
+        if self.processes == 1:
             return value
         one = torch.tensor(value, dtype=torch.float64)
-        torch.distributed.all_reduce(one, group=self.group)
-        return float(one) / torch.distributed.get_world_size(self.group)
+        dist.all_reduce(one, group=many.hosts())
+        return float(one) / self.processes

@@ -165,8 +165,7 @@ class Trainer(Saved[M]):
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.reader = Reader(source, order, transforms, levels, self.device, workers)
         self.validation = Validation(self.reader, self.objective, recipe)
-        hosts = torch.distributed.new_group(backend="gloo") if self.accelerator else None
-        self._clock, self._stopping = Clock(hosts), False
+        self._clock, self._stopping = Clock(self.processes), False
         self.look = Look(0, math.nan)
 
     def run(self, progress: bool = True) -> M:
