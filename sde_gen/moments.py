@@ -220,7 +220,11 @@ def _combine(numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tenso
     if not pairs:
         return torch.zeros_like(tensors[0])
     (c, x), *rest = pairs
-    total = x * c
+    d, y = rest[0] if rest else pairs[0]
+    if rest and isinstance(c, float) and isinstance(d, float) and c == 1:
+        total, rest = x.add(y, alpha=d), rest[1:]  # one pass for two
+    else:
+        total = x * c
     for c, x in rest:
         if isinstance(c, Tensor):
             total = total + c * x

@@ -334,10 +334,9 @@ def test_spectral_weights_beat_polynomials_at_few_calls(power: float) -> None:
 
 @pytest.mark.parametrize("c", [0.0, 0.3])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_corrector_keeps_what_was_denoised_and_renews_what_is_linear(
-    c: float, eta: float
-) -> None:
-    """Predictor, corrector and memory written out: Q = D + C (D - y) / w with the corrected y.
+def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) -> None:
+    """Predictor, corrector and memory written out: Q = D + C (D - y) / w, and its move with y,
+    d (dD/dy (1 + C / w) - C / w) where dD/dy = C w / (C + w)^2, after steps of 0.3 to 0.6.
 
     Weights by a fine trapezoid rule over each step.
     """
@@ -369,7 +368,11 @@ def test_the_corrector_keeps_what_was_denoised_and_renews_what_is_linear(
                 (v - before.get(j, 0.0)) * q[j]
                 for j, v in zip(at, weights(i - 1, at), strict=True)
             )
-        q[i] = d + c * (d - y) / w[i]
+        q[i] = d + c * (d - plain) / w[i]
+        if i > 0:
+            slope = c * w[i] / (c + w[i]) ** 2 * (1 + c / w[i]) - c / w[i]
+            share = min(max(kappa * (lam[i] - lam[i - 1]) / 0.3 - 1, 0), 1)
+            q[i] = q[i] + share * slope * (y - plain)
         rho = (c + w[i + 1]) / (c + w[i])
         at = list(range(i, max(-1, i - 2), -1))
         spread = math.sqrt((c + w[i + 1]) * (1 - rho ** (eta**2)))

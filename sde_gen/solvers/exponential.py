@@ -18,11 +18,13 @@ The *predictor* takes the step from t to s with the last p values of Q,
 
 with l_j the Lagrange basis through them (or another rule: ``weights``). The *corrector* takes the
 step that led here once more, with the value of Q here among those that it interpolates: it moves
-y by sum_j (W'_j - W_j) Q_j, and costs no call (Zhao et al. 2023). With C = 0 (data prediction)
-order 1 is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al.
-2020), higher orders are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and
-SA-Solver (Xue et al. 2023). With C the variance of the data every step is exact for Gaussian data,
-at every eta.
+y by d = sum_j (W'_j - W_j) Q_j, and costs no call (Zhao et al. 2023). It moves Q too, by
+(dD/dy (1 + C / w) - C / w) d: by nothing where dD/dy = C / (C + w), as for Gaussian data and far
+from any data, and by -C / w d where D stays. ``_slope`` says what is taken between the two; after
+a short step Q is left, and there is less to add up. With C = 0 (data prediction) order 1 is DDIM
+(eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al. 2020), higher orders
+are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and SA-Solver (Xue et al.
+2023). With C the variance of the data every step is exact for Gaussian data, at every eta.
 
 Above eta = 1 a step may be too long for its noise: it would throw a state beyond its denoised
 state, and the next one farther back. In a step of length h in lambda eta^2 is therefore at most
@@ -76,6 +78,9 @@ from .weights import Polynomial, Weights
 _STILL, _SHORT = 1e-3, 0.2
 """min(C / w, w / C), the rate at which Q changes in lambda, that counts as none; the longest first
 step that is made in parts."""
+_MOVES = (0.3, 0.6)
+"""kappa times the length of a step in lambda up to which its correction leaves Q, and from which
+it moves it."""
 _STARTS = {
     (3, False): (3 / 2,),
     (4, False): (7 / 3, 4 / 3),
@@ -91,9 +96,10 @@ nodes (d apart) h^2 e / d wrong."""
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One step as what it is: linear in what is known, (x, s, Q_1, Q_2 ...), latest Q first.
+    """One step as what it is: linear in what is known, (x, s, q_1, q_2 ...), latest first.
 
-    x, q: the next state and the value of Q here; std: of the normal z; all are functions of C.
+    x, q: the next state, and q = alpha Q here, of which x has weight 1 where it is only read (Q
+    where alpha = 0); std: of the normal z; all are functions of C.
     kept: how many values of Q the next step reads.
     reads_data: whether s stands for the denoised state: where alpha = 0 the score tells nothing.
     """
@@ -152,6 +158,13 @@ class Prediction(NamedTuple):
     spread: np.ndarray
     w: float
     kappa: float
+
+
+class Correction(NamedTuple):
+    """How y moves at a node once Q is known there: the weights of Q (p + 1, m); and dQ/dy (m,)."""
+
+    weights: np.ndarray
+    slope: np.ndarray
 
 
 class Exponential(Multistep):
@@ -306,15 +319,15 @@ class Exponential(Multistep):
         nodes = levels.lam[max(0, i + 1 - self.nodes) : i + 1][::-1]
         return Prediction(decay, self._weigh(nodes, start, end, kappa), spread, w_s, kappa)
 
-    def _corrector(self, levels: Levels, i: int, step: Prediction) -> np.ndarray:
-        """How knowing Q at the end of step i moves y there: its weight, then those of Q_i, ..."""
+    def _corrector(self, levels: Levels, i: int, step: Prediction) -> Correction | None:
+        """What knowing Q at the end of step i changes there."""
         c: np.ndarray = self.reference.values.numpy()
         if levels.sigma[i + 1] == 0 or levels.alpha[i + 1] == 0:
-            return np.zeros((0, len(c)))
+            return None
         nodes = levels.lam[i + 1 - len(step.weights) : i + 2][::-1]
         new = self._weigh(nodes, levels.lam[i], levels.lam[i + 1], step.kappa)
         new[1:] -= step.weights
-        return new
+        return Correction(new, _slope(c, step.w, step.kappa * (nodes[0] - nodes[1])))
 
     def _weigh(self, nodes: np.ndarray, start: float, end: float, kappa: float) -> np.ndarray:
         """The rule's weights. Where alpha = 0 lambda is -infinity: no polynomial goes through a
@@ -329,25 +342,29 @@ class Exponential(Multistep):
         return weights
 
     def _combine(
-        self, levels: Levels, i: int, step: Prediction, change: np.ndarray | None
+        self, levels: Levels, i: int, step: Prediction, change: Correction | None
     ) -> Combination:
         """What is done at node i: read Q, correct, predict, as three matrices in a product."""
         c: np.ndarray = self.reference.values.numpy()
         alpha, sigma = levels.alpha[i], levels.sigma[i]
         alpha_s = levels.alpha[i + 1] or levels.sigma[i + 1]
         size = 2 + min(i, self.kept)
+        # What is known is x, alpha_i Q_i, alpha_{i-1} Q_{i-1}, ...; the weights are those of Q.
+        unit = 1 / np.array([levels.alpha[j] or 1.0 for j in range(i, i + 1 - size, -1)])
         one = np.tile(np.eye(size), (len(c), 1, 1))
         read = one.copy()
-        read[:, 1, :2], linear = _reading(alpha, sigma, c)
+        read[:, 1, :2] = _reading(alpha, sigma, c)
         correct = one
         if change is not None:
-            # The denoised state is kept as evaluated; what of Q is linear in x is new.
-            moved = slice(1, 1 + len(change))
-            correct[:, 0, moved] += alpha * change.T
-            correct[:, 1, moved] += alpha * (linear * change).T
+            known = slice(1, 1 + len(change.weights))
+            moves = alpha * change.weights.T * unit[: len(change.weights)]
+            correct[:, 0, known] += moves
+            correct[:, 1, known] += change.slope[:, None] * moves
         predict = np.zeros((len(c), 2, size))
         predict[:, 0, 0] = _decay(alpha, sigma, alpha_s, c, step)
-        predict[:, 0, 1 : 1 + len(step.weights)] = alpha_s * step.weights.T
+        predict[:, 0, 1 : 1 + len(step.weights)] = (
+            alpha_s * step.weights.T * unit[: len(step.weights)]
+        )
         predict[:, 1, 1] = 1.0
         x, q = (predict @ correct @ read).transpose(1, 2, 0)
         f = self.reference.coefficient
@@ -361,16 +378,26 @@ class Exponential(Multistep):
         )
 
 
-def _reading(alpha: float, sigma: float, c: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
-    """Q at (x, s) as coefficients (m, 2), and its derivative by x at a fixed denoised state."""
+def _reading(alpha: float, sigma: float, c: np.ndarray) -> np.ndarray:
+    """alpha Q (Q where alpha = 0) at (x, s) as coefficients (m, 2)."""
     if np.isinf(c).any():
-        return np.array([[0.0, -sigma]]), 0.0
+        return np.array([[0.0, -sigma * (alpha or 1.0)]])
     if alpha == 0:
-        return np.tile([0.0, 1.0], (len(c), 1)), 0.0
+        return np.tile([0.0, 1.0], (len(c), 1))
     # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
-    w = (sigma / alpha) ** 2
-    read = np.stack([np.full(len(c), 1 / alpha), (c + w) * alpha], 1)
-    return read, -c * alpha / sigma**2
+    return np.stack([np.ones(len(c)), c * alpha**2 + sigma**2], 1)
+
+
+def _slope(c: np.ndarray, w: float, h: float) -> np.ndarray:
+    """dQ/dy (m,) with which a correction at w moves Q, after a step of length h = kappa dlambda.
+
+    That of dD/dy = C w / (C + w)^2, which is the Gaussian's far from the data and nearly 0 among
+    them, where D is that of the mode at hand; 0 after a short step.
+    """
+    if np.isinf(c).any():
+        return np.zeros_like(c)
+    short, long = _MOVES
+    return -c / w * c / (c + w) * min(max((h - short) / (long - short), 0.0), 1.0)
 
 
 def _decay(
