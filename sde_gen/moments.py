@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -162,13 +162,11 @@ class Moments:
     ) -> tuple[Tensor, Tensor]:
         """Two such sums of the same tensors; in ``fused`` by one kernel where C is one number."""
         if _fused.get() and self.basis is None and len(self.values) == 1:
-            numbers = torch.zeros(2, max(TERMS, len(tensors)), dtype=torch.float64)
-            for row, f in zip(numbers, (first, second), strict=True):
-                row[: len(f)] = torch.tensor([float(v) for v in f], dtype=torch.float64)
             # As many tensors for every step, and none twice: one kernel serves all.
-            missing = numbers.shape[1] - len(tensors)
-            padded = [*tensors, *(torch.zeros_like(tensors[0]) for _ in range(missing))]
-            return _kernel()(alike(numbers, tensors[0]), padded)
+            x, terms = tensors[0], max(TERMS, len(tensors))
+            padded = [*tensors, *(torch.zeros_like(x) for _ in range(terms - len(tensors)))]
+            rows = _rows(tuple(first), tuple(second), terms, x.dtype, x.device)
+            return _kernel()(rows, padded)
         return self.apply(first, tensors), self.apply(second, tensors)
 
 
@@ -190,6 +188,22 @@ def fused() -> Iterator[None]:
 @cache
 def _kernel() -> Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor]]:
     return torch.compile(_sums)
+
+
+@lru_cache(maxsize=1024)
+def _rows(
+    first: tuple[Coefficient, ...],
+    second: tuple[Coefficient, ...],
+    terms: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Both rows of numbers, where the kernel wants them: made once for all runs of a plan."""
+    with lasting():
+        rows = torch.zeros(2, terms, dtype=torch.float64)
+        for row, f in zip(rows, (first, second), strict=True):
+            row[: len(f)] = torch.tensor([float(v) for v in f], dtype=torch.float64)
+        return handed(rows.to(dtype), device)
 
 
 def _sums(numbers: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -332,6 +332,22 @@ def test_spectral_weights_beat_polynomials_at_few_calls(power: float) -> None:
     assert math.exp(sum(logs) / len(logs)) < 0.8, logs
 
 
+def test_what_is_kept_after_a_short_step_is_the_state_and_one_multiple_of_its_score() -> None:
+    """One pass over memory; after a long step the correction moves it, by all that is known."""
+    sde = sg.VP()
+    process, solver = sde.reverse(sg.Gaussian(sde, X[0]), 0), Exponential(3, 0.3, corrector=True)
+    times = grids.log_snr(sde, 40)
+    rows = [step.numbers.q for step in solver.plan(process, times)]
+    h, alpha, sigma = (f(times[:-1]) for f in (sde.log_snr, sde.alpha, sde.sigma))
+    assert 0.0 < float(h.diff().max() / 2) < 0.3
+    for row, a, s in zip(rows, alpha.tolist(), sigma.tolist(), strict=True):
+        assert row[0] == 1
+        assert row[1] == pytest.approx(0.3 * a**2 + s**2, rel=1e-12)
+        assert not any(row[2:])
+    long = [step.numbers.q for step in solver.plan(process, grids.log_snr(sde, 8))]
+    assert all(all(row) for row in long)
+
+
 @pytest.mark.parametrize("c", [0.0, 0.3])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) -> None:
