@@ -169,6 +169,6 @@ def _leave() -> None:
     """End gloo's threads while the interpreter lives: one that lets go of a tensor as it is torn
     down aborts the process, whose work was done (pytorch/pytorch, pull request 179291). Not after
     an error, nor NCCL's: the others may be elsewhere, and to leave may wait for them."""
-    own = _groups.pop()
-    if dist.is_initialized() and not hasattr(sys, "last_value"):
+    own = _groups.pop() if _groups else None
+    if own is not None and dist.is_initialized() and not hasattr(sys, "last_value"):
         dist.destroy_process_group(None if dist.get_backend() == "gloo" else own)
