@@ -161,7 +161,9 @@ class Moments:
         tensors: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Two such sums of the same tensors; in ``fused`` by one kernel where C is one number."""
-        if _fused.get() and self.basis is None and len(self.values) == 1:
+        # Inside somebody's own torch.compile, which cannot read a context, the sums fuse anyway.
+        asked = not torch.compiler.is_compiling() and _fused.get()
+        if asked and self.basis is None and len(self.values) == 1:
             # As many tensors for every step, and none twice: one kernel serves all.
             x, terms = tensors[0], max(TERMS, len(tensors))
             padded = [*tensors, *(torch.zeros_like(x) for _ in range(terms - len(tensors)))]
