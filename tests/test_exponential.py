@@ -349,15 +349,16 @@ def test_what_is_kept_after_a_short_step_is_the_state_and_one_multiple_of_its_sc
 
 
 @pytest.mark.parametrize("c", [0.0, 0.3])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) -> None:
+@pytest.mark.parametrize(("eta", "back"), [(0.0, True), (0.0, False), (1.0, True)])
+def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float, back: bool) -> None:
     """Predictor, corrector and memory written out: Q = D + C (D - y) / w, and its move with y,
-    d (dD/dy (1 + C / w) - C / w) where dD/dy = C w / (C + w)^2, after steps of 0.3 to 0.6.
+    d (dD/dy (1 + C / w) - C / w) where dD/dy = C w / (C + w)^2; in a flow after steps of 0.3 to
+    0.6 in lambda, either way.
 
     Weights by a fine trapezoid rule over each step.
     """
-    sde, kappa = sg.VP(), 1 + eta**2
-    a, s = sde.alpha(TIMES).numpy(), sde.sigma(TIMES).numpy()
+    sde, kappa, times = sg.VP(), 1 + eta**2, TIMES if back else TIMES.flip(0)
+    a, s = sde.alpha(times).numpy(), sde.sigma(times).numpy()
     w, lam, noise = (s / a) ** 2, np.log(a / s), sg.Streams(2)
 
     def weights(i: int, at: list[int]) -> list[float]:
@@ -372,7 +373,7 @@ def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) ->
 
     y, denoised_at, q = X / a[0], dict[int, Tensor](), dict[int, Tensor]()
     plain = y
-    for i, (t, s_) in enumerate(pairwise(TIMES.tolist())):
+    for i, (t, s_) in enumerate(pairwise(times.tolist())):
         d = denoised(a[i] * y, t) if i == 0 else denoised(a[i] * plain, t)
         denoised_at[i] = d
         if i > 0:
@@ -387,7 +388,7 @@ def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) ->
         q[i] = d + c * (d - plain) / w[i]
         if i > 0:
             slope = c * w[i] / (c + w[i]) ** 2 * (1 + c / w[i]) - c / w[i]
-            share = min(max(kappa * (lam[i] - lam[i - 1]) / 0.3 - 1, 0), 1)
+            share = min(max(abs(lam[i] - lam[i - 1]) / 0.3 - 1, 0), 1) if eta == 0 else 1
             q[i] = q[i] + share * slope * (y - plain)
         rho = (c + w[i + 1]) / (c + w[i])
         at = list(range(i, max(-1, i - 2), -1))
@@ -395,7 +396,7 @@ def test_the_corrector_moves_q_as_half_a_gaussian_would(c: float, eta: float) ->
         plain = rho ** (kappa / 2) * y + spread * noise(X, t, s_)
         plain = plain + sum(v * q[j] for j, v in zip(at, weights(i, at), strict=True))
     process = sde.reverse(sg.GaussianMixture(sde, [0.2, 0.3, 0.5], MEANS, 0.2), eta)
-    ours = sg.solve(process, X, TIMES, Exponential(2, c, corrector=True), noise)
+    ours = sg.solve(process, X, times, Exponential(2, c, corrector=True), noise)
     torch.testing.assert_close(ours, a[-1] * plain, rtol=1e-6, atol=1e-6)
 
 

@@ -21,10 +21,10 @@ step that led here once more, with the value of Q here among those that it inter
 y by d = sum_j (W'_j - W_j) Q_j, and costs no call (Zhao et al. 2023). It moves Q too, by
 (dD/dy (1 + C / w) - C / w) d: by nothing where dD/dy = C / (C + w), as for Gaussian data and far
 from any data, and by -C / w d where D stays. ``_slope`` says what is taken between the two; after
-a short step Q is left, and there is less to add up. With C = 0 (data prediction) order 1 is DDIM
-(eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al. 2020), higher orders
-are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and SA-Solver (Xue et al.
-2023). With C the variance of the data every step is exact for Gaussian data, at every eta.
+a short step of a flow Q is left, and there is less to add up. With C = 0 (data prediction) order 1
+is DDIM (eta = 0; Song et al. 2021) and DDPM's ancestral sampler (eta = 1; Ho et al. 2020), higher
+orders are the multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) and SA-Solver (Xue et
+al. 2023). With C the variance of the data every step is exact for Gaussian data, at every eta.
 
 Above eta = 1 a step may be too long for its noise: it would throw a state beyond its denoised
 state, and the next one farther back. In a step of length h in lambda eta^2 is therefore at most
@@ -79,8 +79,8 @@ _STILL, _SHORT = 1e-3, 0.2
 """min(C / w, w / C), the rate at which Q changes in lambda, that counts as none; the longest first
 step that is made in parts."""
 _MOVES = (0.3, 0.6)
-"""kappa times the length of a step in lambda up to which its correction leaves Q, and from which
-it moves it."""
+"""Lengths in lambda of a step of a flow up to which its correction leaves Q, and from which it
+moves it."""
 _STARTS = {
     (3, False): (3 / 2,),
     (4, False): (7 / 3, 4 / 3),
@@ -321,13 +321,26 @@ class Exponential(Multistep):
 
     def _corrector(self, levels: Levels, i: int, step: Prediction) -> Correction | None:
         """What knowing Q at the end of step i changes there."""
-        c: np.ndarray = self.reference.values.numpy()
         if levels.sigma[i + 1] == 0 or levels.alpha[i + 1] == 0:
             return None
         nodes = levels.lam[i + 1 - len(step.weights) : i + 2][::-1]
         new = self._weigh(nodes, levels.lam[i], levels.lam[i + 1], step.kappa)
         new[1:] -= step.weights
-        return Correction(new, _slope(c, step.w, step.kappa * (nodes[0] - nodes[1])))
+        h = abs(nodes[0] - nodes[1]) if step.kappa == 1 else math.inf
+        return Correction(new, self._slope(step.w, h))
+
+    def _slope(self, w: float, h: float) -> np.ndarray:
+        """dQ/dy (m,) with which a correction at w moves Q, after a step of length h.
+
+        That of dD/dy = C w / (C + w)^2, which is the Gaussian's far from the data and nearly 0
+        among them, where D is that of the mode at hand; 0 after a short step of a flow.
+        """
+        c: np.ndarray = self.reference.values.numpy()
+        if np.isinf(c).any():
+            return np.zeros_like(c)
+        short, long = _MOVES
+        share = min(max((h - short) / (long - short), 0.0), 1.0)
+        return -c / w * c / (c + w) * share
 
     def _weigh(self, nodes: np.ndarray, start: float, end: float, kappa: float) -> np.ndarray:
         """The rule's weights. Where alpha = 0 lambda is -infinity: no polynomial goes through a
@@ -386,18 +399,6 @@ def _reading(alpha: float, sigma: float, c: np.ndarray) -> np.ndarray:
         return np.tile([0.0, 1.0], (len(c), 1))
     # Q = D + C (D - y) / w = y + (C + w) alpha s: nothing cancels.
     return np.stack([np.ones(len(c)), c * alpha**2 + sigma**2], 1)
-
-
-def _slope(c: np.ndarray, w: float, h: float) -> np.ndarray:
-    """dQ/dy (m,) with which a correction at w moves Q, after a step of length h = kappa dlambda.
-
-    That of dD/dy = C w / (C + w)^2, which is the Gaussian's far from the data and nearly 0 among
-    them, where D is that of the mode at hand; 0 after a short step.
-    """
-    if np.isinf(c).any():
-        return np.zeros_like(c)
-    short, long = _MOVES
-    return -c / w * c / (c + w) * min(max((h - short) / (long - short), 0.0), 1.0)
 
 
 def _decay(
