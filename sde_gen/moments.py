@@ -236,8 +236,8 @@ def _combine(numbers: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tenso
     if not pairs:
         return torch.zeros_like(tensors[0])
     (c, x), *rest = pairs
-    d, y = rest[0] if rest else pairs[0]
-    if rest and isinstance(c, float) and isinstance(d, float) and c == 1:
+    d, y = rest[0] if rest else (None, x)
+    if isinstance(c, float) and c == 1 and isinstance(d, float):
         total, rest = x.add(y, alpha=d), rest[1:]  # one pass for two
     else:
         total = x * c

@@ -282,7 +282,7 @@ except FileExistsError as error:
 
 
 def test_the_end_waits_for_threads_that_still_hold_tensors() -> None:
-    """Left to themselves they abort the process at its end: six of eight times here."""
+    """Left to themselves they abort a process at its end: in about two runs of three."""
     script = """
 import torch
 from sde_gen import many
